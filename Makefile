@@ -1,0 +1,41 @@
+# `make demo` and `make test` are all a newcomer needs; each works alone on a fresh machine.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+SOURCES := callbacks detectors monitor examples tests
+
+.PHONY: demo test check lint types mypy slow bench bench-peers clean
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt --editable ".[dev]"
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python examples/grokking.py --out phasewatch-demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow" -q
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+# mypy cannot follow the folder mapping of an editable install: give it the layout users see.
+mypy: $(STAMP)
+	@mkdir -p build/typing/phasewatch
+	@for part in callbacks detectors monitor; do ln -sfn ../../../$$part build/typing/phasewatch/$$part; done
+	$(BIN)/mypy
+
+check: lint mypy test slow
+
+bench: $(STAMP)
+	@for script in tests/benchmarks/*.py; do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info phasewatch-demo

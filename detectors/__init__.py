@@ -1,0 +1,1 @@
+"""Change-point detection on streams of numbers."""

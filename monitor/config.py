@@ -1,0 +1,291 @@
+"""The configuration: every default lives here, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from phasewatch.monitor.errors import ConfigError
+from phasewatch.monitor.schedule import Cadence, EveryNSteps
+
+DEFAULT_OVERHEAD = 0.05
+"""Share of wall time that measuring may take when no cadence is given."""
+
+DEFAULT_OBSERVABLES = ("gradient_norm", "weight_norm", "update_ratio", "llc")
+"""Measured by default. Losses and logged metrics are always observed."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class SamplerConfig(_Model):
+    """How the local posterior is sampled. The defaults need no tuning.
+
+    The target density is p(w) ∝ exp(−nβ L_n(w) − γ/2 ‖w − w*‖²).
+
+    Attributes:
+        scheme: "baoab": underdamped Langevin on the whole fixed probe with adaptive sharpness.
+            "sgld": overdamped steps w ← w − (ε/2)[nβ ĝ + γ(w−w*)] + √ε ξ (Lau et al. 2023).
+        num_chains: Chains, run side by side.
+        num_draws: Steps of each chain, burn-in included.
+        burnin_fraction: Share of the draws dropped at the start.
+        n_beta: nβ; None takes n / log n from the probe's n.
+        localization: γ, the strength of the pull back to w*. It is part of the number: keep it
+            fixed through a run.
+        step_size: ε in Lau's convention; None sets it from the measured sharpness.
+        batch_size: Batches drawn a step by "sgld"; None uses every probe batch at each step.
+        engine: "auto" tries one vmap over all chains, and falls back to a loop over chains.
+        max_bytes: Memory that chains and their gradients may take; None is a quarter of what is
+            free.
+        seed: Seed of the chains' own generators.
+    """
+
+    scheme: Literal["baoab", "sgld"] = "baoab"
+    num_chains: PositiveInt = 4
+    num_draws: Annotated[int, Field(ge=8)] = 128
+    burnin_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.25
+    n_beta: PositiveFloat | None = None
+    localization: NonNegativeFloat = 1.0
+    step_size: PositiveFloat | None = None
+    batch_size: PositiveInt | None = None
+    engine: Literal["auto", "vmap", "loop"] = "auto"
+    max_bytes: PositiveInt | None = None
+    seed: NonNegativeInt = 0
+
+
+class ProbeConfig(_Model):
+    """The fixed data on which the model is measured.
+
+    Attributes:
+        num_samples: Samples drawn once from the training data.
+        batch_size: Samples a batch; None uses one batch for all of them.
+        mode: "eval" runs the copy in eval mode; "train" in train mode (marked on each estimate).
+        max_bytes: Largest probe kept on the device; a larger one is shrunk, and that is told.
+    """
+
+    num_samples: PositiveInt = 1024
+    batch_size: PositiveInt | None = None
+    mode: Literal["eval", "train"] = "eval"
+    max_bytes: PositiveInt = 256 * 2**20
+
+
+class ExporterConfig(_Model):
+    """The Prometheus endpoint.
+
+    Attributes:
+        enabled: Serve metrics at all.
+        host: Address to bind; loopback unless told otherwise.
+        port: First port to try; the next free one is taken when it is in use.
+        num_ports: How many ports to try.
+        targets_dir: Folder for a Prometheus file_sd target file; None writes none.
+        linger_seconds: How long to go on serving after the run ended, for the last scrape.
+    """
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 9877
+    num_ports: PositiveInt = 50
+    targets_dir: Path | None = None
+    linger_seconds: NonNegativeFloat = 0.0
+
+
+class ObservableConfig(_Model):
+    """Settings of one observable.
+
+    Attributes:
+        every_n_steps: Its own cadence in optimizer steps.
+        schedule: Its own cadence, in full.
+    """
+
+    every_n_steps: PositiveInt | None = None
+    schedule: Cadence | None = None
+
+    @model_validator(mode="after")
+    def _one_cadence(self) -> ObservableConfig:
+        if self.every_n_steps is not None and self.schedule is not None:
+            raise ValueError("give every_n_steps or schedule, not both")
+        return self
+
+    @property
+    def cadence(self) -> Cadence | None:
+        """The cadence these settings ask for; None takes the run's."""
+        return EveryNSteps(n=self.every_n_steps) if self.every_n_steps else self.schedule
+
+
+class DetectorConfig(_Model):
+    """A detector by name, with its parameters.
+
+    Attributes:
+        name: Registered name, for example "slope_shift"; "none" watches the stream without one.
+        parameters: Keyword arguments of the detector.
+    """
+
+    name: str
+    parameters: Mapping[str, Any] = Field(default_factory=dict)
+
+
+class MonitorConfig(_Model):
+    """What one watched run is told. Unknown keys are an error.
+
+    Attributes:
+        run_name: Name of the run; None makes one from the date and a random word.
+        observables: What is measured, by name, with settings where wanted. A list of names will do.
+        detectors: Detector by stream name, overriding `detectors.default`.
+        every_n_steps: Cadence of every observable without its own.
+        schedule: The same, in full.
+        overhead: Share of wall time that measuring may take, 0 < overhead ≤ 1; 1 is no budget.
+            None is 0.05, or no budget when `every_n_steps` or `schedule` is given.
+        store: SQLAlchemy URL, or path of an SQLite file.
+        exporter: The Prometheus endpoint.
+        alerts: Direct alert targets.
+        sampler: How the LLC is sampled.
+        probe: The data on which the model is measured.
+        false_alarms_per_run: Expected false alarms of a whole run, over all its streams.
+        seed: Seed of everything random in the monitor.
+    """
+
+    run_name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    observables: Mapping[str, ObservableConfig] = Field(
+        default_factory=lambda: {name: ObservableConfig() for name in DEFAULT_OBSERVABLES}
+    )
+    detectors: Mapping[str, DetectorConfig] = Field(default_factory=dict)
+    every_n_steps: PositiveInt | None = None
+    schedule: Cadence | None = None
+    overhead: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    store: str = "phasewatch.db"
+    exporter: ExporterConfig = ExporterConfig()
+    alerts: tuple[str, ...] = ()
+    sampler: SamplerConfig = SamplerConfig()
+    probe: ProbeConfig = ProbeConfig()
+    false_alarms_per_run: PositiveFloat = 0.1
+    seed: NonNegativeInt = 0
+
+    @field_validator("observables", mode="before")
+    @classmethod
+    def _names_to_settings(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError("give a list of names or a mapping from name to settings")
+        if isinstance(value, Mapping):
+            return {name: settings or {} for name, settings in value.items()}
+        if isinstance(value, (list, tuple)):
+            return {name: {} for name in value}
+        return value
+
+    @field_validator("detectors", mode="before")
+    @classmethod
+    def _detector_names(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {
+                stream: {"name": chosen} if isinstance(chosen, str) else chosen
+                for stream, chosen in value.items()
+            }
+        return value
+
+    @model_validator(mode="after")
+    def _one_cadence(self) -> MonitorConfig:
+        if self.every_n_steps is not None and self.schedule is not None:
+            raise ValueError("give every_n_steps or schedule, not both")
+        return self
+
+    @property
+    def cadence(self) -> Cadence | None:
+        """Cadence of observables without one of their own; None is "as the budget allows"."""
+        return EveryNSteps(n=self.every_n_steps) if self.every_n_steps else self.schedule
+
+    @property
+    def budget(self) -> float:
+        """Share of wall time for measuring; 1 is no budget."""
+        if self.overhead is not None:
+            return self.overhead
+        return DEFAULT_OVERHEAD if self.cadence is None else 1.0
+
+    @classmethod
+    def load(cls, source: MonitorConfig | Mapping[str, Any] | str | Path | None) -> MonitorConfig:
+        """Make a configuration from one, a mapping, the path of a YAML file, or nothing.
+
+        Raises:
+            ConfigError: The file cannot be read, or a value is wrong: names the key, the value
+                received and what is allowed.
+        """
+        if isinstance(source, MonitorConfig):
+            return source
+        where = "configuration"
+        if isinstance(source, (str, Path)):
+            where = str(source)
+            source = _read_yaml(Path(source))
+        try:
+            return cls.model_validate(dict(source or {}))
+        except ValidationError as error:
+            raise ConfigError(describe(error, where, cls)) from None
+
+    def replace(self, **changes: Any) -> MonitorConfig:
+        """This configuration with some values changed, and checked again.
+
+        Raises:
+            ConfigError: A new value is wrong.
+        """
+        values = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self).load(values | changes)
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"configuration file {str(path)!r} cannot be read ({error.strerror}); "
+            "give the path of a YAML file"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"configuration file {str(path)!r} is not YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping):
+        raise ConfigError(
+            f"configuration file {str(path)!r} holds a {type(content).__name__}; "
+            "it must hold `key: value` lines"
+        )
+    return content
+
+
+def describe(error: ValidationError, where: str, model: type[BaseModel]) -> str:
+    """Say each wrong key, the value received and what is allowed."""
+    lines = [f"{where} is wrong:"]
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "(whole)"
+        if item["type"] == "extra_forbidden":
+            known = ", ".join(sorted(_fields_at(model, item["loc"][:-1]))) or "none"
+            lines.append(f"  {key}: unknown key; known here: {known}")
+        else:
+            lines.append(f"  {key}: got {item['input']!r}; {item['msg']}")
+    return "\n".join(lines)
+
+
+def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> set[str]:
+    """Field names of the model that sits at `path`."""
+    current: Any = model
+    for part in path:
+        field = getattr(current, "model_fields", {}).get(part)
+        if field is None:  # inside a mapping: its values are all of one model
+            continue
+        current = field.annotation
+        for candidate in getattr(current, "__args__", ()):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                current = candidate
+    return set(getattr(current, "model_fields", {}))

@@ -1,0 +1,52 @@
+"""Every error phasewatch raises on purpose.
+
+    PhasewatchError
+    ├── ConfigError          the configuration is wrong; raised before the first step
+    │   └── UnknownNameError   an observable, detector or schedule nobody registered
+    ├── MeasurementError     one measurement failed; counted, and training goes on
+    │   └── RefusedError       this cannot be measured safely here; says why and the way out
+    └── StoreError           the run history cannot be read or written
+
+A message says which quantity is wrong, the value received, what is allowed and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class PhasewatchError(Exception):
+    """Base of all errors raised on purpose by phasewatch."""
+
+
+class ConfigError(PhasewatchError, ValueError):
+    """The configuration is wrong. Raised before the first training step, never in the middle."""
+
+
+class UnknownNameError(ConfigError):
+    """A name that is in no registry.
+
+    Args:
+        what: What was looked up, for example "observable".
+        name: The name received.
+        known: The names that exist.
+        hint: What to do to make the name known.
+    """
+
+    def __init__(self, what: str, name: object, known: Iterable[str], hint: str = "") -> None:
+        known_names = ", ".join(sorted(known)) or "none"
+        super().__init__(
+            f"unknown {what} {name!r}; known: {known_names}" + (f". {hint}" if hint else "")
+        )
+
+
+class MeasurementError(PhasewatchError, RuntimeError):
+    """One measurement failed. The monitor counts it, says so once, and training goes on."""
+
+
+class RefusedError(MeasurementError):
+    """Measuring this would be wrong or unsafe. The message says why and what to do instead."""
+
+
+class StoreError(PhasewatchError, RuntimeError):
+    """The run history cannot be opened, read or written."""

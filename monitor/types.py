@@ -1,0 +1,304 @@
+"""The words of the project: what travels from a measurement to an alert.
+
+Conventions, said once. `step` is the number of optimizer steps completed, never micro-batches.
+Losses are mean per-sample negative log-likelihoods in nats. `timestamp` is Unix seconds;
+durations are monotonic seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phasewatch.detectors.types import Alarm
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+LossFn = Callable[["nn.Module", Any], "torch.Tensor"]
+"""`loss_fn(model, batch)` -> per-sample losses of shape `(B,)`, or their mean, in nats."""
+
+
+class EstimateStatus(StrEnum):
+    """How far a number may be trusted. Only `OK` numbers reach a detector.
+
+    OK: finite, and every convergence check passed.
+    UNCONVERGED: finite, but a convergence check failed; `reason` says which.
+    DIVERGED: not finite, or the chains left the neighbourhood of w*.
+    NEGATIVE: λ̂ is significantly below zero: w* is not a local minimum of the probe loss.
+    """
+
+    OK = "ok"
+    UNCONVERGED = "unconverged"
+    DIVERGED = "diverged"
+    NEGATIVE = "negative"
+
+
+class RunState(StrEnum):
+    """Where a run stands. `INTERRUPTED` is what a reader calls a run whose process is gone."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+class TransitionKind(StrEnum):
+    """What sort of transition, in order of precedence when several descriptions fit."""
+
+    INSTABILITY = "instability"
+    GENERALISATION = "generalisation"
+    MEMORISATION = "memorisation"
+    SIMPLIFICATION = "simplification"
+    ACQUISITION = "acquisition"
+    UNCLASSIFIED = "unclassified"
+
+
+class TransitionStatus(StrEnum):
+    """The life of a transition: suspected, confirmed, ended; or withdrawn in hindsight."""
+
+    SUSPECTED = "suspected"
+    CONFIRMED = "confirmed"
+    ENDED = "ended"
+    WITHDRAWN = "withdrawn"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """One measurement of the local learning coefficient (LLC).
+
+    λ̂ = nβ (E_w[L_n(w)] − L_n(w*)), the expectation under the local posterior
+    p(w) ∝ exp(−nβ L_n(w) − γ/2 ‖w − w*‖²) (Lau et al. 2023, arXiv 2308.12108).
+
+    Attributes:
+        step: Optimizer step at which w* was taken.
+        lambda_hat: λ̂, dimensionless.
+        lambda_stderr: Standard error of `lambda_hat`.
+        nu_hat: Singular fluctuation ν̂ = (β/2) Σ_i Var_w[log p(x_i|w)]; None without per-sample
+            losses.
+        wbic: n·E_w[L_n(w)] in nats; None unless β = 1/log n (Watanabe 2013).
+        init_loss: L_n(w*) on the probe, in nats.
+        chain_loss: L_n along the chains after burn-in, shape (chains, draws), in nats.
+        n_beta: nβ.
+        n_samples: n, the number of terms the probe loss averages over.
+        step_size: ε in Lau's convention (h² for underdamped schemes).
+        localization: γ.
+        n_data: Size of the training dataset, if known.
+        sample_unit: What one term of the loss is: "sample", "token", ...
+        num_chains: Chains started.
+        num_draws: Kept draws of each chain.
+        num_burnin: Draws of each chain that were dropped as burn-in.
+        rhat: Rank-normalised split R-hat of the chain losses.
+        ess: Effective sample size over all chains.
+        num_diverged: Chains that left and were excluded.
+        num_resets: How often a chain was sent back to w*.
+        virial: Mean of V = (w−w*)·(nβ∇L + γ(w−w*))/d; 1 in equilibrium.
+        drift: |last half − last quarter| of the mean loss over its excess, dimensionless.
+        sharpness: Largest Hessian eigenvalue of the probe loss at w*, if measured.
+        sampler: Name of the sampling scheme.
+        engine: "vmap" or "loop": how the chains were run.
+        probe_mode: "eval" or "train": the mode of the measured copy.
+        status: How far to trust the number.
+        reason: Why the status is not OK; empty when it is.
+        duration_seconds: Time the measurement took.
+    """
+
+    step: int
+    lambda_hat: float
+    lambda_stderr: float
+    init_loss: float
+    n_beta: float
+    n_samples: int
+    step_size: float
+    localization: float
+    num_chains: int
+    num_draws: int
+    num_burnin: int
+    status: EstimateStatus
+    duration_seconds: float
+    reason: str = ""
+    nu_hat: float | None = None
+    wbic: float | None = None
+    chain_loss: NDArray[np.float64] = field(
+        default_factory=lambda: np.empty((0, 0)), repr=False, compare=False
+    )
+    n_data: int | None = None
+    sample_unit: str = "sample"
+    rhat: float = float("nan")
+    ess: float = float("nan")
+    num_diverged: int = 0
+    num_resets: int = 0
+    virial: float = float("nan")
+    drift: float = float("nan")
+    sharpness: float | None = None
+    sampler: str = ""
+    engine: str = ""
+    probe_mode: str = "eval"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """One value of one observable at one step.
+
+    Attributes:
+        name: Name of the stream, for example "train_loss" or "llc".
+        step: Optimizer steps completed.
+        value: The value, in `unit`.
+        unit: Unit in words, for example "nats"; "1" for a dimensionless number.
+        stderr: Standard error of `value`, or None if the value is exact.
+        epoch: Epoch, if known.
+        timestamp: Unix seconds.
+        duration_seconds: What the measurement cost.
+        status: How far to trust the value.
+        reason: Why the status is not OK.
+        detail: The full record behind the value; an `Estimate` for the LLC.
+    """
+
+    name: str
+    step: int
+    value: float
+    unit: str = "1"
+    stderr: float | None = None
+    epoch: int | None = None
+    timestamp: float = 0.0
+    duration_seconds: float = 0.0
+    status: EstimateStatus = EstimateStatus.OK
+    reason: str = ""
+    detail: Estimate | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transition:
+    """An abrupt change of the model, put together from the alarms of one or more observables.
+
+    Attributes:
+        id: uuid5 of run, lead observable and ordinal: the same after a resume.
+        run: Identity of the run.
+        attempt: Which fit of the run saw it (1 is the first).
+        kind: What sort of transition.
+        status: Where it stands in its life.
+        onset_step: First step of the change, the earliest onset in the evidence.
+        detected_step: Step at which the first alarm was raised.
+        end_step: Step at which the last detector was out of the episode; None while it lasts.
+        epoch: Epoch at detection, if known.
+        detected_at: Unix seconds of the detection.
+        severity: Effect size: |log10(after/before)| in dex for positive streams, else the relative
+            change; of the strongest observable.
+        evidence: The alarms, by observable.
+        before: Value at the onset, by observable.
+        after: Value at the latest look, by observable.
+        where: Parameter groups, most changed first, with their relative displacement.
+    """
+
+    id: str
+    run: str
+    attempt: int
+    kind: TransitionKind
+    status: TransitionStatus
+    onset_step: int
+    detected_step: int
+    end_step: int | None = None
+    epoch: int | None = None
+    detected_at: float
+    severity: float
+    evidence: Mapping[str, Alarm]
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    where: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """What can only be seen just before an optimizer step.
+
+    Attributes:
+        step: The step this record leads to (the count after the optimizer has stepped).
+        gradient_norm: L2 norm of the whole gradient before clipping; a 0-dim tensor, not yet read.
+        params_before: Copies of the trainable parameters before the step, by name.
+    """
+
+    step: int
+    gradient_norm: torch.Tensor
+    params_before: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureContext:
+    """Everything an observable may look at. Nothing in it is alive: training cannot be touched.
+
+    Attributes:
+        step: Optimizer steps completed.
+        epoch: Epoch, if known.
+        model: A copy of the model whose parameters live on the meta device; give it weights with
+            `torch.func.functional_call`. A parameter that was not given fails loudly.
+        params: w*: detached fp32 copies of the trainable parameters, by name.
+        buffers: Copies of the buffers, by name. Also frozen parameters, which are never sampled.
+        loss_fn: `loss_fn(model, batch)`, in nats; None when the run has no probe loss.
+        batches: The fixed probe batches, collated once, on the model's device.
+        val_batches: Probe batches of validation data, if given.
+        n_samples: n, the number of terms the probe loss averages over.
+        n_data: Size of the training dataset, if known.
+        sample_unit: What one term of the loss is.
+        probe_mode: "eval" or "train".
+        generator: A generator of our own on the model's device, seeded from (seed, step).
+        deadline_seconds: How long the measurement should take at most; inf without a budget.
+        previous: The last estimate of the same observable in this process, if any.
+        record: What was seen before the step; None where the training loop did not call
+            `Watch.before_step`.
+    """
+
+    step: int
+    epoch: int | None = None
+    model: nn.Module
+    params: Mapping[str, torch.Tensor]
+    buffers: Mapping[str, torch.Tensor]
+    loss_fn: LossFn | None = None
+    batches: Sequence[Any] = ()
+    val_batches: Sequence[Any] = ()
+    n_samples: int = 0
+    n_data: int | None = None
+    sample_unit: str = "sample"
+    probe_mode: str = "eval"
+    generator: torch.Generator
+    deadline_seconds: float = float("inf")
+    previous: Estimate | None = None
+    record: StepRecord | None = None
+
+
+@runtime_checkable
+class Observable(Protocol):
+    """Something that is measured on a copy of the model.
+
+    Optional members: `cost` ("cheap" or "expensive"), `source` (paper and equation),
+    `check(context)`, which raises `RefusedError` before the first step when the model lacks what
+    is needed, and `state_dict()` / `load_state_dict(state)`.
+    """
+
+    name: str
+    unit: str
+
+    def measure(self, context: MeasureContext) -> Observation | list[Observation]:
+        """Measure at `context.step`."""
+        ...
+
+
+class Sink(Protocol):
+    """A place results go to. Each method may raise: the watch catches it, counts it, goes on."""
+
+    def emit(self, observation: Observation) -> None:
+        """Take one observation."""
+
+    def notify(self, transition: Transition) -> None:
+        """Take one transition, each time its status changes."""
+
+    def flush(self) -> None:
+        """Send out what is held back."""
+
+    def close(self) -> None:
+        """Release everything. Called once, also after a failure."""
