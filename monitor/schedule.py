@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
-FIXED_SHARE = 0.8
-"""Share of the budget that a prediction may fill: costs vary, and the budget is a promise."""
+WANTED_MEASUREMENTS = 10
+"""A run should see at least so many measurements of each observable; chains shorten for it."""
+
+SHORTEST_FRACTION = 0.25
+"""A measurement is never asked to finish in less than this share of its full cost."""
+
+CREDIT_CAP = 2.0
+"""Unused credit is kept up to so many measurements; the rest goes to the other observables."""
 
 
 class EveryNSteps(BaseModel):
@@ -54,3 +61,261 @@ class LogSpaced(BaseModel):
 Cadence = Annotated[EveryNSteps | LogSpaced, Field(discriminator="kind")]
 """A cadence as the configuration writes it: `{kind: every, n: 100}`, `{kind: log, per_decade: 20}`.
 """
+
+
+@dataclass(slots=True)
+class _Account:
+    """One observable's cadence and its share of the budget."""
+
+    cadence: EveryNSteps | LogSpaced | None
+    last_step: int
+    next_step: int
+    credit: float = 0.0
+    cost: float | None = None
+    first_cost: float = 0.0
+
+    def schedule_after(self, step: int) -> None:
+        self.last_step = step
+        self.next_step = step + 1 if self.cadence is None else self.cadence.next_after(step)
+
+
+class Planner:
+    """Decides which observables are measured at which step, within a budget of wall time.
+
+    Every second of wall time earns `budget` seconds of credit, split equally over the
+    observables; what an observable has no use for goes to the others. An observable is due when
+    its cadence says so and its credit covers its predicted cost. The first measurement of each
+    always runs: its cost sets the prediction, and the ledger starts after it.
+
+    Args:
+        cadences: Cadence by observable; None is "as often as the budget allows".
+        budget: Share of wall time, in (0, 1]; 1 is no budget.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        cadences: Mapping[str, EveryNSteps | LogSpaced | None],
+        budget: float,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._clock = clock
+        self._budget = budget
+        self._accounts = {
+            name: _Account(cadence, last_step=0, next_step=0) for name, cadence in cadences.items()
+        }
+        self._depth = 0
+        self._spent = 0.0
+        self._total_spent = 0.0
+        self._ledger_start: float | None = None
+        self._accrued_at = 0.0
+        self._unattributed = 0.0
+        self._attributed = 0.0
+        self._exempt = 0.0
+        self._expected_seconds = math.inf
+        self._decided = -1
+        self._due: tuple[str, ...] = ()
+        self._next_step = 0
+        self._next_time = -math.inf
+        self.start(0)
+
+    @property
+    def budget(self) -> float:
+        """Share of wall time that may be spent; 1 is no budget."""
+        return self._budget
+
+    @property
+    def total_seconds(self) -> float:
+        """All time spent on monitoring, the first measurements included."""
+        return self._total_spent
+
+    @property
+    def overhead_ratio(self) -> float:
+        """Time spent on monitoring over wall time, both since the first measurement."""
+        if self._ledger_start is None:
+            return 0.0
+        wall = self._clock() - self._ledger_start
+        return self._spent / wall if wall > 0 else 0.0
+
+    def start(self, step: int) -> None:
+        """Begin, or go on, at `step`; nothing is due at or before it."""
+        for account in self._accounts.values():
+            account.last_step = max(account.last_step, step)
+            if account.cadence is None:
+                account.next_step = step + 1
+            else:
+                account.next_step = account.cadence.next_after(step)
+        self._decided = step
+        self._due = ()
+        self._next_step = min((a.next_step for a in self._accounts.values()), default=2**63)
+        self._next_time = math.inf
+        self._ledger_start = None
+        self._spent = 0.0
+        for account in self._accounts.values():
+            account.cost = None
+            account.credit = 0.0
+
+    def expect(self, seconds: float) -> None:
+        """Tell how long the rest of the run is expected to take; inf if that is not known."""
+        self._expected_seconds = seconds
+
+    def drop(self, name: str) -> None:
+        """Measure `name` no more."""
+        self._accounts.pop(name, None)
+        self._due = tuple(other for other in self._due if other != name)
+
+    def postpone(self, name: str, step: int, periods: int) -> None:
+        """Skip the next `periods` turns of `name`, after failures."""
+        account = self._accounts.get(name)
+        if account is None:
+            return
+        account.schedule_after(step)
+        for _ in range(periods):
+            account.schedule_after(account.next_step)
+        account.last_step = step
+
+    def due(self, step: int) -> bool:
+        """Whether anything is to be measured at `step`.
+
+        The answer for a step is given once and kept: asked before the optimizer steps and again
+        after it, or once per micro-batch, it does not change, and after `charge` it is no.
+        """
+        if step == self._decided:
+            return bool(self._due)
+        self._decided = step
+        if step < self._next_step and self._clock() < self._next_time:
+            if self._due:
+                self._due = ()
+            return False
+        self._due = self._decide(step)
+        return bool(self._due)
+
+    def due_names(self, step: int) -> tuple[str, ...]:
+        """What is to be measured at `step`, in the order of registration."""
+        return self._due if self.due(step) else ()
+
+    def _decide(self, step: int) -> tuple[str, ...]:
+        ready = [n for n, a in self._accounts.items() if step >= a.next_step > a.last_step]
+        if self._budget < 1.0:
+            self._accrue()
+            due = tuple(n for n in ready if self._affordable(self._accounts[n]))
+        else:
+            due = tuple(ready)
+        waiting = [self._accounts[n] for n in ready if n not in due]
+        later = (a.next_step for n, a in self._accounts.items() if n not in ready)
+        self._next_step = min(later, default=2**63) if not due else step + 1
+        self._next_time = min(
+            (
+                self._clock() + (self._predicted(account) - account.credit) / self._budget
+                for account in waiting
+            ),
+            default=math.inf,
+        )
+        return due
+
+    def _affordable(self, account: _Account) -> bool:
+        return account.cost is None or account.credit >= self._predicted(account)
+
+    def _predicted(self, account: _Account) -> float:
+        return min(account.cost or 0.0, self._target(account))
+
+    def _target(self, account: _Account) -> float:
+        """Cost at which the run still sees enough measurements; never below a quarter of full."""
+        share = self._budget / max(1, len(self._accounts))
+        wanted = self._expected_seconds * share / WANTED_MEASUREMENTS
+        return max(wanted, SHORTEST_FRACTION * account.first_cost)
+
+    def _accrue(self) -> None:
+        """Turn the wall time since the last look into credit."""
+        if self._ledger_start is None:
+            return
+        now = self._clock()
+        amount = self._budget * (now - self._accrued_at) - self._unattributed
+        self._accrued_at = now
+        self._unattributed = 0.0
+        if amount < 0:
+            self._unattributed = -amount
+            return
+        open_accounts = [a for a in self._accounts.values() if a.cost is not None]
+        while amount > 0 and open_accounts:
+            share = amount / len(open_accounts)
+            amount = 0.0
+            still_open = []
+            for account in open_accounts:
+                room = CREDIT_CAP * (account.cost or 0.0) - account.credit
+                taken = min(share, max(room, 0.0))
+                account.credit += taken
+                amount += share - taken
+                if taken == share:
+                    still_open.append(account)
+            if len(still_open) == len(open_accounts):
+                break
+            open_accounts = still_open
+
+    def deadline(self, name: str) -> float:
+        """Seconds that the coming measurement of `name` should take at most."""
+        account = self._accounts[name]
+        if self._budget >= 1.0 or account.cost is None:
+            return math.inf
+        return max(min(account.credit, account.first_cost), self._predicted(account))
+
+    def expected_measurements(self, name: str) -> float:
+        """How many measurements of `name` the rest of the run has room for; inf if not known."""
+        account = self._accounts.get(name)
+        if account is None or self._budget >= 1.0 or not account.cost:
+            return math.inf
+        share = self._budget / len(self._accounts)
+        return self._expected_seconds * share / self._predicted(account)
+
+    def charge(self, name: str, step: int, seconds: float) -> None:
+        """Book one measurement (also a failed one) and set its next turn."""
+        account = self._accounts.get(name)
+        if account is None:
+            return
+        if account.cost is None:
+            account.first_cost = seconds
+            account.cost = seconds
+            self._exempt += seconds
+        else:
+            account.credit -= seconds
+            account.cost = max(seconds, 0.5 * (account.cost + seconds))
+            account.first_cost = max(account.first_cost, seconds)
+        self._attributed += seconds
+        account.schedule_after(step)
+        self._due = tuple(other for other in self._due if other != name)
+        self._next_step = step + 1
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        """Count the time inside as overhead. Re-entrant: nested uses count once."""
+        if self._depth:
+            yield
+            return
+        self._depth = 1
+        self._attributed = self._exempt = 0.0
+        begin = self._clock()
+        try:
+            yield
+        finally:
+            self._depth = 0
+            self._book(self._clock() - begin)
+
+    def _book(self, seconds: float) -> None:
+        self._total_spent += seconds
+        if self._attributed and self._attributed == self._exempt:
+            seconds = 0.0  # only first measurements: their set-up is theirs
+            if self._ledger_start is None:
+                self._ledger_start = self._accrued_at = self._clock()
+        if self._ledger_start is not None:
+            self._spent += max(0.0, seconds - self._exempt)
+            self._unattributed += max(0.0, seconds - self._attributed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Last measured step by observable."""
+        return {"last_steps": {name: a.last_step for name, a in self._accounts.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave; observables it does not name start afresh."""
+        for name, step in state["last_steps"].items():
+            if name in self._accounts:
+                self._accounts[name].last_step = int(step)

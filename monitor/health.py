@@ -1,0 +1,78 @@
+"""How the monitor itself is doing: plain counters that the watch writes and exporters read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from phasewatch.monitor.types import EstimateStatus, RunState, Transition, TransitionKind
+
+
+def _born_at_zero_statuses() -> dict[EstimateStatus, int]:
+    return dict.fromkeys(EstimateStatus, 0)
+
+
+def _born_at_zero_kinds() -> dict[TransitionKind, int]:
+    return dict.fromkeys(TransitionKind, 0)
+
+
+@dataclass(slots=True, kw_only=True)
+class Health:
+    """Counters of this process. Written by one thread; readers may lag by one update.
+
+    Attributes:
+        state: State of the run.
+        step: Latest optimizer step heard of.
+        epoch: Latest epoch heard of.
+        last_step_timestamp: Unix seconds at which it was heard of.
+        steps_per_second: Over the last drain.
+        overhead_ratio: Time spent monitoring over wall time, since the first measurements.
+        overhead_budget: Share of wall time allowed; 1 is no budget.
+        monitor_seconds_total: All time spent monitoring, first measurements included.
+        measurements: Successful measurements by observable.
+        measurement_seconds: Their summed duration by observable.
+        measurement_failures: Failed measurements by observable.
+        skipped: Observables that cannot be measured here, and how often that came up.
+        skip_reasons: Why, by observable.
+        estimates: LLC estimates by status.
+        nonfinite: Non-finite values by stream.
+        detector_scores: Statistic over threshold by stream.
+        transitions: Confirmed transitions by kind.
+        last_transition: The latest one, in its latest state.
+        sink_failures: Exceptions raised by sinks, by sink.
+        repairs: Parts of the live module that a measurement had changed and that were put back.
+        store_queue_depth: Rows waiting to be written.
+        store_dropped: Rows lost because the queue was full.
+        store_failed: Failed writes to the store.
+    """
+
+    state: RunState = RunState.RUNNING
+    step: int = 0
+    epoch: int | None = None
+    last_step_timestamp: float = 0.0
+    steps_per_second: float = 0.0
+    overhead_ratio: float = 0.0
+    overhead_budget: float = 1.0
+    monitor_seconds_total: float = 0.0
+    measurements: Counter[str] = field(default_factory=Counter)
+    measurement_seconds: dict[str, float] = field(default_factory=dict)
+    measurement_failures: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+    skip_reasons: dict[str, str] = field(default_factory=dict)
+    estimates: dict[EstimateStatus, int] = field(default_factory=_born_at_zero_statuses)
+    nonfinite: Counter[str] = field(default_factory=Counter)
+    detector_scores: dict[str, float] = field(default_factory=dict)
+    transitions: dict[TransitionKind, int] = field(default_factory=_born_at_zero_kinds)
+    last_transition: Transition | None = None
+    sink_failures: Counter[str] = field(default_factory=Counter)
+    repairs: int = 0
+    store_queue_depth: int = 0
+    store_dropped: int = 0
+    store_failed: int = 0
+
+    def measured(self, observable: str, seconds: float) -> None:
+        """Count one successful measurement."""
+        self.measurements[observable] += 1
+        self.measurement_seconds[observable] = (
+            self.measurement_seconds.get(observable, 0.0) + seconds
+        )

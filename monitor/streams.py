@@ -1,0 +1,152 @@
+"""Streams: one series of numbers each, with its detector and its role in a transition."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal
+
+from phasewatch import detectors
+from phasewatch.detectors.base import Detector
+from phasewatch.detectors.types import Alarm
+from phasewatch.monitor.config import DetectorConfig
+from phasewatch.monitor.errors import ConfigError, UnknownNameError
+
+StreamKind = Literal["loss", "measured", "scalar"]
+
+NOT_DETECTED = frozenset({"epoch", "step", "global_step", "lr", "learning_rate", "momentum"})
+"""Logged settings and counters: they change because someone set them, not because of the model."""
+
+SUPPORTING = frozenset({"gradient_norm", "update_ratio", "weight_norm"})
+"""These move with every change of the learning rate: evidence beside another stream, not alone."""
+
+
+class Role(StrEnum):
+    """What an alarm on a stream may do: open a transition, or only add evidence to one."""
+
+    LEAD = "lead"
+    SUPPORT = "support"
+
+
+def kind_of(name: str, stderr: float | None) -> StreamKind:
+    """Which default detector fits: by the standard error, else by the name."""
+    if stderr is not None:
+        return "measured"
+    return "loss" if "loss" in name.lower() else "scalar"
+
+
+@dataclass(slots=True)
+class Stream:
+    """One series with its detector; `detector` is None where nothing is to be detected."""
+
+    name: str
+    detector: Detector | None
+    role: Role
+
+    def update(self, step: int, value: float, stderr: float | None) -> Alarm | None:
+        """Feed one good value."""
+        return None if self.detector is None else self.detector.update(step, value, stderr)
+
+    @property
+    def active(self) -> bool:
+        """Whether the detector is still inside an episode."""
+        return self.detector is not None and self.detector.active
+
+    @property
+    def score(self) -> float:
+        """Statistic over threshold; NaN without a detector."""
+        if self.detector is None or not self.detector.threshold:
+            return math.nan
+        return self.detector.statistic / self.detector.threshold
+
+
+class Streams:
+    """All streams of a run, made when their first value arrives.
+
+    Args:
+        chosen: Detector by stream name, from the configuration.
+        given: Detector objects by stream name, from the user's code.
+
+    Raises:
+        ConfigError: A detector's name or parameters are wrong.
+    """
+
+    def __init__(
+        self,
+        chosen: Mapping[str, DetectorConfig],
+        given: Mapping[str, Detector | str] | None = None,
+    ) -> None:
+        self._given: dict[str, Detector] = {}
+        self._chosen = dict(chosen)
+        for name, detector in (given or {}).items():
+            if isinstance(detector, str):
+                self._chosen[name] = DetectorConfig(name=detector)
+            else:
+                self._given[name] = detector
+        for settings in self._chosen.values():
+            create_detector(settings)  # a wrong name must fail before the first step
+        self._streams: dict[str, Stream] = {}
+        self._restored: dict[str, Any] = {}
+
+    def __iter__(self) -> Any:
+        return iter(self._streams.values())
+
+    def get(self, name: str, stderr: float | None = None) -> Stream:
+        """The stream of that name, made on first use."""
+        stream = self._streams.get(name)
+        if stream is None:
+            stream = self._streams[name] = self._make(name, stderr)
+        return stream
+
+    def _make(self, name: str, stderr: float | None) -> Stream:
+        detector: Detector | None
+        role = Role.LEAD
+        if name in self._given:
+            detector = self._given[name]
+        elif name in self._chosen:
+            detector = create_detector(self._chosen[name])
+        elif name in NOT_DETECTED or name.startswith("lr-") or "/" in name:
+            detector = None
+        else:
+            detector = detectors.default(kind_of(name, stderr))
+            role = Role.SUPPORT if name in SUPPORTING else Role.LEAD
+        if detector is not None and name in self._restored:
+            detector.load_state_dict(self._restored.pop(name))
+        return Stream(name, detector, role)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of every detector, by stream."""
+        live = {s.name: s.detector.state_dict() for s in self if s.detector is not None}
+        return self._restored | live
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over detectors' states; a stream picks up its own when it is made."""
+        self._streams.clear()
+        self._restored = dict(state)
+
+
+def create_detector(settings: DetectorConfig) -> Detector | None:
+    """Make a configured detector; "none" gives None.
+
+    Raises:
+        UnknownNameError: No detector of that name.
+        ConfigError: The detector refuses its parameters.
+    """
+    if settings.name == "none":
+        return None
+    if settings.name not in detectors.names():
+        raise UnknownNameError(
+            "detector",
+            settings.name,
+            [*detectors.names(), "none"],
+            "register your own with phasewatch.detectors.register",
+        )
+    try:
+        return detectors.create(settings.name, **settings.parameters)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"detector {settings.name!r} refuses its parameters "
+            f"{dict(settings.parameters)!r}: {error}"
+        ) from error
