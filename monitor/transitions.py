@@ -8,6 +8,7 @@ window, or a second observable agrees) → ended (every detector is out of its e
 from __future__ import annotations
 
 import math
+import re
 import uuid
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -343,6 +344,9 @@ def _improves(evidence: Mapping[str, Alarm], *, validation: bool) -> bool:
     )
 
 
+HELD_OUT_WORDS = frozenset({"val", "valid", "validation", "test", "heldout", "eval"})
+
+
 def is_validation(name: str) -> bool:
     """Whether a logged name speaks of held-out data."""
-    return any(word in name.lower() for word in ("val", "test", "heldout", "held_out", "eval"))
+    return not HELD_OUT_WORDS.isdisjoint(re.split(r"[^a-z]+", name.lower()))

@@ -1,0 +1,209 @@
+"""Runs the observables that are due, and keeps account of what fails and what cannot be done."""
+
+from __future__ import annotations
+
+import logging
+import time
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from phasewatch.monitor import observables as registry
+from phasewatch.monitor.config import MonitorConfig
+from phasewatch.monitor.errors import ConfigError, RefusedError
+from phasewatch.monitor.health import Health
+from phasewatch.monitor.schedule import WANTED_MEASUREMENTS, Planner
+from phasewatch.monitor.types import Estimate, MeasureContext, Observable, Observation
+
+log = logging.getLogger("phasewatch")
+
+MAX_BACKOFF = 6
+"""After k failures in a row an observable sits out 2^k − 1 of its turns, k up to this."""
+
+
+class Measuring:
+    """The observables of one run.
+
+    Args:
+        config: The run's configuration; names its observables.
+        health: Where successes, failures and refusals are counted.
+        given: Names or objects from the user's code; they take the place of the configured ones.
+
+    Raises:
+        ConfigError: A name is unknown, given twice, or an object is no observable.
+    """
+
+    def __init__(
+        self,
+        config: MonitorConfig,
+        health: Health,
+        given: Iterable[str | Observable] | None = None,
+    ) -> None:
+        self._health = health
+        self._seed = config.seed
+        self._named = given is not None or "observables" in config.model_fields_set
+        self._observables: dict[str, Observable] = {}
+        for item in config.observables if given is None else given:
+            observable = registry.create(item, config) if isinstance(item, str) else item
+            self._add(observable)
+        self.planner = Planner(
+            {
+                name: settings.cadence or config.cadence
+                if (settings := config.observables.get(name))
+                else config.cadence
+                for name in self._observables
+            },
+            config.budget,
+        )
+        self._previous: dict[str, Estimate] = {}
+        self._failures_in_row: dict[str, int] = {}
+        self._told_few: set[str] = set()
+
+    def _add(self, observable: Observable) -> None:
+        if not isinstance(observable, Observable):
+            raise ConfigError(
+                f"observable {observable!r} lacks one of name, unit, measure(context); "
+                "see phasewatch.monitor.types.Observable"
+            )
+        if observable.name in self._observables:
+            raise ConfigError(f"observable {observable.name!r} is given twice; names must differ")
+        self._observables[observable.name] = observable
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Observables still measured, in order."""
+        return tuple(self._observables)
+
+    def check(self, context: MeasureContext) -> None:
+        """Ask each observable, before the first step, whether it can measure this model.
+
+        Raises:
+            ConfigError: One that the user named cannot. One that is on by default is skipped.
+        """
+        for name, observable in list(self._observables.items()):
+            check = getattr(observable, "check", None)
+            if check is None:
+                continue
+            try:
+                check(context)
+            except RefusedError as error:
+                self.refuse(name, str(error))
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Measure `name` no more: it cannot be measured here.
+
+        Raises:
+            ConfigError: The user named it.
+        """
+        if self._named:
+            raise ConfigError(
+                f"observable {name!r} cannot be measured here: {reason}. "
+                "Mend that, or leave it out of `observables`"
+            )
+        self.skip(name, reason)
+
+    def skip(self, name: str, reason: str) -> None:
+        """Measure `name` no more, count it and say so once."""
+        self._observables.pop(name, None)
+        self.planner.drop(name)
+        self._health.skipped[name] += 1
+        self._health.skip_reasons[name] = reason
+        log.warning("%s is not measured: %s", name, reason)
+
+    def measure(self, step: int, context: MeasureContext) -> list[Observation]:
+        """Run what is due at `step`. An exception is counted and said, and training goes on."""
+        results: list[Observation] = []
+        for name in self.planner.due_names(step):
+            begin = time.perf_counter()
+            try:
+                results += self._measure_one(name, context)
+            except RefusedError as error:
+                self.skip(name, str(error))
+            except Exception as error:
+                self._fail(name, step, error)
+            else:
+                self._failures_in_row.pop(name, None)
+                self._health.measured(name, time.perf_counter() - begin)
+            finally:
+                seconds = time.perf_counter() - begin
+                self.planner.charge(name, step, seconds)
+            if failures := self._failures_in_row.get(name, 0):
+                self.planner.postpone(name, step, 2 ** min(failures, MAX_BACKOFF) - 1)
+        return results
+
+    def _measure_one(self, name: str, context: MeasureContext) -> list[Observation]:
+        context.generator.manual_seed(
+            zlib.crc32(f"{self._seed}/{context.step}/{name}".encode()),
+        )
+        own = replace(
+            context,
+            deadline_seconds=min(context.deadline_seconds, self.planner.deadline(name)),
+            previous=self._previous.get(name),
+        )
+        begin = time.perf_counter()
+        result = self._observables[name].measure(own)
+        seconds = time.perf_counter() - begin
+        observations = [result] if isinstance(result, Observation) else list(result)
+        now = time.time()
+        completed = []
+        for observation in observations:
+            if observation.detail is not None:
+                self._previous[name] = observation.detail
+                self._health.estimates[observation.detail.status] += 1
+            completed.append(
+                replace(
+                    observation,
+                    epoch=observation.epoch if observation.epoch is not None else context.epoch,
+                    timestamp=observation.timestamp or now,
+                    duration_seconds=observation.duration_seconds or seconds,
+                )
+            )
+        return completed
+
+    def _fail(self, name: str, step: int, error: Exception) -> None:
+        self._health.measurement_failures[name] += 1
+        failures = self._failures_in_row[name] = self._failures_in_row.get(name, 0) + 1
+        if failures == 1:
+            log.warning(
+                "measuring %s at step %d failed: %s: %s; training goes on, further failures are "
+                "counted in phasewatch_measurement_failures_total",
+                name,
+                step,
+                type(error).__name__,
+                error,
+                exc_info=log.isEnabledFor(logging.DEBUG),
+            )
+
+    def tell_if_few(self) -> None:
+        """Say once of each observable that the budget leaves too few measurements of it."""
+        for name in self._observables:
+            expected = self.planner.expected_measurements(name)
+            if expected >= WANTED_MEASUREMENTS or name in self._told_few:
+                continue
+            self._told_few.add(name)
+            log.warning(
+                "%s will be measured about %d times in the rest of this run, within an overhead of "
+                "%.0f %%; raise `overhead`, set `every_n_steps`, or make the probe or "
+                "`sampler.num_draws` smaller",
+                name,
+                max(1, round(expected)),
+                100 * self.planner.budget,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Schedule and observables' own states, as plain containers."""
+        own = {
+            name: observable.state_dict()
+            for name, observable in self._observables.items()
+            if hasattr(observable, "state_dict")
+        }
+        return {"planner": self.planner.state_dict(), "observables": own}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.planner.load_state_dict(state["planner"])
+        for name, own in state["observables"].items():
+            observable = self._observables.get(name)
+            if observable is not None and hasattr(observable, "load_state_dict"):
+                observable.load_state_dict(own)

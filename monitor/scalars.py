@@ -1,0 +1,66 @@
+"""The buffer of per-step scalars: filled every step, emptied in one transfer now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_STEPS = 256
+MAX_SECONDS = 1.0
+"""The buffer is drained after so many entries or so much time, whichever comes first."""
+
+
+@dataclass(slots=True)
+class Column:
+    """Values of one stream, in the order in which they were observed."""
+
+    steps: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    epochs: list[int | None] = field(default_factory=list)
+    timestamps: list[float] = field(default_factory=list)
+
+
+class ScalarBuffer:
+    """Keeps scalars, tensors among them, without reading them: a read may wait for the device.
+
+    Args:
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._entries: list[tuple[int, int | None, float, Mapping[str, Any]]] = []
+        self._drained_at = clock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def append(self, step: int, scalars: Mapping[str, Any], epoch: int | None) -> bool:
+        """Keep one step's scalars.
+
+        Returns:
+            Whether it is time to drain.
+        """
+        self._entries.append((step, epoch, time.time(), scalars))
+        return len(self._entries) >= MAX_STEPS or self._clock() - self._drained_at >= MAX_SECONDS
+
+    def drain(self) -> dict[str, Column]:
+        """Empty the buffer: one column a stream, tensors read in one transfer a device."""
+        entries, self._entries = self._entries, []
+        self._drained_at = self._clock()
+        if not entries:
+            return {}
+        from phasewatch.monitor.observables.norms import to_floats  # imports torch
+
+        numbers = iter(to_floats([value for *_, s in entries for value in s.values()]))
+        columns: dict[str, Column] = {}
+        for step, epoch, timestamp, scalars in entries:
+            for name in scalars:
+                column = columns.setdefault(name, Column())
+                column.steps.append(step)
+                column.values.append(next(numbers))
+                column.epochs.append(epoch)
+                column.timestamps.append(timestamp)
+        return columns

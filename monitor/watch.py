@@ -1,0 +1,516 @@
+"""One watched run: measure → store → detect → fuse → emit. The only place that knows the order."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phasewatch.detectors.base import Detector
+from phasewatch.monitor.config import MonitorConfig
+from phasewatch.monitor.errors import ConfigError, StoreError
+from phasewatch.monitor.health import Health
+from phasewatch.monitor.measuring import Measuring
+from phasewatch.monitor.outlets import Outlets
+from phasewatch.monitor.scalars import ScalarBuffer
+from phasewatch.monitor.sinks.prometheus import PrometheusSink
+from phasewatch.monitor.store import Store
+from phasewatch.monitor.streams import Streams
+from phasewatch.monitor.transitions import Point, TransitionTracker
+from phasewatch.monitor.types import (
+    EstimateStatus,
+    LossFn,
+    MeasureContext,
+    Observable,
+    Observation,
+    RunState,
+    Sink,
+    StepRecord,
+    Transition,
+    TransitionStatus,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+log = logging.getLogger("phasewatch")
+
+GROUP_PREFIX = "weight_norm/"
+GROUP_HISTORY = 1024
+
+
+class Watch:
+    """Watches one training run: keeps what it sees, and says when the model changes in kind.
+
+    In a plain training loop:
+
+        with Watch(probe=batches, loss_fn=loss_fn) as watch:
+            for step, batch in enumerate(loader, start=1):
+                ...  # forward, backward
+                watch.before_step(step, model.named_parameters())
+                optimizer.step()
+                watch.observe(step, {"train_loss": loss.detach()})
+                if watch.due(step):
+                    watch.probe(step, model)
+
+    Args:
+        config: A `MonitorConfig`, a mapping, or the path of a YAML file.
+        probe: Data on which a plain loop's model is measured: dataset, loader or batches.
+        loss_fn: `loss_fn(model, batch)`, per-sample losses or their mean, in nats.
+        agree: Joint measuring on several ranks: told whether this rank's measurement succeeded,
+            it answers whether all did. None measures alone.
+        observables: Names or objects, in place of those of the configuration.
+        detectors: Detector, or its name, by stream name.
+        sinks: Further places that results go to.
+        root: Folder under which a relative store path lies.
+
+    Raises:
+        ConfigError: The configuration is wrong, or names something nobody registered.
+    """
+
+    def __init__(
+        self,
+        config: MonitorConfig | Mapping[str, Any] | str | Path | None = None,
+        *,
+        probe: Any = None,
+        loss_fn: LossFn | None = None,
+        agree: Callable[[bool], bool] | None = None,
+        observables: Iterable[str | Observable] | None = None,
+        detectors: Mapping[str, Detector | str] | None = None,
+        sinks: Sequence[Sink] = (),
+        root: Path | None = None,
+    ) -> None:
+        self.config = MonitorConfig.load(config)
+        if self.config.alerts:
+            raise ConfigError(
+                f"alerts: got {list(self.config.alerts)!r}; direct alerts are not part of this "
+                "version: leave `alerts` out, and alert on phasewatch_transitions_total in "
+                "Prometheus, or pass a sink whose notify(transition) sends"
+            )
+        self.health = Health(overhead_budget=self.config.budget)
+        self.run_id = uuid.uuid4().hex
+        self.run_name = self.config.run_name or f"run-{time.strftime('%Y%m%d-%H%M%S')}"
+        self.attempt = 0
+        self._probe = probe
+        self._loss_fn = loss_fn
+        self._agree = agree
+        self._user_sinks = tuple(sinks)
+        self._root = root
+        self._measuring = Measuring(self.config, self.health, observables)
+        self._planner = self._measuring.planner
+        self._streams = Streams(self.config.detectors, detectors)
+        self._tracker = TransitionTracker(self.run_id, self.attempt)
+        self._buffer = ScalarBuffer()
+        self._record: StepRecord | None = None
+        self._group_norms: dict[str, deque[tuple[int, float]]] = {}
+        self._outlets: Outlets | None = None
+        self._expected_steps: float = math.inf
+        self._drained = (0, time.perf_counter())
+        self._subject: Any = None
+
+    # ---- life cycle
+
+    def start(self, step: int = 0, *, expected_steps: float = math.inf) -> None:
+        """Begin an attempt of this run, or go on with it, at `step`.
+
+        Args:
+            step: Optimizer steps completed so far.
+            expected_steps: Step at which the run is expected to end, if known.
+
+        Raises:
+            ConfigError: A store or exporter that the user named cannot be used.
+        """
+        if self._outlets is not None:
+            return
+        self.attempt += 1
+        self._tracker.run, self._tracker.attempt = self.run_id, self.attempt
+        self._expected_steps = expected_steps
+        self._planner.start(step)
+        self._drained = (step, time.perf_counter())
+        self.health.state = RunState.RUNNING
+        self.health.step = step
+        self.health.last_step_timestamp = time.time()
+        store = self._open_store()
+        store.begin_run(
+            name=self.run_name,
+            run_id=self.run_id,
+            attempt=self.attempt,
+            resumed_step=step if self.attempt > 1 else None,
+            config=self.config.model_dump(mode="json"),
+        )
+        try:
+            sinks = [*self._own_sinks(), *self._user_sinks]
+        except BaseException:
+            store.close()
+            raise
+        self._outlets = Outlets(store, sinks, self.health, self.run_id, self.attempt)
+
+    def _store_url(self) -> str:
+        url = self.config.store
+        if "://" in url or self._root is None:
+            return url
+        return str(self._root / url)
+
+    def _open_store(self) -> Store:
+        try:
+            return Store(self._store_url())
+        except StoreError as error:
+            if "store" in self.config.model_fields_set:
+                raise ConfigError(f"store: {error}") from error
+            self.health.skipped["store"] += 1
+            self.health.skip_reasons["store"] = str(error)
+            log.warning("the run history is kept in memory only: %s", error)
+            return Store("sqlite://")
+
+    def _own_sinks(self) -> list[Sink]:
+        if not self.config.exporter.enabled:
+            return []
+        try:
+            return [PrometheusSink(self.run_name, self.config.exporter, self.health)]
+        except OSError as error:
+            if "exporter" in self.config.model_fields_set:
+                raise ConfigError(f"exporter: {error}") from error
+            self.health.skipped["exporter"] += 1
+            self.health.skip_reasons["exporter"] = str(error)
+            log.warning("no metrics are served: %s", error)
+            return []
+
+    def finish(self, state: RunState = RunState.FINISHED, reason: str = "") -> None:
+        """End the attempt: everything observed is stored, every sink closed. Idempotent."""
+        if self._outlets is None:
+            return
+        outlets, store = self._outlets, self._outlets.store
+        try:
+            self.drain()
+        finally:
+            self._outlets = None
+            self.health.state = state
+            outlets.flush()
+            store.end_run(self.run_id, self.attempt, state, reason)
+            outlets.close()
+            store.close()
+            self._refresh_health(store)
+        self._say_goodbye(state)
+
+    def _say_goodbye(self, state: RunState) -> None:
+        found = [t for t in self.transitions if t.status is not TransitionStatus.WITHDRAWN]
+        listed = ", ".join(f"{t.kind} at step {t.onset_step}" for t in found) or "none"
+        log.info("run %s %s; transitions: %s", self.run_name, state, listed)
+        log.info(
+            "look at it with: phasewatch report %s --store %s", self.run_name, self._store_url()
+        )
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.finish(RunState.FINISHED)
+        elif issubclass(kind, Exception):
+            self.finish(RunState.FAILED, f"{kind.__name__}: {error}")
+        else:
+            self.finish(RunState.INTERRUPTED, kind.__name__)
+
+    # ---- what training calls
+
+    def observe(self, step: int, scalars: Mapping[str, Any], epoch: int | None = None) -> None:
+        """Keep one step's scalars; they are read, stored and detected at the next drain.
+
+        Args:
+            step: Optimizer steps completed.
+            scalars: Floats or detached 0-dim tensors, by stream name; not read here.
+            epoch: Epoch, if known.
+        """
+        if self._buffer.append(step, scalars, epoch):
+            self.drain()
+
+    def due(self, step: int) -> bool:
+        """Whether something is to be measured at `step`; the answer for a step does not change."""
+        return self._planner.due(step)
+
+    def before_step(self, step: int, named_parameters: Iterable[tuple[str, Any]]) -> None:
+        """Look at gradients and weights just before the optimizer steps to `step`, if it is due.
+
+        Args:
+            step: Count of optimizer steps after the coming one.
+            named_parameters: The live parameters; read, never written.
+        """
+        if not self._planner.due(step):
+            return
+        from phasewatch.monitor.observables.norms import record_step  # imports torch
+
+        with self.spending():
+            self._record = record_step(step, named_parameters)
+
+    def spending(self) -> AbstractContextManager[None]:
+        """Count the time inside as overhead."""
+        return self._planner.spending()
+
+    def check(self, context: MeasureContext) -> None:
+        """Ask every observable, before the first step, whether it can measure this model.
+
+        Raises:
+            ConfigError: One that the user named cannot.
+        """
+        self._measuring.check(context)
+
+    def probe(self, step: int, context: MeasureContext | nn.Module) -> None:
+        """Measure what is due at `step`. Never raises into training, never changes it.
+
+        Args:
+            step: Optimizer steps completed.
+            context: What to measure; in a plain loop, the live model.
+        """
+        with self.spending():
+            if isinstance(context, MeasureContext):
+                self._measure(step, context)
+            else:
+                self._measure_live(step, context)
+
+    # ---- measuring
+
+    def _measure_live(self, step: int, model: nn.Module) -> None:
+        from phasewatch.monitor.plain import PlainSubject  # imports torch
+
+        if self._subject is None:
+            self._subject = PlainSubject(model, self._probe, self._loss_fn, self.config)
+        with self._subject.measuring(step, self.health) as context:
+            self._measure(step, context)
+
+    def _measure(self, step: int, context: MeasureContext) -> None:
+        record = self._record
+        if record is not None and record.step == step and context.record is None:
+            from dataclasses import replace
+
+            context = replace(context, record=record)
+        self._record = None
+        observations = self._measuring.measure(step, context)
+        if self._agree is not None and not self._agree(bool(observations)):
+            self.health.measurement_failures["joint"] += 1
+            return
+        self.drain()
+        for observation in observations:
+            self._take(observation)
+        self._measuring.tell_if_few()
+
+    # ---- the road of a number
+
+    def drain(self) -> None:
+        """Read, store and detect everything buffered."""
+        if not len(self._buffer) or self._outlets is None:
+            return
+        with self.spending():
+            points: list[Point] = []
+            for name, column in self._buffer.drain().items():
+                points += self._take_column(
+                    name, column.steps, column.values, column.epochs, column.timestamps
+                )
+            points.sort(key=lambda point: point.step)
+            for point in points:
+                self._fuse(point)
+            self._refresh_health(self._outlets.store)
+
+    def _take_column(
+        self,
+        name: str,
+        steps: list[int],
+        values: list[float],
+        epochs: list[int | None],
+        timestamps: list[float],
+    ) -> list[Point]:
+        """Store and detect many values of one stream; returns those that matter to fusing."""
+        assert self._outlets is not None
+        points = []
+        alarmed = False
+        for step, value, epoch, timestamp in zip(steps, values, epochs, timestamps, strict=True):
+            finite = math.isfinite(value)
+            observation = Observation(
+                name=name,
+                step=step,
+                epoch=epoch,
+                value=value,
+                timestamp=timestamp,
+                unit="nats" if "loss" in name.lower() else "1",
+                status=EstimateStatus.OK if finite else EstimateStatus.DIVERGED,
+                reason="" if finite else f"{name} is {value}",
+            )
+            point = self._detect(observation)
+            if point is not None and (alarmed or point.alarm or name in self._tracker.following):
+                alarmed = True
+                points.append(point)
+            self._outlets.emit(observation)
+        self._heard_of(steps[-1], epochs[-1], timestamps[-1])
+        return points
+
+    def _take(self, observation: Observation) -> None:
+        """One measured value: store, detect, fuse, emit."""
+        assert self._outlets is not None
+        self._outlets.emit(observation)
+        if observation.name.startswith(GROUP_PREFIX):
+            group = observation.name.removeprefix(GROUP_PREFIX)
+            norms = self._group_norms.setdefault(group, deque(maxlen=GROUP_HISTORY))
+            norms.append((observation.step, observation.value))
+        point = self._detect(observation)
+        if point is not None and (point.alarm or point.name in self._tracker.following):
+            self._fuse(point)
+
+    def _detect(self, observation: Observation) -> Point | None:
+        """Feed a detector. What did not converge, or is not finite, never counts as a value."""
+        name, value = observation.name, observation.value
+        if not math.isfinite(value):
+            self.health.nonfinite[name] += 1
+        elif observation.status is not EstimateStatus.OK:
+            return None
+        stream = self._streams.get(name, observation.stderr)
+        if stream.detector is None:
+            return None
+        alarm = stream.detector.update(observation.step, value, observation.stderr)
+        return Point(
+            name=name,
+            step=observation.step,
+            value=value,
+            epoch=observation.epoch,
+            timestamp=observation.timestamp,
+            active=stream.detector.active,
+            role=stream.role,
+            alarm=alarm,
+        )
+
+    def _fuse(self, point: Point) -> None:
+        assert self._outlets is not None
+        for transition in self._tracker.update(point):
+            if transition.status is TransitionStatus.CONFIRMED and not transition.where:
+                located = self._locate(transition)
+                self._tracker.annotate(located)
+                self._announce(located)
+                self._outlets.notify(located)
+            else:
+                self._outlets.notify(transition)
+
+    def _announce(self, transition: Transition) -> None:
+        self.health.transitions[transition.kind] += 1
+        self.health.last_transition = transition
+        lead = next(iter(transition.evidence))
+        log.info(
+            "transition: %s at step %d (detected at %d), %s %.4g → %.4g, seen by %s",
+            transition.kind,
+            transition.onset_step,
+            transition.detected_step,
+            lead,
+            transition.before[lead],
+            transition.after[lead],
+            ", ".join(transition.evidence),
+        )
+
+    def _locate(self, transition: Transition) -> Transition:
+        """Rank parameter groups by the relative change of their norm since the onset."""
+        from dataclasses import replace
+
+        changes = []
+        for group, norms in self._group_norms.items():
+            before = [value for step, value in norms if step <= transition.onset_step]
+            start, end = (before or [norms[0][1]])[-1], norms[-1][1]
+            scale = max(abs(start), abs(end))
+            changes.append((group, abs(end - start) / scale if scale else 0.0))
+        changes.sort(key=lambda item: -item[1])
+        return replace(transition, where=tuple(changes))
+
+    # ---- health
+
+    def _heard_of(self, step: int, epoch: int | None, timestamp: float) -> None:
+        if step < self.health.step:
+            return
+        self.health.step = step
+        self.health.epoch = epoch
+        self.health.last_step_timestamp = timestamp
+
+    def _refresh_health(self, store: Store) -> None:
+        health = self.health
+        old_step, old_time = self._drained
+        now = time.perf_counter()
+        if health.step > old_step and now > old_time:
+            health.steps_per_second = (health.step - old_step) / (now - old_time)
+            self._drained = (health.step, now)
+            remaining = max(0.0, self._expected_steps - health.step)
+            self._planner.expect(remaining / health.steps_per_second)
+        health.overhead_ratio = self._planner.overhead_ratio
+        health.monitor_seconds_total = self._planner.total_seconds
+        health.store_queue_depth = store.queue_depth
+        health.store_dropped = store.num_dropped
+        health.store_failed = store.num_failed
+        for stream in self._streams:
+            if math.isfinite(score := stream.score):
+                health.detector_scores[stream.name] = score
+
+    # ---- reading
+
+    @property
+    def store(self) -> Store | None:
+        """The open store; None before the start and after the end."""
+        return self._outlets.store if self._outlets else None
+
+    @property
+    def transitions(self) -> list[Transition]:
+        """Transitions found so far, in the order of their onset."""
+        return sorted(self._tracker.found.values(), key=lambda t: t.onset_step)
+
+    def history(
+        self, name: str
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+        """Everything stored of one stream.
+
+        Args:
+            name: Stream name, for example "llc".
+
+        Returns:
+            Steps, values and standard errors (NaN where a value has none), each of shape (n,).
+        """
+        self.drain()
+        if self._outlets is not None:
+            self._outlets.store.flush()
+            return self._outlets.store.history(self.run_id, name)
+        store = Store(self._store_url())
+        try:
+            return store.history(self.run_id, name)
+        finally:
+            store.close()
+
+    # ---- resume
+
+    def state_dict(self) -> dict[str, Any]:
+        """Identity, schedule, detectors and transitions, as plain containers."""
+        self.drain()
+        return {
+            "run_id": self.run_id,
+            "run_name": self.run_name,
+            "attempt": self.attempt,
+            "measuring": self._measuring.state_dict(),
+            "streams": self._streams.state_dict(),
+            "transitions": self._tracker.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the run that `state_dict` was taken from. Opens nothing; idempotent."""
+        self.run_id = str(state["run_id"])
+        self.run_name = str(state["run_name"])
+        self.attempt = max(self.attempt, int(state["attempt"]))
+        self._measuring.load_state_dict(state["measuring"])
+        self._streams.load_state_dict(state["streams"])
+        self._tracker.run = self.run_id
+        self._tracker.load_state_dict(state["transitions"])
