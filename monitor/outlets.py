@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
+from phasewatch.monitor.config import MonitorConfig
+from phasewatch.monitor.errors import ConfigError, StoreError
 from phasewatch.monitor.health import Health
+from phasewatch.monitor.scalars import Column, observations_of
+from phasewatch.monitor.sinks.prometheus import PrometheusSink
 from phasewatch.monitor.store import Store
 from phasewatch.monitor.types import Observation, Sink, Transition
 
 log = logging.getLogger("phasewatch")
+
+MEMORY_STORE = "sqlite://"
 
 
 class Outlets:
@@ -38,6 +45,15 @@ class Outlets:
         self.store.add_observation(self._run_id, self._attempt, observation)
         for sink in self._sinks:
             self._call(sink, lambda s: s.emit(observation))
+
+    def emit_columns(self, columns: Mapping[str, Column]) -> None:
+        """Store many exact scalars and pass them on; a sink that shows the latest gets only it."""
+        for name, column in columns.items():
+            self.store.add_scalars(self._run_id, self._attempt, name, column)
+            for sink in self._sinks:
+                latest_only = getattr(sink, "latest_only", False)
+                for observation in observations_of(name, column, latest_only=latest_only):
+                    self._call(sink, lambda s, o=observation: s.emit(o))
 
     def notify(self, transition: Transition) -> None:
         """Store a transition that changed and pass it on."""
@@ -70,3 +86,48 @@ class Outlets:
                     type(error).__name__,
                     error,
                 )
+
+
+def store_url(config: MonitorConfig, root: Path | None) -> str:
+    """Where the history lies: a URL as it is, a relative path under `root`."""
+    if "://" in config.store or root is None:
+        return config.store
+    return str(root / config.store)
+
+
+def open_store(config: MonitorConfig, root: Path | None, health: Health) -> Store:
+    """Open the run history; the default one falls back to memory, and says so.
+
+    Raises:
+        ConfigError: The store that the user named cannot be used.
+    """
+    try:
+        return Store(store_url(config, root))
+    except StoreError as error:
+        if "store" in config.model_fields_set:
+            raise ConfigError(f"store: {error}") from error
+        _degrade(health, "store", f"the run history is kept in memory only: {error}")
+        return Store(MEMORY_STORE)
+
+
+def open_exporter(config: MonitorConfig, run_name: str, health: Health) -> list[Sink]:
+    """Start the Prometheus endpoint; the default one is left out where it cannot be had.
+
+    Raises:
+        ConfigError: The endpoint that the user configured cannot be opened.
+    """
+    if not config.exporter.enabled:
+        return []
+    try:
+        return [PrometheusSink(run_name, config.exporter, health)]
+    except OSError as error:
+        if "exporter" in config.model_fields_set:
+            raise ConfigError(f"exporter: {error}") from error
+        _degrade(health, "exporter", f"no metrics are served: {error}")
+        return []
+
+
+def _degrade(health: Health, what: str, reason: str) -> None:
+    health.skipped[what] += 1
+    health.skip_reasons[what] = reason
+    log.warning("%s", reason)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from phasewatch.monitor.types import EstimateStatus, Observation
 
 MAX_STEPS = 256
 MAX_SECONDS = 1.0
@@ -64,3 +67,28 @@ class ScalarBuffer:
                 column.epochs.append(epoch)
                 column.timestamps.append(timestamp)
         return columns
+
+
+def unit_of(name: str) -> str:
+    """Unit of a logged scalar: losses are in nats, anything else is taken as a plain number."""
+    return "nats" if "loss" in name.lower() else "1"
+
+
+def observations_of(
+    name: str, column: Column, *, latest_only: bool = False
+) -> Iterator[Observation]:
+    """The values of a column as observations."""
+    begin = len(column.steps) - 1 if latest_only else 0
+    for index in range(begin, len(column.steps)):
+        value = column.values[index]
+        finite = math.isfinite(value)
+        yield Observation(
+            name=name,
+            step=column.steps[index],
+            epoch=column.epochs[index],
+            value=value,
+            unit=unit_of(name),
+            timestamp=column.timestamps[index],
+            status=EstimateStatus.OK if finite else EstimateStatus.DIVERGED,
+            reason="" if finite else f"{name} is {value}",
+        )

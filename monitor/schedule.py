@@ -55,7 +55,7 @@ class LogSpaced(BaseModel):
         if step < 1:
             return 1
         index = math.floor(math.log10(step) * self.per_decade + 1e-9) + 1
-        return max(step + 1, round(10 ** (index / self.per_decade)))
+        return max(step + 1, math.ceil(10 ** (index / self.per_decade) - 1e-9))
 
 
 Cadence = Annotated[EveryNSteps | LogSpaced, Field(discriminator="kind")]

@@ -6,9 +6,9 @@ import logging
 import math
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -18,21 +18,17 @@ from numpy.typing import NDArray
 
 from phasewatch.detectors.base import Detector
 from phasewatch.monitor.config import MonitorConfig
-from phasewatch.monitor.errors import ConfigError, StoreError
+from phasewatch.monitor.detection import Detection
+from phasewatch.monitor.errors import ConfigError
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.measuring import Measuring
-from phasewatch.monitor.outlets import Outlets
+from phasewatch.monitor.outlets import Outlets, open_exporter, open_store, store_url
 from phasewatch.monitor.scalars import ScalarBuffer
-from phasewatch.monitor.sinks.prometheus import PrometheusSink
 from phasewatch.monitor.store import Store
-from phasewatch.monitor.streams import Streams
-from phasewatch.monitor.transitions import Point, TransitionTracker
 from phasewatch.monitor.types import (
-    EstimateStatus,
     LossFn,
     MeasureContext,
     Observable,
-    Observation,
     RunState,
     Sink,
     StepRecord,
@@ -43,10 +39,9 @@ from phasewatch.monitor.types import (
 if TYPE_CHECKING:
     from torch import nn
 
-log = logging.getLogger("phasewatch")
+    from phasewatch.monitor.plain import PlainSubject
 
-GROUP_PREFIX = "weight_norm/"
-GROUP_HISTORY = 1024
+log = logging.getLogger("phasewatch")
 
 
 class Watch:
@@ -108,15 +103,13 @@ class Watch:
         self._root = root
         self._measuring = Measuring(self.config, self.health, observables)
         self._planner = self._measuring.planner
-        self._streams = Streams(self.config.detectors, detectors)
-        self._tracker = TransitionTracker(self.run_id, self.attempt)
+        self._detection = Detection(self.config, detectors, self.run_id, self.health)
         self._buffer = ScalarBuffer()
         self._record: StepRecord | None = None
-        self._group_norms: dict[str, deque[tuple[int, float]]] = {}
         self._outlets: Outlets | None = None
         self._expected_steps: float = math.inf
         self._drained = (0, time.perf_counter())
-        self._subject: Any = None
+        self._subject: PlainSubject | None = None
 
     # ---- life cycle
 
@@ -133,14 +126,14 @@ class Watch:
         if self._outlets is not None:
             return
         self.attempt += 1
-        self._tracker.run, self._tracker.attempt = self.run_id, self.attempt
+        self._detection.start(self.run_id, self.attempt)
         self._expected_steps = expected_steps
         self._planner.start(step)
         self._drained = (step, time.perf_counter())
         self.health.state = RunState.RUNNING
         self.health.step = step
         self.health.last_step_timestamp = time.time()
-        store = self._open_store()
+        store = open_store(self.config, self._root, self.health)
         store.begin_run(
             name=self.run_name,
             run_id=self.run_id,
@@ -149,41 +142,14 @@ class Watch:
             config=self.config.model_dump(mode="json"),
         )
         try:
-            sinks = [*self._own_sinks(), *self._user_sinks]
+            sinks = [
+                *open_exporter(self.config, self.run_name, self.health),
+                *self._user_sinks,
+            ]
         except BaseException:
             store.close()
             raise
         self._outlets = Outlets(store, sinks, self.health, self.run_id, self.attempt)
-
-    def _store_url(self) -> str:
-        url = self.config.store
-        if "://" in url or self._root is None:
-            return url
-        return str(self._root / url)
-
-    def _open_store(self) -> Store:
-        try:
-            return Store(self._store_url())
-        except StoreError as error:
-            if "store" in self.config.model_fields_set:
-                raise ConfigError(f"store: {error}") from error
-            self.health.skipped["store"] += 1
-            self.health.skip_reasons["store"] = str(error)
-            log.warning("the run history is kept in memory only: %s", error)
-            return Store("sqlite://")
-
-    def _own_sinks(self) -> list[Sink]:
-        if not self.config.exporter.enabled:
-            return []
-        try:
-            return [PrometheusSink(self.run_name, self.config.exporter, self.health)]
-        except OSError as error:
-            if "exporter" in self.config.model_fields_set:
-                raise ConfigError(f"exporter: {error}") from error
-            self.health.skipped["exporter"] += 1
-            self.health.skip_reasons["exporter"] = str(error)
-            log.warning("no metrics are served: %s", error)
-            return []
 
     def finish(self, state: RunState = RunState.FINISHED, reason: str = "") -> None:
         """End the attempt: everything observed is stored, every sink closed. Idempotent."""
@@ -207,7 +173,9 @@ class Watch:
         listed = ", ".join(f"{t.kind} at step {t.onset_step}" for t in found) or "none"
         log.info("run %s %s; transitions: %s", self.run_name, state, listed)
         log.info(
-            "look at it with: phasewatch report %s --store %s", self.run_name, self._store_url()
+            "look at it with: phasewatch report %s --store %s",
+            self.run_name,
+            store_url(self.config, self._root),
         )
 
     def __enter__(self) -> Self:
@@ -296,8 +264,6 @@ class Watch:
     def _measure(self, step: int, context: MeasureContext) -> None:
         record = self._record
         if record is not None and record.step == step and context.record is None:
-            from dataclasses import replace
-
             context = replace(context, record=record)
         self._record = None
         observations = self._measuring.measure(step, context)
@@ -305,8 +271,12 @@ class Watch:
             self.health.measurement_failures["joint"] += 1
             return
         self.drain()
+        if self._outlets is None:
+            return
         for observation in observations:
-            self._take(observation)
+            self._outlets.emit(observation)
+            for transition in self._detection.take(observation):
+                self._outlets.notify(transition)
         self._measuring.tell_if_few()
 
     # ---- the road of a number
@@ -316,129 +286,15 @@ class Watch:
         if not len(self._buffer) or self._outlets is None:
             return
         with self.spending():
-            points: list[Point] = []
-            for name, column in self._buffer.drain().items():
-                points += self._take_column(
-                    name, column.steps, column.values, column.epochs, column.timestamps
-                )
-            points.sort(key=lambda point: point.step)
-            for point in points:
-                self._fuse(point)
-            self._refresh_health(self._outlets.store)
-
-    def _take_column(
-        self,
-        name: str,
-        steps: list[int],
-        values: list[float],
-        epochs: list[int | None],
-        timestamps: list[float],
-    ) -> list[Point]:
-        """Store and detect many values of one stream; returns those that matter to fusing."""
-        assert self._outlets is not None
-        points = []
-        alarmed = False
-        for step, value, epoch, timestamp in zip(steps, values, epochs, timestamps, strict=True):
-            finite = math.isfinite(value)
-            observation = Observation(
-                name=name,
-                step=step,
-                epoch=epoch,
-                value=value,
-                timestamp=timestamp,
-                unit="nats" if "loss" in name.lower() else "1",
-                status=EstimateStatus.OK if finite else EstimateStatus.DIVERGED,
-                reason="" if finite else f"{name} is {value}",
-            )
-            point = self._detect(observation)
-            if point is not None and (alarmed or point.alarm or name in self._tracker.following):
-                alarmed = True
-                points.append(point)
-            self._outlets.emit(observation)
-        self._heard_of(steps[-1], epochs[-1], timestamps[-1])
-        return points
-
-    def _take(self, observation: Observation) -> None:
-        """One measured value: store, detect, fuse, emit."""
-        assert self._outlets is not None
-        self._outlets.emit(observation)
-        if observation.name.startswith(GROUP_PREFIX):
-            group = observation.name.removeprefix(GROUP_PREFIX)
-            norms = self._group_norms.setdefault(group, deque(maxlen=GROUP_HISTORY))
-            norms.append((observation.step, observation.value))
-        point = self._detect(observation)
-        if point is not None and (point.alarm or point.name in self._tracker.following):
-            self._fuse(point)
-
-    def _detect(self, observation: Observation) -> Point | None:
-        """Feed a detector. What did not converge, or is not finite, never counts as a value."""
-        name, value = observation.name, observation.value
-        if not math.isfinite(value):
-            self.health.nonfinite[name] += 1
-        elif observation.status is not EstimateStatus.OK:
-            return None
-        stream = self._streams.get(name, observation.stderr)
-        if stream.detector is None:
-            return None
-        alarm = stream.detector.update(observation.step, value, observation.stderr)
-        return Point(
-            name=name,
-            step=observation.step,
-            value=value,
-            epoch=observation.epoch,
-            timestamp=observation.timestamp,
-            active=stream.detector.active,
-            role=stream.role,
-            alarm=alarm,
-        )
-
-    def _fuse(self, point: Point) -> None:
-        assert self._outlets is not None
-        for transition in self._tracker.update(point):
-            if transition.status is TransitionStatus.CONFIRMED and not transition.where:
-                located = self._locate(transition)
-                self._tracker.annotate(located)
-                self._announce(located)
-                self._outlets.notify(located)
-            else:
+            columns = self._buffer.drain()
+            self._outlets.emit_columns(columns)
+            for transition in self._detection.take_columns(columns):
                 self._outlets.notify(transition)
-
-    def _announce(self, transition: Transition) -> None:
-        self.health.transitions[transition.kind] += 1
-        self.health.last_transition = transition
-        lead = next(iter(transition.evidence))
-        log.info(
-            "transition: %s at step %d (detected at %d), %s %.4g → %.4g, seen by %s",
-            transition.kind,
-            transition.onset_step,
-            transition.detected_step,
-            lead,
-            transition.before[lead],
-            transition.after[lead],
-            ", ".join(transition.evidence),
-        )
-
-    def _locate(self, transition: Transition) -> Transition:
-        """Rank parameter groups by the relative change of their norm since the onset."""
-        from dataclasses import replace
-
-        changes = []
-        for group, norms in self._group_norms.items():
-            before = [value for step, value in norms if step <= transition.onset_step]
-            start, end = (before or [norms[0][1]])[-1], norms[-1][1]
-            scale = max(abs(start), abs(end))
-            changes.append((group, abs(end - start) / scale if scale else 0.0))
-        changes.sort(key=lambda item: -item[1])
-        return replace(transition, where=tuple(changes))
-
-    # ---- health
-
-    def _heard_of(self, step: int, epoch: int | None, timestamp: float) -> None:
-        if step < self.health.step:
-            return
-        self.health.step = step
-        self.health.epoch = epoch
-        self.health.last_step_timestamp = timestamp
+            latest = max(columns.values(), key=lambda column: column.steps[-1])
+            self.health.step = max(self.health.step, latest.steps[-1])
+            self.health.epoch = latest.epochs[-1]
+            self.health.last_step_timestamp = latest.timestamps[-1]
+            self._refresh_health(self._outlets.store)
 
     def _refresh_health(self, store: Store) -> None:
         health = self.health
@@ -454,9 +310,7 @@ class Watch:
         health.store_queue_depth = store.queue_depth
         health.store_dropped = store.num_dropped
         health.store_failed = store.num_failed
-        for stream in self._streams:
-            if math.isfinite(score := stream.score):
-                health.detector_scores[stream.name] = score
+        self._detection.refresh_scores()
 
     # ---- reading
 
@@ -468,7 +322,7 @@ class Watch:
     @property
     def transitions(self) -> list[Transition]:
         """Transitions found so far, in the order of their onset."""
-        return sorted(self._tracker.found.values(), key=lambda t: t.onset_step)
+        return self._detection.transitions
 
     def history(
         self, name: str
@@ -485,7 +339,7 @@ class Watch:
         if self._outlets is not None:
             self._outlets.store.flush()
             return self._outlets.store.history(self.run_id, name)
-        store = Store(self._store_url())
+        store = Store(store_url(self.config, self._root))
         try:
             return store.history(self.run_id, name)
         finally:
@@ -501,8 +355,7 @@ class Watch:
             "run_name": self.run_name,
             "attempt": self.attempt,
             "measuring": self._measuring.state_dict(),
-            "streams": self._streams.state_dict(),
-            "transitions": self._tracker.state_dict(),
+            "detection": self._detection.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -511,6 +364,4 @@ class Watch:
         self.run_name = str(state["run_name"])
         self.attempt = max(self.attempt, int(state["attempt"]))
         self._measuring.load_state_dict(state["measuring"])
-        self._streams.load_state_dict(state["streams"])
-        self._tracker.run = self.run_id
-        self._tracker.load_state_dict(state["transitions"])
+        self._detection.load_state_dict(state["detection"])
