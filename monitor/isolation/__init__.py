@@ -1,1 +1,27 @@
-"""."""
+"""Never touch training: the guard, the snapshot of what is alive, the copy to measure on."""
+
+from __future__ import annotations
+
+from phasewatch.monitor.isolation.context import measure_context
+from phasewatch.monitor.isolation.guard import GuardReport, guard, is_trainable
+from phasewatch.monitor.isolation.live import LiveSnapshot
+from phasewatch.monitor.isolation.skeleton import (
+    Skeleton,
+    is_sharded,
+    original_of,
+    refuse_unmeasurable,
+    skeleton,
+)
+
+__all__ = [
+    "GuardReport",
+    "LiveSnapshot",
+    "Skeleton",
+    "guard",
+    "is_sharded",
+    "is_trainable",
+    "measure_context",
+    "original_of",
+    "refuse_unmeasurable",
+    "skeleton",
+]

@@ -1,0 +1,71 @@
+"""From a live module to everything an observable may look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from phasewatch.monitor.isolation.skeleton import Skeleton, skeleton
+from phasewatch.monitor.types import LossFn, MeasureContext
+
+
+def measure_context(
+    model: nn.Module,
+    *,
+    step: int,
+    epoch: int | None = None,
+    loss_fn: LossFn | None = None,
+    batches: Sequence[Any] = (),
+    val_batches: Sequence[Any] = (),
+    n_samples: int = 0,
+    n_data: int | None = None,
+    sample_unit: str = "sample",
+    mode: Literal["eval", "train"] = "eval",
+    seed: int = 0,
+    substitutes: Mapping[int, object] | None = None,
+) -> MeasureContext:
+    """Copy `model` as it is now. Call it inside a `guard`.
+
+    Args:
+        model: The live module; only read.
+        step: Optimizer steps completed.
+        epoch: Epoch, if known.
+        loss_fn: `loss_fn(model, batch)`, in nats.
+        batches: Probe batches.
+        val_batches: Probe batches of validation data.
+        n_samples: Number of terms the probe loss averages over.
+        n_data: Size of the training dataset, if known.
+        sample_unit: What one term is.
+        mode: Mode of the copy.
+        seed: Seed of the context's own generator.
+        substitutes: Stand-ins for live objects, by identity; see `skeleton`.
+
+    Raises:
+        RefusedError: The module cannot be copied.
+    """
+    copied = skeleton(model, substitutes=substitutes, mode=mode)
+    return MeasureContext(
+        step=step,
+        epoch=epoch,
+        model=copied.module,
+        params=copied.params,
+        buffers=copied.buffers,
+        loss_fn=loss_fn,
+        batches=tuple(batches),
+        val_batches=tuple(val_batches),
+        n_samples=n_samples,
+        n_data=n_data,
+        sample_unit=sample_unit,
+        probe_mode=mode,
+        generator=own_generator(copied, seed),
+    )
+
+
+def own_generator(copied: Skeleton, seed: int) -> torch.Generator:
+    """A generator of our own on the device of the weights."""
+    tensors = (*copied.params.values(), *copied.buffers.values())
+    device = tensors[0].device if tensors else torch.device("cpu")
+    return torch.Generator(device=device).manual_seed(seed)
