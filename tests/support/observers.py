@@ -1,0 +1,109 @@
+"""Monitors for tests, and observables that misbehave at a chosen moment."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from phasewatch.callbacks import TransitionMonitor
+from phasewatch.monitor import MonitorConfig
+from phasewatch.monitor.types import MeasureContext, Observation
+
+NORMS = ("gradient_norm", "weight_norm", "update_ratio")
+
+
+def make_monitor(folder: Path, *, sampler: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    """A monitor that measures often and cheaply, and serves nothing."""
+    config = MonitorConfig.load(
+        {
+            "store": str(folder / "store.db"),
+            "exporter": {"enabled": False},
+            "sampler": {"num_chains": 2, "num_draws": 8, **(sampler or {})},
+            "probe": {"num_samples": 16, **options.pop("probe_config", {})},
+        }
+    )
+    options = {"every_n_steps": 2, "run_name": "watched"} | options
+    return TransitionMonitor(config, **options)
+
+
+class _Loss(nn.Module):
+    def __init__(self, model, loss_fn):
+        super().__init__()
+        self.model = model
+        self.loss_fn = loss_fn
+
+    def forward(self, batch):
+        return self.loss_fn(self.model, batch).mean()
+
+
+def probe_loss(context: MeasureContext, params: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The probe loss at `params`, evaluated as any user's observable would."""
+    dtypes = {name: p.dtype for name, p in context.model.named_parameters()}
+    given = {name: value.to(dtypes.get(name, value.dtype)) for name, value in params.items()}
+    values = {f"model.{name}": value for name, value in {**context.buffers, **given}.items()}
+    wrapper = _Loss(context.model, context.loss_fn)
+    return torch.func.functional_call(wrapper, values, (context.batches[0],))
+
+
+def misbehave(context: MeasureContext) -> None:
+    """Touch everything global that a careless measurement touches."""
+    torch.randn(3)
+    np.random.rand(3)  # noqa: NPY002
+    random.random()
+    torch.manual_seed(99)
+    np.random.seed(99)  # noqa: NPY002
+    random.seed(99)
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    for value in (*context.params.values(), *context.buffers.values()):
+        value.zero_()
+
+
+class Rude:
+    """Misbehaves, then raises `error` at the chosen moment, if one is given.
+
+    Args:
+        moment: "early": before anything else; "middle": between the loss and its gradient;
+            "late": after the gradient; "never".
+        error: What is raised.
+        from_step: First step at which it raises.
+    """
+
+    name = "rude"
+    unit = "1"
+    cost = "cheap"
+
+    def __init__(self, moment="never", error: type[BaseException] = RuntimeError, from_step=0):
+        self.moment = moment
+        self.error = error
+        self.from_step = from_step
+        self.reached: list[str] = []
+        self.steps: list[int] = []
+
+    def measure(self, context):
+        self.steps.append(context.step)
+        self._reach("early", context)
+        value = 1.0
+        if context.loss_fn is not None:
+            params = {n: p.detach().clone().requires_grad_() for n, p in context.params.items()}
+            loss = probe_loss(context, params)
+            self._reach("middle", context)
+            if loss.requires_grad:
+                torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+            value = float(loss.detach())
+        self._reach("late", context)
+        misbehave(context)
+        return Observation(name=self.name, step=context.step, value=value)
+
+    def _reach(self, moment, context):
+        self.reached.append(moment)
+        if moment == self.moment and context.step >= self.from_step:
+            misbehave(context)
+            raise self.error(f"raised on purpose, {moment}, at step {context.step}")
