@@ -1,0 +1,244 @@
+"""The command line: a face on the run history. It waits for no torch and starts no training."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from phasewatch.monitor.errors import PhasewatchError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from phasewatch.monitor.store import RunInfo, Store, StreamInfo
+    from phasewatch.monitor.types import Transition
+
+app = typer.Typer(
+    name="phasewatch",
+    help="Watches a neural network while it trains and says when it changes in kind.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+StoreOption = Annotated[
+    str,
+    typer.Option(
+        "--store", envvar="PHASEWATCH_STORE", help="SQLite file or SQLAlchemy URL of the history."
+    ),
+]
+RunArgument = Annotated[str, typer.Argument(help="Name, id, or the first letters of the id.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+DEFAULT_STORE = "phasewatch.db"
+
+
+def main() -> None:
+    """Entry point: an error raised on purpose is one line and exit code 1."""
+    try:
+        app()
+    except PhasewatchError as error:
+        typer.echo(f"phasewatch: {error}", err=True)
+        sys.exit(1)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"phasewatch {version('phasewatch')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and leave."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """List the runs of a store, the latest first."""
+    with _open(store) as history:
+        found = history.runs()
+    if as_json:
+        _print_json([_plain(run) for run in found])
+    else:
+        _print(_runs_table(found) if found else f"no runs in {history.where}")
+
+
+@app.command()
+def show(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Show one run: its state, what was observed, its transitions."""
+    with _open(store) as history:
+        info = history.run(run)
+        streams, transitions = history.streams(info.id), history.transitions(info.id)
+    if as_json:
+        content = _plain(info)
+        content["streams"] = [_plain(stream) for stream in streams]
+        content["transitions"] = [_plain(transition) for transition in transitions]
+        _print_json(content)
+        return
+    _print(_headline(info))
+    _print(_streams_table(streams) if streams else "nothing observed yet")
+    _print(_transitions_table(transitions) if transitions else "no transitions")
+
+
+@app.command()
+def report(
+    run: RunArgument,
+    store: StoreOption = DEFAULT_STORE,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="HTML file to write; it opens offline.")
+    ] = Path("report.html"),
+) -> None:
+    """Write a report of one run with all its curves and transitions."""
+    from phasewatch.monitor.report import write_report
+
+    with _open(store) as history:
+        info = history.run(run)
+        try:
+            write_report(history, info.id, out)
+        except OSError as error:
+            raise PhasewatchError(
+                f"report {str(out)!r} cannot be written: {error.strerror}; give --out a path that "
+                "can be"
+            ) from error
+    typer.echo(f"report of {info.name} written to {out}")
+
+
+def _open(store: str) -> Store:
+    from phasewatch.monitor.store import Store
+
+    return Store(store, create=False)
+
+
+def _plain(record: Any) -> Any:
+    """A record as JSON knows it; NaN and infinity as the strings "nan", "inf" and "-inf"."""
+    if isinstance(record, dict):
+        return {str(key): _plain(value) for key, value in record.items()}
+    if isinstance(record, (list, tuple)):
+        return [_plain(value) for value in record]
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        return {
+            field.name: _plain(getattr(record, field.name)) for field in dataclasses.fields(record)
+        }
+    if isinstance(record, float) and not math.isfinite(record):
+        return repr(record)
+    return record
+
+
+def _print_json(content: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(content, indent=2, allow_nan=False))
+
+
+def _print(content: Any) -> None:
+    from rich.console import Console
+
+    Console(highlight=False, markup=False).print(content)
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE)
+    for column in columns:
+        is_free = column in ("run", "name", "evidence")
+        table.add_column(column, overflow="fold", no_wrap=not is_free)
+    return table
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    """Add a row of plain text: a name may look like markup or hold control characters."""
+    from rich.text import Text
+
+    table.add_row(*(Text(_printable(cell)) for cell in cells))
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
+def _runs_table(found: list[RunInfo]) -> Table:
+    table = _table("", "run", "id", "state", "attempt", "last step", "started", "took")
+    for run in found:
+        cells = (
+            run.name,
+            run.id[:8],
+            run.state.value,
+            str(run.attempt),
+            "–" if run.last_step is None else str(run.last_step),
+            _when(run.started_at),
+            _duration((run.ended_at or run.last_seen) - run.started_at),
+        )
+        _add_row(table, *cells)
+    return table
+
+
+def _headline(run: RunInfo) -> str:
+    lines = [
+        f"{run.name} ({run.id}): {run.state.value}" + (f", {run.reason}" if run.reason else "")
+    ]
+    step = "no step yet" if run.last_step is None else f"step {run.last_step}"
+    lines.append(
+        f"attempt {run.attempt}, {step}, started {_when(run.started_at)} on {run.host}, "
+        f"process {run.pid}"
+    )
+    return _printable("\n".join(lines))
+
+
+def _streams_table(streams: list[StreamInfo]) -> Table:
+    table = _table("observed", "name", "unit", "count", "last step", "last value", "status")
+    for stream in streams:
+        last = stream.last
+        value = f"{last.value:.6g}" + ("" if last.stderr is None else f" ± {last.stderr:.2g}")
+        cells = (stream.name, stream.unit, str(stream.count), str(last.step), value, last.status)
+        _add_row(table, *cells)
+    return table
+
+
+def _transitions_table(transitions: list[Transition]) -> Table:
+    table = _table(
+        "transitions", "kind", "status", "onset", "detected", "end", "severity", "evidence"
+    )
+    for item in transitions:
+        cells = (
+            item.kind.value,
+            item.status.value,
+            str(item.onset_step),
+            str(item.detected_step),
+            "–" if item.end_step is None else str(item.end_step),
+            f"{item.severity:.3g}",
+            ", ".join(item.evidence),
+        )
+        _add_row(table, *cells)
+    return table
+
+
+def _when(timestamp: float) -> str:
+    return datetime.fromtimestamp(timestamp).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+if __name__ == "__main__":
+    main()
