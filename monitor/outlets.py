@@ -95,19 +95,33 @@ def store_url(config: MonitorConfig, root: Path | None) -> str:
     return str(root / config.store)
 
 
-def open_store(config: MonitorConfig, root: Path | None, health: Health) -> Store:
-    """Open the run history; the default one falls back to memory, and says so.
+def open_store(
+    config: MonitorConfig, root: Path | None, health: Health, begin: Callable[[Store], None]
+) -> Store:
+    """Open the run history and begin the run in it.
+
+    The default store falls back to memory where it cannot be used, and says so.
 
     Raises:
         ConfigError: The store that the user named cannot be used.
     """
     try:
-        return Store(store_url(config, root))
+        return _begun(store_url(config, root), begin)
     except StoreError as error:
         if "store" in config.model_fields_set:
             raise ConfigError(f"store: {error}") from error
         _degrade(health, "store", f"the run history is kept in memory only: {error}")
-        return Store(MEMORY_STORE)
+        return _begun(MEMORY_STORE, begin)
+
+
+def _begun(url: str, begin: Callable[[Store], None]) -> Store:
+    store = Store(url)
+    try:
+        begin(store)
+    except BaseException:
+        store.close()
+        raise
+    return store
 
 
 def open_exporter(config: MonitorConfig, run_name: str, health: Health) -> list[Sink]:

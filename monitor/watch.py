@@ -125,31 +125,33 @@ class Watch:
         """
         if self._outlets is not None:
             return
-        self.attempt += 1
-        self._detection.start(self.run_id, self.attempt)
         self._expected_steps = expected_steps
         self._planner.start(step)
         self._drained = (step, time.perf_counter())
         self.health.state = RunState.RUNNING
         self.health.step = step
         self.health.last_step_timestamp = time.time()
-        store = open_store(self.config, self._root, self.health)
-        store.begin_run(
-            name=self.run_name,
-            run_id=self.run_id,
-            attempt=self.attempt,
-            resumed_step=step if self.attempt > 1 else None,
-            config=self.config.model_dump(mode="json"),
+        resumed_step = step if self.attempt else None
+        store = open_store(
+            self.config, self._root, self.health, lambda store: self._begin(store, resumed_step)
         )
+        self._detection.start(self.run_id, self.attempt)
         try:
-            sinks = [
-                *open_exporter(self.config, self.run_name, self.health),
-                *self._user_sinks,
-            ]
-        except BaseException:
+            sinks = [*open_exporter(self.config, self.run_name, self.health), *self._user_sinks]
+        except BaseException as error:
+            store.end_run(self.run_id, self.attempt, RunState.FAILED, str(error))
             store.close()
             raise
         self._outlets = Outlets(store, sinks, self.health, self.run_id, self.attempt)
+
+    def _begin(self, store: Store, resumed_step: int | None) -> None:
+        self.run_id, self.attempt = store.begin_run(
+            name=self.run_name,
+            run_id=self.run_id,
+            attempt=self.attempt + 1,
+            resumed_step=resumed_step,
+            config=self.config.model_dump(mode="json"),
+        )
 
     def finish(self, state: RunState = RunState.FINISHED, reason: str = "") -> None:
         """End the attempt: everything observed is stored, every sink closed. Idempotent."""
