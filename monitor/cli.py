@@ -159,7 +159,9 @@ def _table(title: str, *columns: str) -> Table:
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE)
     for column in columns:
         is_free = column in ("run", "name", "evidence")
-        table.add_column(column, overflow="fold", no_wrap=not is_free)
+        table.add_column(
+            column, overflow="fold", no_wrap=not is_free, min_width=12 if is_free else None
+        )
     return table
 
 
@@ -175,7 +177,7 @@ def _printable(text: str) -> str:
 
 
 def _runs_table(found: list[RunInfo]) -> Table:
-    table = _table("", "run", "id", "state", "attempt", "last step", "started", "took")
+    table = _table("", "run", "id", "state", "attempt", "step", "started")
     for run in found:
         cells = (
             run.name,
@@ -184,7 +186,6 @@ def _runs_table(found: list[RunInfo]) -> Table:
             str(run.attempt),
             "–" if run.last_step is None else str(run.last_step),
             _when(run.started_at),
-            _duration((run.ended_at or run.last_seen) - run.started_at),
         )
         _add_row(table, *cells)
     return table
@@ -197,7 +198,7 @@ def _headline(run: RunInfo) -> str:
     step = "no step yet" if run.last_step is None else f"step {run.last_step}"
     lines.append(
         f"attempt {run.attempt}, {step}, started {_when(run.started_at)} on {run.host}, "
-        f"process {run.pid}"
+        f"process {run.pid}, {_duration((run.ended_at or run.last_seen) - run.started_at)} long"
     )
     return _printable("\n".join(lines))
 
