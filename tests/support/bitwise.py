@@ -179,7 +179,7 @@ def finish(record: Record, trainer: Any, module: nn.Module, watched: Mapping[str
         "optimizers": optimizers(trainer),
         "generators": generators(),
         "modes": modes(),
-        "logged": [list(entry) for entry in getattr(trainer.logger, "records", [])],
+        "logged": _logged(trainer.logger),
         "callback_metrics": freeze(dict(trainer.callback_metrics)),
         "logged_metrics": freeze(dict(trainer.logged_metrics)),
         "global_step": trainer.global_step,
@@ -187,6 +187,11 @@ def finish(record: Record, trainer: Any, module: nn.Module, watched: Mapping[str
         "state": str(trainer.state.status),
         "watched": {name: freeze(value) for name, value in watched.items()},
     }
+
+
+def _logged(logger: Any) -> list[Any]:
+    records = getattr(logger, "records", None)
+    return [list(entry) for entry in records] if isinstance(records, list) else []
 
 
 def quietly(function: Callable[[], Any]) -> Any:

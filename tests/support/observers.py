@@ -32,6 +32,17 @@ def make_monitor(folder: Path, *, sampler: Mapping[str, Any] | None = None, **op
     return TransitionMonitor(config, **options)
 
 
+def stop_at(pl: Any, step: int, error: type[BaseException] = KeyboardInterrupt) -> Any:
+    """A callback that raises at the end of the batch that completes `step`."""
+
+    class Stop(pl.callbacks.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if trainer.global_step >= step:
+                raise error(f"stopped on purpose at step {step}")
+
+    return Stop()
+
+
 class _Loss(nn.Module):
     def __init__(self, model, loss_fn):
         super().__init__()
@@ -91,7 +102,9 @@ class Rude:
         self.steps.append(context.step)
         self._reach("early", context)
         value = 1.0
-        if context.loss_fn is not None:
+        if context.loss_fn is None:
+            self._reach("middle", context)
+        else:
             params = {n: p.detach().clone().requires_grad_() for n, p in context.params.items()}
             loss = probe_loss(context, params)
             self._reach("middle", context)

@@ -6,6 +6,7 @@ import functools
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -23,20 +24,22 @@ from support.zoo import Case
 STOPPED = (SystemExit, KeyboardInterrupt)
 
 
-def make_trainer(folder: Path, callbacks: Sequence[Any], **options: Any) -> pl.Trainer:
+def make_trainer(
+    folder: Path, callbacks: Any, *, namespace: ModuleType = pl, **options: Any
+) -> pl.Trainer:
     """A quiet Trainer on one CPU that logs every step into memory."""
     settings = {
         "accelerator": "cpu",
         "devices": 1,
         "max_epochs": 2,
-        "logger": make_logger(pl),
+        "logger": make_logger(namespace),
         "log_every_n_steps": 1,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "default_root_dir": str(folder),
     }
-    return pl.Trainer(callbacks=list(callbacks), **(settings | options))
+    return namespace.Trainer(callbacks=callbacks, **(settings | options))
 
 
 def record(
@@ -49,6 +52,7 @@ def record(
     last: bool = False,
     drive: Callable[[pl.Trainer, Any, dict[str, Any]], None] | None = None,
     catch: tuple[type[BaseException], ...] = STOPPED,
+    namespace: ModuleType = pl,
     **options: Any,
 ) -> Record:
     """Train from one seed and write down everything.
@@ -64,6 +68,7 @@ def record(
         last: The monitors come after `callbacks` instead of before.
         drive: Calls the trainer; `trainer.fit` if not given.
         catch: What the run may raise; it becomes part of the record.
+        namespace: `lightning.pytorch` or `pytorch_lightning`.
         options: Options of the Trainer.
     """
     result = Record()
@@ -74,7 +79,8 @@ def record(
         module = build()
         data = loaders()
         both = [*others, *suspects] if last else [*suspects, *others]
-        trainer = make_trainer(folder, [*both, make_recorder(pl, result)], **options)
+        recorder = make_recorder(namespace, result)
+        trainer = make_trainer(folder, [*both, recorder], namespace=namespace, **options)
         try:
             if drive is None:
                 trainer.fit(module, **data)

@@ -1,0 +1,105 @@
+"""Every kind of module, whatever becomes of its measurements: training stays equal bit for bit."""
+
+import functools
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+
+from phasewatch.monitor.errors import ConfigError
+from phasewatch.monitor.types import EstimateStatus, RunState
+from support.bitwise import differences
+from support.observers import NORMS, Rude, make_monitor, stop_at
+from support.training import record_case, unmonitored
+from support.zoo import KINDS, OUTCOMES, find
+
+QUICK = ("measured", "raises in the middle")
+MOMENTS = {"raises early": "early", "raises in the middle": "middle", "raises late": "late"}
+STOP_STEP = 4
+
+
+@functools.cache
+def _interrupted(name, folder):
+    return record_case(find(name), folder, monitors=lambda: [stop_at(pl, STOP_STEP)])
+
+
+def _options(outcome, rude):
+    if outcome in ("measured", "measured in a plain loop"):
+        return {"sampler": {"engine": "auto" if outcome == "measured" else "loop"}}
+    if outcome == "diverges":
+        return {"sampler": {"scheme": "sgld", "step_size": 1e30}}
+    return {"observables": ["weight_norm", rude]}
+
+
+def _rude(outcome):
+    if outcome == "interrupted":
+        return Rude("middle", KeyboardInterrupt, from_step=STOP_STEP)
+    return Rude(MOMENTS.get(outcome, "never"))
+
+
+def _check_measured(case, outcome, monitor, rude):
+    """What the run was compared for: measuring really took place, or was refused with a reason."""
+    health = monitor.watch.health
+    if outcome in MOMENTS:
+        assert MOMENTS[outcome] in rude.reached
+        assert health.measurement_failures["rude"] > 0
+        assert health.measurements["weight_norm"] >= 4
+        return
+    if outcome == "interrupted":
+        assert rude.steps[-1] == STOP_STEP
+        assert health.state is RunState.FAILED
+        return
+    for name in NORMS:
+        assert health.measurements[name] >= 4, health
+        assert np.isfinite(monitor.history(name)[1]).all()
+    assert not health.measurement_failures, health
+    if case.llc == "refused":
+        assert health.skipped["llc"] == 1
+        assert "loss_fn" in health.skip_reasons["llc"]
+        assert health.measurements["llc"] == 0
+        return
+    assert health.measurements["llc"] >= 4, health
+    if outcome == "diverges":
+        assert health.estimates[EstimateStatus.DIVERGED] >= 4
+    else:
+        steps, values, _ = monitor.history("llc")
+        assert len(steps) == health.measurements["llc"]
+        assert np.isfinite(values).all()
+
+
+def _marked(case, outcome):
+    slow = case.slow or outcome not in QUICK
+    marks = [pytest.mark.slow] if slow else []
+    return pytest.param(case, outcome, marks=marks, id=f"{case.name}, {outcome}")
+
+
+@pytest.mark.parametrize(
+    ("case", "outcome"), [_marked(case, outcome) for case in KINDS for outcome in OUTCOMES]
+)
+def test_training_is_not_touched(case, outcome, tmp_path, tmp_path_factory):
+    rude = _rude(outcome)
+    made = []
+
+    def monitors():
+        made.append(make_monitor(tmp_path, **(dict(case.monitor) | _options(outcome, rude))))
+        return made
+
+    watched = record_case(case, tmp_path, monitors=monitors)
+    if outcome == "interrupted":
+        clean = _interrupted(case.name, tmp_path_factory.getbasetemp())
+    else:
+        clean = unmonitored(case.name)
+    assert differences(clean, watched) == []
+    _check_measured(case, outcome, made[0], rude)
+
+
+@pytest.mark.parametrize("case", [c for c in KINDS if c.llc == "refused"], ids=lambda c: c.name)
+def test_naming_what_cannot_be_measured_is_an_error_before_the_first_step(case, tmp_path):
+    record = None
+    with pytest.raises(ConfigError, match="loss_fn"):
+        record = record_case(
+            case,
+            tmp_path,
+            monitors=lambda: [make_monitor(tmp_path, observables=["weight_norm", "llc"])],
+        )
+    assert record is None
