@@ -1,0 +1,96 @@
+"""The fixed parts of a report: its style and the script that draws it."""
+
+STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
+  max-width: 1240px; margin: 0 auto; padding: 1.2rem 1.5rem 3rem; }
+h1 { font-size: 1.5rem; margin: 0 0 .2rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+.sub { color: #555; margin: 0 0 1rem; }
+.found { font-size: 1.05rem; padding: .6rem .9rem; border-left: 4px solid #009E73;
+  background: #f1f8f5; margin: .8rem 0; }
+.found.none { border-color: #7f7f7f; background: #f5f5f5; }
+table { border-collapse: collapse; font-size: .92rem; }
+.wide { overflow-x: auto; }
+th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #e2e2e2;
+  vertical-align: top; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+.dot { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .45em; }
+details { margin: .6rem 0; border: 1px solid #ddd; border-radius: 6px; padding: .5rem .9rem; }
+summary { cursor: pointer; font-weight: 600; }
+pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .85rem; }
+button { font: inherit; font-size: .88rem; padding: .15rem .7rem; border: 1px solid #999;
+  border-radius: 5px; background: #fafafa; cursor: pointer; margin-right: .4rem; }
+#chain-slider { width: 100%; margin: .6rem 0; }
+#chain-facts { display: flex; flex-wrap: wrap; gap: .1rem 1.4rem; margin: .3rem 0 0; padding: 0;
+  font-size: .88rem; color: #444; list-style: none; }
+.note { color: #555; font-size: .9rem; }
+"""
+
+SCRIPT = """
+"use strict";
+const data = JSON.parse(document.getElementById("run-data").textContent);
+const options = { responsive: true, displaylogo: false };
+const main = document.getElementById("overview");
+if (data.figure.data.length) Plotly.newPlot(main, data.figure.data, data.figure.layout, options);
+function toggle(id, axes, after) {
+  const button = document.getElementById(id);
+  if (!button) return;
+  button.addEventListener("click", () => {
+    const current = main.layout[axes[0]].type;
+    const next = current === "log" ? "linear" : "log";
+    const change = {};
+    for (const axis of axes) { change[axis + ".type"] = next; change[axis + ".autorange"] = true; }
+    if (after) after(change, next);
+    Plotly.relayout(main, change);
+    button.textContent = button.textContent.replace(/(log|linear)$/, current);
+  });
+}
+// Annotations, unlike curves and bands, stand at the logarithm on a logarithmic axis.
+toggle("step-scale", ["xaxis"], (change, next) => {
+  (data.marks || []).forEach((step, i) => {
+    change["annotations[" + i + "].x"] = next === "log" ? Math.log10(Math.max(step, 1)) : step;
+  });
+});
+toggle("llc-scale", data.llc_axes);
+const box = document.getElementById("chains");
+if (box) {
+  const slider = document.getElementById("chain-slider");
+  const plot = document.getElementById("chain-plot");
+  const colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"];
+  const draw = () => {
+    const one = data.chains[Number(slider.value)];
+    document.getElementById("chain-title").textContent =
+      one.name + " at step " + one.step.toLocaleString("en") +
+      " (" + (Number(slider.value) + 1) + " of " + data.chains.length + ")";
+    const facts = document.getElementById("chain-facts");
+    facts.replaceChildren(...Object.entries(one.facts).map(([key, value]) => {
+      const item = document.createElement("li");
+      item.textContent = key + ": " + value;
+      return item;
+    }));
+    const traces = one.loss.map((loss, i) => ({
+      x: one.draw, y: loss, mode: "lines", name: "chain " + (i + 1),
+      line: { color: colours[i % colours.length], width: 1.4 },
+    }));
+    const ends = [one.draw[0], one.draw[one.draw.length - 1]];
+    traces.push({ x: ends, y: [one.init, one.init], mode: "lines", name: "loss at w*",
+      line: { color: "#595959", dash: "dash", width: 1.4 } });
+    Plotly.react(plot, traces, {
+      height: 320, margin: { t: 10, b: 45, l: 75, r: 20 },
+      xaxis: { title: { text: "draw after burn-in" } },
+      yaxis: { title: { text: "probe loss (nats)" } },
+      font: { family: "system-ui, sans-serif", size: 13 },
+    }, options);
+  };
+  slider.addEventListener("input", draw);
+  box.addEventListener("toggle", () => { if (box.open) draw(); });
+  main.on && main.on("plotly_click", (event) => {
+    const step = event.points[0].x;
+    const at = data.chains.findIndex((one) => one.step === step);
+    if (at < 0) return;
+    slider.value = at; box.open = true; draw();
+    box.scrollIntoView({ behavior: "smooth", block: "nearest" });
+  });
+}
+"""
