@@ -221,6 +221,9 @@ class _Tunable(Plain):
     def train_dataloader(self):
         return data.loader(batch_size=self.batch_size)
 
+    def val_dataloader(self):
+        return data.val_loader()
+
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=self.lr)
 

@@ -86,7 +86,6 @@ def run(mode):
             own,
             strategy=strategy(mode),
             devices=2,
-            sync_batchnorm=mode == "synchronised BatchNorm",
             **more,
         )
 

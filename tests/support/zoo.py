@@ -74,6 +74,7 @@ KINDS: tuple[Case, ...] = (
     Case("multilayer perceptron", modules.Plain),
     Case("dropout and BatchNorm", layers.DropoutBatchNorm),
     Case("frozen BatchNorm", layers.FrozenBatchNorm),
+    Case("synchronised BatchNorm", layers.SynchronisedBatchNorm),
     Case("noise in the step, direct logger calls", modules.NoisyStep),
     Case("torchmetrics", layers.WithTorchmetrics),
     Case("state in plain attributes", modules.StateInAttributes),

@@ -22,6 +22,14 @@ class DropoutBatchNorm(Plain):
         )
 
 
+class SynchronisedBatchNorm(DropoutBatchNorm):
+    """The layer that communicates when there is anybody to talk to."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)
+
+
 class FrozenBatchNorm(DropoutBatchNorm):
     """Keeps BatchNorm in eval mode inside a training module, and its scale frozen."""
 
