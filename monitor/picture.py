@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,7 @@ def write_picture(store: Store, run_id: str, path: str | Path) -> Path:
         len(rows), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
     )
     axes: list[Axes] = list(grid[:, 0])
-    figure.suptitle(_plain(record.info.name), fontsize=12, color="black", x=0.02, ha="left")
+    figure.suptitle(_plain(record.info.name, 90), fontsize=12, color="black", x=0.02, ha="left")
     for axis, (kind, series) in zip(axes, rows, strict=True):
         _draw(axis, kind, series)
         _mark_transitions(axis, record, labelled=axis is axes[0])
@@ -69,11 +70,17 @@ def write_picture(store: Store, run_id: str, path: str | Path) -> Path:
     axes[-1].set_xlim(0, max(record.last_step, 1))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=DOTS_PER_INCH)
+    with warnings.catch_warnings():
+        # A name in a script that the built-in font lacks is drawn as boxes: that is good enough.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(path, format="png", dpi=DOTS_PER_INCH)
     return path
 
 
-def _plain(text: str) -> str:
+def _plain(text: str, length: int = 40) -> str:
+    """One line of ordinary text."""
+    text = " ".join(text.split())
+    text = text if len(text) <= length else text[: length - 1] + "…"
     # matplotlib reads text between two dollar signs as a formula, and fails on a broken one.
     return text.replace("$", r"\$")
 

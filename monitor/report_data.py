@@ -72,7 +72,8 @@ class Series:
         if not self.observations:
             return self.finite
         passed = [o.status is EstimateStatus.OK for o in self.observations]
-        return self.finite & np.array(passed, dtype=bool)
+        ok: NDArray[np.bool_] = self.finite & np.array(passed, dtype=np.bool_)
+        return ok
 
     @property
     def is_measured(self) -> bool:
@@ -106,7 +107,8 @@ class RunRecord:
     def last_step(self) -> int:
         """Last step at which anything was observed; 0 before the first."""
         ends = [int(s.steps[-1]) for s in self.series.values() if len(s.steps)]
-        return max([self.info.last_step or 0, *ends])
+        said = [max(t.detected_step, t.end_step or 0) for t in self.transitions]
+        return max([self.info.last_step or 0, *ends, *said])
 
 
 def read_run(store: Store, run: str) -> RunRecord:
