@@ -71,10 +71,24 @@ class Detection:
             stream = self._streams.get(name)
             if stream.detector is None:
                 self._count_nonfinite(name, column)
-            else:
+                continue
+            try:
                 points += self._take_column(stream, stream.detector, column)
+            except Exception as error:
+                self._put_away(stream, error)
         points.sort(key=lambda point: point.step)
         return [transition for point in points for transition in self._fuse(point)]
+
+    def _put_away(self, stream: Stream, error: Exception) -> None:
+        """A detector that raises detects no more; its stream is still stored."""
+        stream.detector = None
+        self._health.measurement_failures[f"detector of {stream.name}"] += 1
+        log.warning(
+            "the detector of %s raised %s: %s; the stream is stored, but no longer watched",
+            stream.name,
+            type(error).__name__,
+            error,
+        )
 
     def _count_nonfinite(self, name: str, column: Column) -> None:
         if wrong := sum(not math.isfinite(value) for value in column.values):
@@ -126,7 +140,11 @@ class Detection:
             )
             norms.append((step, value))
         stream = self._streams.get(name, observation.stderr)
-        alarm = stream.update(step, value, observation.stderr)
+        try:
+            alarm = stream.update(step, value, observation.stderr)
+        except Exception as error:
+            self._put_away(stream, error)
+            return []
         if alarm is None and name not in self._tracker.following:
             return []
         return self._fuse(

@@ -62,6 +62,8 @@ class Watch:
         config: A `MonitorConfig`, a mapping, or the path of a YAML file.
         probe: Data on which a plain loop's model is measured: dataset, loader or batches.
         loss_fn: `loss_fn(model, batch)`, per-sample losses or their mean, in nats.
+        n_samples: Number of terms that the loss averages over in a plain loop's probe; None
+            counts samples. Give it for losses per token.
         agree: Joint measuring on several ranks: told whether this rank's measurement succeeded,
             it answers whether all did. None measures alone.
         observables: Names or objects, in place of those of the configuration.
@@ -79,6 +81,7 @@ class Watch:
         *,
         probe: Any = None,
         loss_fn: LossFn | None = None,
+        n_samples: int | None = None,
         agree: Callable[[bool], bool] | None = None,
         observables: Iterable[str | Observable] | None = None,
         detectors: Mapping[str, Detector | str] | None = None,
@@ -98,6 +101,7 @@ class Watch:
         self.attempt = 0
         self._probe = probe
         self._loss_fn = loss_fn
+        self._n_samples = n_samples
         self._agree = agree
         self._user_sinks = tuple(sinks)
         self._root = root
@@ -259,7 +263,9 @@ class Watch:
         from phasewatch.monitor.plain import PlainSubject  # imports torch
 
         if self._subject is None:
-            self._subject = PlainSubject(model, self._probe, self._loss_fn, self.config)
+            self._subject = PlainSubject(
+                model, self._probe, self._loss_fn, self._n_samples, self.config
+            )
         with self._subject.measuring(step, self.health) as context:
             self._measure(step, context)
 
@@ -289,6 +295,8 @@ class Watch:
             return
         with self.spending():
             columns = self._buffer.drain()
+            if not columns:
+                return
             self._outlets.emit_columns(columns)
             for transition in self._detection.take_columns(columns):
                 self._outlets.notify(transition)

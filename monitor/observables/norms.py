@@ -5,6 +5,7 @@ All are L2 norms over the trainable parameters, computed in fp32 or better.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -90,7 +91,8 @@ def to_floats(values: Sequence[Any]) -> list[float]:
             if value.numel() == 1:
                 by_device.setdefault(value.device, []).append(index)
         else:
-            result[index] = float(value)
+            with contextlib.suppress(TypeError, ValueError):
+                result[index] = float(value)
     for indices in by_device.values():
         stacked = torch.stack([values[i].detach().reshape(()).to(torch.float64) for i in indices])
         for index, number in zip(indices, stacked.tolist(), strict=True):

@@ -1,0 +1,328 @@
+"""One watched run, without any framework: the road of a number, life cycle, failures, resume."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from phasewatch.detectors.types import Alarm, Direction
+from phasewatch.monitor import Watch
+from phasewatch.monitor.errors import ConfigError
+from phasewatch.monitor.store import Store
+from phasewatch.monitor.types import EstimateStatus, Observation, RunState, TransitionStatus
+
+
+class Scripted:
+    """A detector that alarms at one step and stays active up to another."""
+
+    threshold = 1.0
+    statistic = 0.5
+    num_skipped = 0
+
+    def __init__(self, alarm_at: int, until: int) -> None:
+        self.alarm_at, self.until = alarm_at, until
+        self.active = False
+        self.seen: list[tuple[int, float]] = []
+
+    def update(self, step, value, stderr=None):
+        self.seen.append((step, value))
+        self.active = self.alarm_at <= step < self.until
+        if step != self.alarm_at:
+            return None
+        return Alarm(
+            detected_step=step,
+            onset_step=step - 5,
+            direction=Direction.DOWN,
+            score=2.0,
+            run_length=5,
+            value_before=1.0,
+            value_after=0.1,
+        )
+
+    def reset(self):
+        self.active = False
+
+    def state_dict(self):
+        return {"active": self.active}
+
+    def load_state_dict(self, state):
+        self.active = state["active"]
+
+
+class Collecting:
+    def __init__(self, fails=()) -> None:
+        self.observations: list[Observation] = []
+        self.transitions = []
+        self.closed = 0
+        self.fails = fails
+
+    def emit(self, observation):
+        if "emit" in self.fails:
+            raise OSError("no route")
+        self.observations.append(observation)
+
+    def notify(self, transition):
+        self.transitions.append(transition)
+
+    def flush(self): ...
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return {
+        "run_name": "test",
+        "store": str(tmp_path / "runs.db"),
+        "exporter": {"enabled": False},
+        "observables": ["weight_norm"],
+        "every_n_steps": 10,
+    }
+
+
+def feed(watch: Watch, steps, value=lambda step: 1.0) -> None:
+    for step in steps:
+        watch.observe(step, {"val_loss": value(step)}, epoch=step // 10)
+
+
+def test_numbers_and_tensors_arrive_in_the_store_with_their_exact_steps(settings) -> None:
+    with Watch(settings) as watch:
+        for step in range(1, 1001):
+            watch.observe(step, {"train_loss": torch.tensor(1.0 / step), "accuracy": 0.5})
+        steps, values, stderrs = watch.history("train_loss")
+    assert steps.tolist() == [*range(1, 1001)]
+    np.testing.assert_allclose(values, [1.0 / step for step in range(1, 1001)], rtol=1e-6)
+    assert np.isnan(stderrs).all()
+    assert watch.history("accuracy")[0].size == 1000
+
+
+def test_observing_reads_no_value_and_what_is_no_number_is_counted_at_the_drain(settings) -> None:
+    class Unreadable:
+        reads = 0
+
+        def __float__(self):
+            Unreadable.reads += 1
+            raise TypeError("no number")
+
+    with Watch(settings) as watch:
+        watch.observe(1, {"a": Unreadable()})
+        assert Unreadable.reads == 0
+    assert Unreadable.reads == 1
+    assert watch.health.nonfinite["a"] == 1
+
+
+def test_a_step_without_scalars_is_no_error(settings) -> None:
+    with Watch(settings) as watch:
+        watch.observe(1, {})
+
+
+@pytest.mark.parametrize("name", ["val_loss", "weight_norm"])
+def test_a_detector_that_raises_is_put_away_and_counted(settings, name, caplog) -> None:
+    class Broken(Scripted):
+        def update(self, step, value, stderr=None):
+            raise ZeroDivisionError("mine")
+
+    with Watch(settings, detectors={name: Broken(1, 1)}) as watch:
+        feed(watch, range(1, 31))
+        for step in (10, 20):
+            watch.due(step)
+            watch.probe(step, torch.nn.Linear(1, 1))
+        assert watch.history("val_loss")[0].size == 30
+        assert watch.history("weight_norm")[0].size == 2
+    assert watch.health.measurement_failures[f"detector of {name}"] == 1
+    assert "ZeroDivisionError: mine" in caplog.text
+
+
+def test_a_transition_travels_to_store_sinks_and_health(settings, caplog) -> None:
+    sink = Collecting()
+    with (
+        caplog.at_level(logging.INFO, logger="phasewatch"),
+        Watch(settings, detectors={"val_loss": Scripted(50, 80)}, sinks=[sink]) as watch,
+    ):
+        feed(watch, range(1, 101), lambda step: 1.0 if step < 50 else 0.1)
+    statuses = [t.status for t in sink.transitions]
+    assert statuses == [
+        TransitionStatus.SUSPECTED,
+        TransitionStatus.CONFIRMED,
+        TransitionStatus.ENDED,
+    ]
+    (stored,) = Store(settings["store"]).transitions(watch.run_id)
+    assert stored == sink.transitions[-1] == watch.transitions[0]
+    assert (stored.onset_step, stored.detected_step, stored.end_step) == (45, 50, 80)
+    assert sum(watch.health.transitions.values()) == 1
+    lines = [r.message for r in caplog.records if r.message.startswith("transition:")]
+    assert len(lines) == 1
+
+
+def test_two_lines_at_the_end_say_what_was_found_and_where_to_look(settings, caplog) -> None:
+    with caplog.at_level(logging.INFO, logger="phasewatch"), Watch(settings):
+        pass
+    messages = [r.message for r in caplog.records if r.name == "phasewatch"]
+    assert messages[0] == "run test finished; transitions: none"
+    assert messages[1].startswith("look at it with: phasewatch report test --store ")
+
+
+def test_a_value_that_did_not_converge_is_stored_but_never_detected(settings) -> None:
+    class Bad:
+        name, unit = "llc", "1"
+
+        def measure(self, context):
+            status = EstimateStatus.UNCONVERGED if context.step == 20 else EstimateStatus.OK
+            return Observation(
+                name="llc", step=context.step, value=1.0, stderr=0.1, status=status, reason="x"
+            )
+
+    detector = Scripted(1000, 1000)
+    with Watch(settings, observables=[Bad()], detectors={"llc": detector}) as watch:
+        model = torch.nn.Linear(1, 1)
+        for step in range(1, 31):
+            if watch.due(step):
+                watch.probe(step, model)
+        assert [step for step, _ in detector.seen] == [10, 30]
+        assert watch.history("llc")[0].tolist() == [10, 20, 30]
+
+
+def test_non_finite_values_are_counted_and_stored(settings) -> None:
+    with Watch(settings) as watch:
+        feed(watch, range(1, 11), lambda step: float("nan") if step % 2 else 1.0)
+    assert watch.health.nonfinite["val_loss"] == 5
+    assert np.isnan(watch.history("val_loss")[1]).sum() == 5
+
+
+def test_a_failing_sink_is_counted_and_the_others_go_on(settings) -> None:
+    bad, good = Collecting(fails=("emit",)), Collecting()
+    with Watch(settings, sinks=[bad, good]) as watch:
+        feed(watch, range(1, 6))
+    assert watch.health.sink_failures["Collecting"] == 5
+    assert len(good.observations) == 5
+    assert bad.closed == good.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (None, RunState.FINISHED),
+        (ValueError("boom"), RunState.FAILED),
+        (KeyboardInterrupt(), RunState.INTERRUPTED),
+    ],
+)
+def test_the_end_of_a_run_is_recorded(settings, error, state) -> None:
+    watch = Watch(settings)
+    try:
+        with watch:
+            feed(watch, range(1, 4))
+            if error is not None:
+                raise error
+    except (ValueError, KeyboardInterrupt):
+        pass
+    run = Store(settings["store"]).run("test")
+    assert run.state is state
+    assert "boom" in run.reason or state is not RunState.FAILED
+    assert watch.history("val_loss")[0].tolist() == [1, 2, 3]
+
+
+def test_finishing_twice_does_nothing_more(settings) -> None:
+    sink = Collecting()
+    watch = Watch(settings, sinks=[sink])
+    watch.start()
+    watch.finish()
+    watch.finish(RunState.FAILED, "too late")
+    assert sink.closed == 1
+    assert Store(settings["store"]).run("test").state is RunState.FINISHED
+
+
+def test_starting_again_is_another_attempt_of_the_same_run(settings) -> None:
+    watch = Watch(settings)
+    for begin in (0, 5):
+        watch.start(step=begin)
+        feed(watch, range(begin + 1, begin + 6))
+        watch.finish()
+    assert watch.attempt == 2
+    assert len(Store(settings["store"]).runs()) == 1
+    assert watch.history("val_loss")[0].tolist() == [*range(1, 11)]
+
+
+def test_a_resumed_run_goes_on_and_supersedes_what_it_repeats(settings) -> None:
+    def script(watch, steps):
+        feed(watch, steps, lambda step: 1.0 if step < 50 else 0.1)
+
+    first = Watch(settings, detectors={"val_loss": Scripted(50, 80)})
+    first.start()
+    script(first, range(1, 41))
+    state = json.loads(json.dumps(first.state_dict()))
+    script(first, range(41, 101))  # goes on after the checkpoint, then dies
+    first.finish(RunState.FAILED)
+
+    resumed = Watch(settings, detectors={"val_loss": Scripted(50, 80)})
+    resumed.load_state_dict(state)
+    resumed.load_state_dict(state)
+    resumed.start(step=40)
+    script(resumed, range(41, 121))
+    resumed.finish()
+
+    assert resumed.run_id == first.run_id
+    assert resumed.attempt == 2
+    assert resumed.history("val_loss")[0].tolist() == [*range(1, 121)]
+    assert [t.id for t in resumed.transitions] == [t.id for t in first.transitions]
+    assert len(Store(settings["store"]).transitions(resumed.run_id)) == 1
+
+
+def test_a_named_store_that_cannot_be_written_is_an_error(settings) -> None:
+    settings["store"] = "/proc/nowhere/runs.db"
+    with pytest.raises(ConfigError, match=r"store: .*/proc/nowhere"):
+        Watch(settings).start()
+
+
+def test_the_default_store_falls_back_to_memory_and_says_so(
+    settings, tmp_path, monkeypatch, caplog
+) -> None:
+    del settings["store"]
+    (tmp_path / "file").write_text("")
+    watch = Watch(settings, root=tmp_path / "file" / "below")
+    with caplog.at_level(logging.WARNING, logger="phasewatch"), watch:
+        feed(watch, range(1, 4))
+        assert watch.history("val_loss")[0].tolist() == [1, 2, 3]
+    assert watch.health.skipped["store"] == 1
+    assert "kept in memory only" in caplog.text
+
+
+def test_direct_alerts_are_refused_clearly(settings) -> None:
+    with pytest.raises(ConfigError, match="direct alerts are not part of this version"):
+        Watch(settings | {"alerts": ["json://localhost"]})
+
+
+def test_a_failed_joint_measurement_is_dropped_on_every_rank(settings) -> None:
+    with Watch(settings, agree=lambda ok: False) as watch:
+        watch.due(10)
+        watch.probe(10, torch.nn.Linear(1, 1))
+        assert watch.history("weight_norm")[0].size == 0
+    assert watch.health.measurement_failures["joint"] == 1
+
+
+def test_without_a_loss_the_llc_is_skipped_with_the_way_out(settings) -> None:
+    del settings["observables"]
+    with Watch(settings) as watch:
+        watch.due(10)
+        watch.probe(10, torch.nn.Linear(1, 1))
+    assert "loss_fn" in watch.health.skip_reasons["llc"]
+    assert watch.history("weight_norm")[0].tolist() == [10]
+
+
+def test_gradient_norm_and_update_ratio_need_a_look_before_the_step(settings) -> None:
+    settings["observables"] = ["gradient_norm", "update_ratio"]
+    model = torch.nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[3.0, 4.0]]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with Watch(settings) as watch:
+        model(torch.tensor([[0.6, 0.8]])).sum().backward()
+        watch.before_step(10, model.named_parameters())
+        optimizer.step()
+        watch.probe(10, model)
+        assert watch.history("gradient_norm")[1] == pytest.approx([1.0])
+        assert watch.history("update_ratio")[1] == pytest.approx([0.1])
