@@ -59,6 +59,9 @@ def freeze(value: Any, depth: int = 0) -> Any:
 def _freeze_tensor(tensor: torch.Tensor) -> Any:
     if tensor.is_meta:
         return ("tensor", "meta", tuple(tensor.shape))
+    if tensor.layout != torch.strided:
+        whole = tensor.detach().coalesce()
+        return ("sparse", _freeze_tensor(whole.indices()), _freeze_tensor(whole.values()))
     raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return ("tensor", str(tensor.dtype), tuple(tensor.shape), digest(raw.tobytes()))
 

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from support.bitwise import (
     Record,
@@ -90,7 +91,10 @@ def record(
             result.error = error
         finish(result, trainer, module, _state_of(data))
 
-    quietly(go)
+    try:
+        quietly(go)
+    finally:  # what a Trainer option left behind
+        torch.use_deterministic_algorithms(False)
     return result
 
 

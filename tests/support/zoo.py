@@ -28,7 +28,8 @@ class Case:
         build: Makes the module.
         loaders: Makes what `fit` gets beside the module.
         trainer: Options of the Trainer.
-        llc: "measured": estimates must exist; "refused": none may, and the reason is recorded.
+        llc: "measured": estimates must exist; "refused": none may, and the reason is recorded;
+            "either": one of the two.
         monitor: Options of the monitor that this case needs.
         callbacks: Makes further callbacks.
         slow: Runs in the long part.
@@ -44,7 +45,7 @@ class Case:
         }
     )
     trainer: Mapping[str, Any] = field(default_factory=dict)
-    llc: Literal["measured", "refused"] = "measured"
+    llc: Literal["measured", "refused", "either"] = "measured"
     monitor: Mapping[str, Any] = field(default_factory=dict)
     callbacks: Callable[[], list[Any]] = list
     slow: bool = False
@@ -104,6 +105,13 @@ KINDS: tuple[Case, ...] = (
     Case("gradient hooks, weights edited after the batch", modules.HookedParameters),
     Case("embedding with max_norm", layers.MaxNormEmbedding),
     Case("child LightningModule, stored trainer", modules.ChildModules),
+    Case("reads trainer, schedulers and hyperparameters", modules.ReadsTrainer),
+    Case("keeps tensors of inference mode", modules.KeepsInferenceTensor),
+    Case("layers made in setup and configure_model", modules.MadeInSetup),
+    Case("seeds the global generators in its step", modules.ReseedsItself),
+    Case("one block under two names", layers.SharedBlock),
+    Case("complex parameters", layers.ComplexParameters, llc="either"),
+    Case("scripted network", layers.Scripted, llc="either"),
     Case("logs nothing", modules.Silent),
     Case("catches exceptions in its step", modules.SwallowsFailures),
     Case("step takes the loader's iterator", modules.DataloaderIter, llc="refused"),
@@ -151,6 +159,13 @@ OPTIMIZATION: tuple[Case, ...] = (
     Case("raw optimizer, global_step stays 0", optimization.RawOptimizer),
     Case("steps that return None", optimization.SkipsSteps),
     Case("gradients zeroed by the user", optimization.ZeroesItself),
+    Case("sparse gradients", layers.SparseGradients),
+    Case("a backbone thawed in the second epoch", layers.Backbone,
+         callbacks=lambda: [pl.callbacks.BackboneFinetuning(1, lambda epoch: 1.0)]),
+    Case("pruning", modules.Plain,
+         callbacks=lambda: [pl.callbacks.ModelPruning("l1_unstructured", amount=0.2)]),
+    Case("anomaly detection", modules.Plain, trainer={"detect_anomaly": True}),
+    Case("deterministic algorithms", modules.Plain, trainer={"deterministic": True}),
     Case("loss that turns into NaN", optimization.NonfiniteLoss),
 )  # fmt: skip
 
@@ -167,6 +182,12 @@ DATA: tuple[Case, ...] = (
     Case("random transforms from three generators", modules.Plain, _of(data.RandomTransform)),
     Case("dataset with counters, caches and generators", modules.Plain, _of(data.Stateful)),
     Case("the same dataset behind a lock", modules.Plain, _of(data.StatefulUncopyable)),
+    Case("collate function that draws", modules.Plain,
+         _of(data.dataset, collate_fn=data.random_collate)),
+    Case("batch sampler", modules.Plain, _loaders(data.batch_sampler)),
+    Case("dataset of whole batches", modules.Plain,
+         _of(data.WholeBatches, batch_size=None)),
+    Case("named tuples", modules.Plain, _of(data.NamedTuples)),
     Case("iterable dataset", modules.Plain, _of(data.Stream, shuffle=False)),
     Case("part of an iterable dataset", modules.Plain,
          _of(lambda: data.Stream(10**4), shuffle=False), trainer={"limit_train_batches": 5}),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import threading
+from typing import NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
@@ -192,3 +194,38 @@ def weighted_sampler() -> DataLoader:
     data = dataset()
     sampler = WeightedRandomSampler(torch.ones(len(data)), num_samples=len(data))
     return DataLoader(data, batch_size=8, sampler=sampler, drop_last=True)
+
+
+def random_collate(samples):
+    """Mixes the samples of a batch at random, with two generators."""
+    x = torch.stack([sample[0] for sample in samples])
+    y = torch.stack([sample[1] for sample in samples])
+    order = torch.randperm(len(x))
+    return [x + 0.1 * random.random() * x[order], y]
+
+
+class WholeBatches(RandomTransform):
+    """Each item is a batch already."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        rows = slice(8 * index, 8 * index + 8)
+        return [self.x[rows], self.y[rows]]
+
+
+class Pair(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+class NamedTuples(RandomTransform):
+    def __getitem__(self, index):
+        return Pair(self.x[index], self.y[index])
+
+
+def batch_sampler() -> DataLoader:
+    data = dataset()
+    batches = BatchSampler(RandomSampler(data), batch_size=8, drop_last=False)
+    return DataLoader(data, batch_sampler=batches)

@@ -142,3 +142,59 @@ class CompiledNet(Plain):
     def __init__(self):
         super().__init__()
         self.net = torch.compile(self.net, backend="eager")
+
+
+class SharedBlock(Plain):
+    """One block registered under two names and applied twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = self.first
+
+    def forward(self, x):
+        return self.net(self.second(torch.tanh(self.first(x))))
+
+
+class ComplexParameters(Plain):
+    def __init__(self):
+        super().__init__()
+        self.phase = nn.Parameter(torch.randn(4, dtype=torch.complex64))
+
+    def forward(self, x):
+        return self.net((x * self.phase).abs())
+
+
+class Scripted(Plain):
+    def __init__(self):
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.net = torch.jit.script(self.net)
+
+
+class Backbone(Plain):
+    """What the finetuning callback wants: a backbone to thaw later, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.net(self.backbone(x))
+
+    def configure_optimizers(self):
+        return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=0.02)
+
+
+class SparseGradients(Plain):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(3, 4, sparse=True)
+
+    def loss(self, batch):
+        x, y = batch
+        return F.cross_entropy(self(x + self.embedding((x[:, 0] > 0).long())), y)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05)

@@ -304,3 +304,68 @@ class DataloaderIter(Plain):
     def training_step(self, dataloader_iter):
         batch, _, _ = next(dataloader_iter)
         return self.loss(batch)
+
+
+class ReadsTrainer(Plain):
+    """Weighs its loss by what trainer, scheduler and hyperparameters say."""
+
+    def __init__(self, scale: float = 0.5):
+        super().__init__()
+        self.save_hyperparameters()
+
+    def training_step(self, batch, batch_idx):
+        done = self.trainer.global_step / self.trainer.estimated_stepping_batches
+        epochs = self.current_epoch / self.trainer.max_epochs
+        share = batch_idx / self.trainer.num_training_batches
+        lr = self.lr_schedulers().get_last_lr()[0]
+        factor = self.hparams.scale + 0.1 * (done + epochs + share + lr)
+        return self.loss(batch) * factor + 0.0 * int(self.trainer.is_global_zero)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.02)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, step_size=1)]
+
+
+class KeepsInferenceTensor(Plain):
+    """Remembers what validation computed in inference mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.remembered = None
+        self.register_buffer("centre", torch.zeros(3), persistent=False)
+
+    def validation_step(self, batch, batch_idx):
+        self.remembered = self(batch[0])
+        self.centre = self.remembered.mean(0)
+        super().validation_step(batch, batch_idx)
+
+    def training_step(self, batch, batch_idx):
+        shift = 0.0 if self.remembered is None else float(self.remembered.mean())
+        return super().training_step(batch, batch_idx) * (1 + 0.01 * shift)
+
+
+class MadeInSetup(Plain):
+    """Makes its layers late: in `setup`, and in `configure_model`."""
+
+    def __init__(self):
+        super().__init__(nn.Identity())
+        self.first = None
+        self.second = None
+
+    def setup(self, stage):
+        self.first = self.first or nn.Linear(4, 6)
+
+    def configure_model(self):
+        self.second = self.second or nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)))
+
+
+class ReseedsItself(Plain):
+    """Seeds the global generators in its step."""
+
+    def training_step(self, batch, batch_idx):
+        torch.manual_seed(batch_idx)
+        np.random.seed(batch_idx)  # noqa: NPY002
+        return self.loss([batch[0] + 0.1 * torch.randn(4), batch[1]])
