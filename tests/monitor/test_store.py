@@ -8,12 +8,12 @@ import sqlite3
 
 import numpy as np
 import pytest
-from support.records import INF, NAN, make_estimate, make_observation, make_transition
 
 from phasewatch.monitor.errors import StoreError
 from phasewatch.monitor.scalars import Column
 from phasewatch.monitor.store import Store
 from phasewatch.monitor.types import EstimateStatus, RunState, TransitionStatus
+from support.records import INF, NAN, make_estimate, make_observation, make_transition
 
 
 @pytest.fixture(params=["file", "memory"])

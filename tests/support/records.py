@@ -57,7 +57,12 @@ def make_estimate(step: int = 7, **changes: Any) -> Estimate:
 
 
 def make_transition(
-    run: str, detected_step: int = 90, *, id: str = "t1", attempt: int = 1, **changes: Any
+    run: str,
+    detected_step: int = 90,
+    *,
+    transition_id: str = "t1",
+    attempt: int = 1,
+    **changes: Any,
 ) -> Transition:
     alarm = Alarm(
         detected_step=detected_step,
@@ -81,7 +86,11 @@ def make_transition(
         "where": (("block.1", 0.25), ("head", 0.125)),
     }
     return Transition(
-        id=id, run=run, attempt=attempt, detected_step=detected_step, **(values | changes)
+        id=transition_id,
+        run=run,
+        attempt=attempt,
+        detected_step=detected_step,
+        **(values | changes),
     )
 
 
@@ -89,6 +98,7 @@ def start_python(code: str, *arguments: object) -> subprocess.Popen[str]:
     """A process of its own that runs `code`; its pipes are closed by `communicate`."""
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
