@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from phasewatch.monitor.config import MonitorConfig
@@ -44,7 +45,7 @@ class Outlets:
         """Store one observation and pass it on."""
         self.store.add_observation(self._run_id, self._attempt, observation)
         for sink in self._sinks:
-            self._call(sink, lambda s: s.emit(observation))
+            self._call(sink, partial(_emit, observation))
 
     def emit_columns(self, columns: Mapping[str, Column]) -> None:
         """Store many exact scalars and pass them on; a sink that shows the latest gets only it."""
@@ -53,7 +54,7 @@ class Outlets:
             for sink in self._sinks:
                 latest_only = getattr(sink, "latest_only", False)
                 for observation in observations_of(name, column, latest_only=latest_only):
-                    self._call(sink, lambda s, o=observation: s.emit(o))
+                    self._call(sink, partial(_emit, observation))
 
     def notify(self, transition: Transition) -> None:
         """Store a transition that changed and pass it on."""
@@ -86,6 +87,10 @@ class Outlets:
                     type(error).__name__,
                     error,
                 )
+
+
+def _emit(observation: Observation, sink: Sink) -> None:
+    sink.emit(observation)
 
 
 def store_url(config: MonitorConfig, root: Path | None) -> str:

@@ -30,7 +30,8 @@ def l2_norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     if not norms:
         return torch.zeros((), dtype=torch.float64)
     device = norms[0].device
-    return torch.linalg.vector_norm(torch.stack([norm.to(device) for norm in norms]))
+    total: torch.Tensor = torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]))
+    return total
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
