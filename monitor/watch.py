@@ -253,15 +253,6 @@ class Watch:
         for name in self._measuring.names:
             self._measuring.refuse(name, reason)
 
-    def refuse(self, reason: str) -> None:
-        """Measure nothing in this run, and say why; scalars are observed all the same.
-
-        Raises:
-            ConfigError: The user named an observable.
-        """
-        for name in self._measuring.names:
-            self._measuring.refuse(name, reason)
-
     def probe(self, step: int, context: MeasureContext | nn.Module) -> None:
         """Measure what is due at `step`. Never raises into training, never changes it.
 
