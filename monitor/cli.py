@@ -149,7 +149,7 @@ def _print_json(content: Any) -> None:
 def _print(content: Any) -> None:
     from rich.console import Console
 
-    Console(highlight=False, markup=False).print(content)
+    Console(highlight=False, markup=False).print(content, soft_wrap=isinstance(content, str))
 
 
 def _table(title: str, *columns: str) -> Table:

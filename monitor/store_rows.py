@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, select, text, update
 from sqlalchemy.engine import Connection, CursorResult
 
 from phasewatch.monitor import store_schema as schema
 from phasewatch.monitor.scalars import Column, unit_of
 from phasewatch.monitor.store_codec import (
     OBSERVATION_COLUMNS,
+    SCALAR_COLUMNS,
+    SCALAR_CONSTANTS,
     encode_column,
     encode_estimate,
     encode_observation,
@@ -24,7 +25,7 @@ from phasewatch.monitor.store_codec import (
 from phasewatch.monitor.types import Observation, Transition
 
 ROWS_PER_STATEMENT = 128
-"""One statement of many rows costs a third of as many executions (sqlite3)."""
+"""Rows of one INSERT on SQLite: one such statement costs a third of that many single ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class RowWriter:
         self._open: dict[tuple[str, int], dict[str, Any]] = {}
         self._last_step: dict[tuple[str, int], int] = {}
         self._committed_step: dict[tuple[str, int], int] = {}
-        self._statements: dict[int, str] = {}
+        self._statements: dict[tuple[tuple[str, ...], int], str] = {}
 
     @property
     def has_open_runs(self) -> bool:
@@ -120,39 +121,47 @@ class RowWriter:
 
     def write(self, connection: Connection, rows: Sequence[Row]) -> None:
         """Write the rows, and the heartbeat of every open attempt."""
-        plain: list[tuple[Any, ...]] = []
+        scalars: list[tuple[Any, ...]] = []
+        others: list[tuple[Any, ...]] = []
         ends: list[EndRow] = []
         for row in rows:
             if isinstance(row, ColumnRow):
-                self._add_column(connection, row, plain)
+                self._add_column(connection, row, scalars, others)
             elif isinstance(row, ObservationRow):
-                self._add_observation(connection, row, plain)
+                self._add_observation(connection, row, others)
             elif isinstance(row, TransitionRow):
                 values = _transition_values(row, self._step_now(row.transition))
                 connection.execute(insert(schema.transitions), values)
             else:
                 ends.append(row)
-        self._insert_observations(connection, plain)
+        self._insert(connection, SCALAR_COLUMNS, SCALAR_CONSTANTS, scalars)
+        self._insert(connection, OBSERVATION_COLUMNS, {}, others)
         self._beat(connection)
         for end in ends:
             self._end(connection, end)
 
     def _add_column(
-        self, connection: Connection, row: ColumnRow, plain: list[tuple[Any, ...]]
+        self,
+        connection: Connection,
+        row: ColumnRow,
+        scalars: list[tuple[Any, ...]],
+        others: list[tuple[Any, ...]],
     ) -> None:
         stream = self._stream(connection, row.run_id, row.name, unit_of(row.name))
-        plain.extend(encode_column(stream, row.attempt, row.name, row.column))
+        finite, odd = encode_column(stream, row.attempt, row.name, row.column)
+        scalars.extend(finite)
+        others.extend(odd)
         self._saw(row.run_id, row.attempt, max(row.column.steps, default=-1))
 
     def _add_observation(
-        self, connection: Connection, row: ObservationRow, plain: list[tuple[Any, ...]]
+        self, connection: Connection, row: ObservationRow, others: list[tuple[Any, ...]]
     ) -> None:
         observation = row.observation
         stream = self._stream(connection, row.run_id, observation.name, observation.unit)
         values = encode_observation(stream, row.attempt, observation)
         self._saw(row.run_id, row.attempt, int(observation.step))
         if observation.detail is None:
-            plain.append(values)
+            others.append(values)
             return
         statement = insert(schema.observations)
         named = dict(zip(OBSERVATION_COLUMNS, values, strict=True))
@@ -181,31 +190,40 @@ class RowWriter:
         if step > self._last_step.get((run_id, attempt), -1):
             self._last_step[run_id, attempt] = step
 
-    def _insert_observations(self, connection: Connection, rows: list[tuple[Any, ...]]) -> None:
+    def _insert(
+        self,
+        connection: Connection,
+        columns: tuple[str, ...],
+        constants: Mapping[str, str],
+        rows: list[tuple[Any, ...]],
+    ) -> None:
+        """Insert observations that differ in `columns` and share `constants`."""
         if not rows:
             return
-        if connection.dialect.paramstyle != "qmark" or not isinstance(
-            connection.connection.dbapi_connection, sqlite3.Connection
-        ):
-            named = [dict(zip(OBSERVATION_COLUMNS, row, strict=True)) for row in rows]
-            connection.execute(insert(schema.observations), named)
+        if connection.dialect.name != "sqlite" or connection.dialect.paramstyle != "qmark":
+            shared = {name: text(value) for name, value in constants.items()}
+            named = [dict(zip(columns, row, strict=True)) for row in rows]
+            connection.execute(insert(schema.observations).values(shared), named)
             return
         for start in range(0, len(rows), ROWS_PER_STATEMENT):
             part = rows[start : start + ROWS_PER_STATEMENT]
             connection.exec_driver_sql(
-                self._statement(len(part)), tuple(itertools.chain.from_iterable(part))
+                self._statement(columns, constants, len(part)),
+                tuple(itertools.chain.from_iterable(part)),
             )
 
-    def _statement(self, num_rows: int) -> str:
-        text = self._statements.get(num_rows)
-        if text is None:
-            one = "(" + ",".join("?" * len(OBSERVATION_COLUMNS)) + ")"
-            columns = ",".join(OBSERVATION_COLUMNS)
-            text = self._statements[num_rows] = (
-                f"INSERT INTO {schema.observations.name} ({columns}) VALUES "  # noqa: S608 - names of ours
-                + ",".join([one] * num_rows)
-            )
-        return text
+    def _statement(
+        self, columns: tuple[str, ...], constants: Mapping[str, str], num_rows: int
+    ) -> str:
+        statement = self._statements.get((columns, num_rows))
+        if statement is None:
+            names = ",".join((*columns, *constants))
+            one = "(" + ",".join(("?",) * len(columns) + (*constants.values(),)) + ")"
+            values = ",".join([one] * num_rows)
+            # Made of our own names alone; the values are bound.
+            statement = f"INSERT INTO {schema.observations.name} ({names}) VALUES {values}"  # noqa: S608
+            self._statements[columns, num_rows] = statement
+        return statement
 
     def _beat(self, connection: Connection) -> None:
         now = time.time()

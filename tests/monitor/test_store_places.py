@@ -11,6 +11,7 @@ from sqlalchemy.schema import CreateTable
 
 from phasewatch.monitor import store_engine, store_schema
 from phasewatch.monitor.errors import StoreError
+from phasewatch.monitor.scalars import Column
 from phasewatch.monitor.store import Store
 from phasewatch.monitor.store_engine import network_file_system
 from support.records import make_observation
@@ -212,3 +213,22 @@ def test_a_network_file_system_gets_a_rollback_journal_and_is_told_once(
                 assert not (tmp_path / "runs.db-wal").exists()
     (record,) = caplog.records
     assert f"store {path} lies on a network file system (nfs4)" in record.getMessage()
+
+
+def test_a_server_without_question_marks_gets_the_same_rows(tmp_path, monkeypatch):
+    """SQLite takes hand-made statements; every other database takes SQLAlchemy's own."""
+    make = store_engine.create_engine
+
+    def make_named(url, **options):
+        return make(url, paramstyle="named", **options)
+
+    monkeypatch.setattr(store_engine, "create_engine", make_named)
+    column = Column([1, 2, 3], [0.5, float("nan"), 0.25], [0, 0, 1], [1.5, 2.5, 3.5])
+    with Store(tmp_path / "runs.db") as store:
+        run, attempt = store.begin_run(name="demo")
+        store.add_scalars(run, attempt, "val_loss", column)
+        found = store.observations(run, "val_loss")
+    assert [row.step for row in found] == [1, 2, 3]
+    assert [row.timestamp for row in found] == [1.5, 2.5, 3.5]
+    assert [row.status for row in found] == ["ok", "diverged", "ok"]
+    assert [row.duration_seconds for row in found] == [0.0, 0.0, 0.0]

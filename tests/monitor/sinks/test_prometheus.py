@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
+from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -94,6 +95,12 @@ def test_the_classic_text_byte_for_byte(collector):
 
 def test_the_openmetrics_text_byte_for_byte(collector):
     assert generate_openmetrics(collector).decode() == openmetrics_of(CLASSIC_TEXT)
+
+
+def test_the_openmetrics_text_is_read_by_a_strict_parser(collector):
+    text = generate_openmetrics(collector).decode()
+    families = list(openmetrics_parser.text_string_to_metric_families(text))
+    assert len(families) == len(metrics.METRICS)
 
 
 def openmetrics_of(classic):
