@@ -23,8 +23,8 @@ from phasewatch.monitor.types import Observation
 
 STREAMS = [f"stream_{index}" for index in range(5)]
 STEPS_PER_SECOND = 500
-SECONDS = 2.0
-PAIRS = 5
+SECONDS = 1.0
+PAIRS = 10
 
 
 def one_by_one(store: Store, run: str, steps: range) -> None:
