@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from phasewatch.monitor.types import EstimateStatus, RunState, Transition, TransitionKind
@@ -69,6 +70,15 @@ class Health:
     store_queue_depth: int = 0
     store_dropped: int = 0
     store_failed: int = 0
+
+    def born(self, observables: Iterable[str], sinks: Iterable[str]) -> None:
+        """Give every counter its first value: one that appears above zero is not seen to rise."""
+        for name in observables:
+            for counter in (self.measurements, self.measurement_failures, self.skipped):
+                counter[name] += 0
+            self.measurement_seconds.setdefault(name, 0.0)
+        for name in sinks:
+            self.sink_failures[name] += 0
 
     def measured(self, observable: str, seconds: float) -> None:
         """Count one successful measurement."""

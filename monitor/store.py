@@ -94,6 +94,11 @@ class Store:
         return self._database.path
 
     @property
+    def is_in_memory(self) -> bool:
+        """Whether the history ends with this process."""
+        return self._database.is_in_memory
+
+    @property
     def queue_depth(self) -> int:
         """Rows waiting to be written."""
         return self._writer.depth

@@ -53,7 +53,7 @@ class Database:
         self.path = _file_of(self.url)
         self.where = str(self.path) if self.path else self.url.render_as_string(hide_password=True)
         # One connection serves every thread of a store in memory, so they take turns.
-        self._turn: threading.RLock | None = threading.RLock() if self._in_memory else None
+        self._turn: threading.RLock | None = threading.RLock() if self.is_in_memory else None
         self._inode: tuple[int, int] | None = None
         if self.path is not None:
             _check_path(self.path, create=create)
@@ -76,7 +76,8 @@ class Database:
         return self.url.get_backend_name() == "sqlite"
 
     @property
-    def _in_memory(self) -> bool:
+    def is_in_memory(self) -> bool:
+        """Whether the database ends with this process."""
         return self.is_sqlite and self.url.database in (None, "", ":memory:")
 
     @contextlib.contextmanager
@@ -114,7 +115,7 @@ class Database:
         options: dict[str, Any] = {}
         if self.is_sqlite:
             options["connect_args"] = {"timeout": BUSY_SECONDS, "check_same_thread": False}
-            if self._in_memory:
+            if self.is_in_memory:
                 options["poolclass"] = StaticPool
         try:
             engine = create_engine(self.url, **options)

@@ -111,6 +111,7 @@ class Watch:
         self._buffer = ScalarBuffer()
         self._record: StepRecord | None = None
         self._outlets: Outlets | None = None
+        self._ended_store: Store | None = None
         self._expected_steps: float = math.inf
         self._drained = (0, time.perf_counter())
         self._subject: PlainSubject | None = None
@@ -140,6 +141,7 @@ class Watch:
             self.config, self._root, self.health, lambda store: self._begin(store, resumed_step)
         )
         self._detection.start(self.run_id, self.attempt)
+        self.health.born(self._measuring.names, [type(sink).__name__ for sink in self._user_sinks])
         try:
             sinks = [*open_exporter(self.config, self.run_name, self.health), *self._user_sinks]
         except BaseException as error:
@@ -154,7 +156,8 @@ class Watch:
             run_id=self.run_id,
             attempt=self.attempt + 1,
             resumed_step=resumed_step,
-            config=self.config.model_dump(mode="json"),
+            # A database URL may hold a password; what is kept names the place without it.
+            config=self.config.model_dump(mode="json") | {"store": store.where},
         )
 
     def finish(self, state: RunState = RunState.FINISHED, reason: str = "") -> None:
@@ -170,19 +173,21 @@ class Watch:
             outlets.flush()
             store.end_run(self.run_id, self.attempt, state, reason)
             outlets.close()
-            store.close()
             self._refresh_health(store)
-        self._say_goodbye(state)
+            if store.is_in_memory:
+                self._ended_store = store  # closing would lose the only copy
+            else:
+                store.close()
+        self._say_goodbye(state, store)
 
-    def _say_goodbye(self, state: RunState) -> None:
+    def _say_goodbye(self, state: RunState, store: Store) -> None:
         found = [t for t in self.transitions if t.status is not TransitionStatus.WITHDRAWN]
         listed = ", ".join(f"{t.kind} at step {t.onset_step}" for t in found) or "none"
         log.info("run %s %s; transitions: %s", self.run_name, state, listed)
-        log.info(
-            "look at it with: phasewatch report %s --store %s",
-            self.run_name,
-            store_url(self.config, self._root),
-        )
+        if store.is_in_memory:
+            log.info("its history was kept in memory only, and ends with this process")
+        else:
+            log.info("look at it with: phasewatch report %s --store %s", self.run_name, store.where)
 
     def __enter__(self) -> Self:
         self.start()
@@ -339,6 +344,11 @@ class Watch:
         return self._outlets.store if self._outlets else None
 
     @property
+    def metrics_url(self) -> str | None:
+        """Where the metrics are served while the run goes on; None where they are not."""
+        return self._outlets.metrics_url if self._outlets else None
+
+    @property
     def transitions(self) -> list[Transition]:
         """Transitions found so far, in the order of their onset."""
         return self._detection.transitions
@@ -358,11 +368,10 @@ class Watch:
         if self._outlets is not None:
             self._outlets.store.flush()
             return self._outlets.store.history(self.run_id, name)
-        store = Store(store_url(self.config, self._root))
-        try:
+        if self._ended_store is not None:
+            return self._ended_store.history(self.run_id, name)
+        with Store(store_url(self.config, self._root), create=False) as store:
             return store.history(self.run_id, name)
-        finally:
-            store.close()
 
     # ---- resume
 

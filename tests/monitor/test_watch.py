@@ -286,9 +286,23 @@ def test_the_default_store_falls_back_to_memory_and_says_so(
     watch = Watch(settings, root=tmp_path / "file" / "below")
     with caplog.at_level(logging.WARNING, logger="phasewatch"), watch:
         feed(watch, range(1, 4))
-        assert watch.history("val_loss")[0].tolist() == [1, 2, 3]
+    assert watch.history("val_loss")[0].tolist() == [1, 2, 3]
     assert watch.health.skipped["store"] == 1
     assert "kept in memory only" in caplog.text
+
+
+def test_counters_are_born_at_zero(settings) -> None:
+    with Watch(settings, sinks=[Collecting()]) as watch:
+        assert watch.health.measurements == {"weight_norm": 0}
+        assert watch.health.measurement_failures == {"weight_norm": 0}
+        assert watch.health.sink_failures == {"Collecting": 0}
+
+
+def test_the_stored_configuration_names_the_store_without_its_password(settings) -> None:
+    path = settings["store"]
+    with Watch(settings | {"store": f"sqlite:///{path}"}):
+        pass
+    assert Store(path).run("test").config["store"] == path
 
 
 def test_direct_alerts_are_refused_clearly(settings) -> None:
