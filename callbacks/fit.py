@@ -126,25 +126,37 @@ class Fit:
     def batch_ended(self, outputs: Any) -> None:
         """Keep the loss, read what was logged, measure what is due."""
         loss = outputs.get("loss") if outputs.__class__ is dict else None
-        steps = self._steps
-        trainer = self._trainer
-        before = steps.step
+        steps, trainer = self._steps, self._trainer
+        step = trainer.global_step
         try:
-            for step, mean in steps.batch_ended(
-                trainer.global_step, loss, trainer.accumulate_grad_batches
+            if (
+                steps.is_one_batch_a_step
+                and step != steps.step
+                and trainer.accumulate_grad_batches == 1
             ):
-                if mean is not None:
+                steps.step = step
+                if loss is not None:
                     self._metrics.own_train_loss = True
-                    self._watch.observe(step, {TRAIN_LOSS: mean}, self._epoch)
-            step = steps.step
-            if step == before:
-                return
+                    self._watch.observe(step, {TRAIN_LOSS: loss}, self._epoch)
+            else:
+                before = steps.step
+                self._observe_losses(step, loss)
+                step = steps.step
+                if step == before:
+                    return
             if step >= self._next_log:
                 self._read_logged(step)
             if step >= self._measures_from and self._watch.due(step):
                 self._measure(step)
         except Exception as error:
-            self._failed(steps.step, error)
+            self._failed(step, error)
+
+    def _observe_losses(self, global_step: int, loss: Any) -> None:
+        accumulate = self._trainer.accumulate_grad_batches
+        for step, mean in self._steps.batch_ended(global_step, loss, accumulate):
+            if mean is not None:
+                self._metrics.own_train_loss = True
+                self._watch.observe(step, {TRAIN_LOSS: mean}, self._epoch)
 
     def epoch_started(self) -> None:
         """Take what the epoch before logged."""

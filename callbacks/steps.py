@@ -28,6 +28,8 @@ class StepLosses:
     Attributes:
         step: Optimizer steps completed.
         counting: Whether batches are counted in place of steps.
+        is_one_batch_a_step: Whether nothing is held back and steps are Lightning's; then a batch
+            after which `global_step` moved is a step of its own, and need not come here.
     """
 
     def __init__(self, step: int, *, manual: bool, counting: bool = False) -> None:
@@ -35,6 +37,7 @@ class StepLosses:
         self.counting = counting
         self._manual = manual
         self._held: list[Any] = []
+        self.is_one_batch_a_step = not counting
 
     def batch_ended(
         self, global_step: int, loss: Any, accumulate: int
@@ -55,9 +58,11 @@ class StepLosses:
             yield self.step, loss
             return
         self._held.append(loss)
+        self.is_one_batch_a_step = False
         if global_step != self.step:
             self.step = global_step
             held, self._held = self._held, []
+            self.is_one_batch_a_step = True
             yield global_step, self._mean(held, accumulate)
         elif self._manual and len(self._held) >= STUCK_BATCHES:
             yield from self._start_counting()
