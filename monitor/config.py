@@ -44,6 +44,8 @@ class SamplerConfig(_Model):
             "sgld": overdamped steps w ← w − (ε/2)[nβ ĝ + γ(w−w*)] + √ε ξ (Lau et al. 2023).
         num_chains: Chains, run side by side.
         num_draws: Steps of each chain, burn-in included.
+        max_draws: Chains go on beyond `num_draws`, up to this, while more draws can bring the
+            error or the checks within bounds and time is left. At most `num_draws`: never.
         burnin_fraction: Share of the draws dropped at the start.
         n_beta: nβ; None takes n / log n from the probe's n.
         localization: γ, the strength of the pull back to w*. It is part of the number: keep it
@@ -59,6 +61,7 @@ class SamplerConfig(_Model):
     scheme: Literal["baoab", "sgld"] = "baoab"
     num_chains: PositiveInt = 4
     num_draws: Annotated[int, Field(ge=8)] = 128
+    max_draws: NonNegativeInt = 2048
     burnin_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.25
     n_beta: PositiveFloat | None = None
     localization: NonNegativeFloat = 1.0

@@ -1,1 +1,8 @@
-"""."""
+"""The LLC engine: local posterior, integrators, chains, calibration, estimators, diagnostics."""
+
+from __future__ import annotations
+
+from phasewatch.monitor.config import SamplerConfig
+from phasewatch.monitor.sampling.measure import Memory, estimate_llc, measure_llc
+
+__all__ = ["Memory", "SamplerConfig", "estimate_llc", "measure_llc"]

@@ -1,0 +1,95 @@
+"""The local learning coefficient as an observable."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from phasewatch.monitor.config import SamplerConfig
+from phasewatch.monitor.errors import MeasurementError, RefusedError
+from phasewatch.monitor.sampling import Memory, measure_llc
+from phasewatch.monitor.sampling.measure import check_llc
+from phasewatch.monitor.types import MeasureContext, Observation
+
+
+class LLC:
+    """Local learning coefficient λ̂ = nβ (E_w[L_n(w)] − L_n(w*)) on the fixed probe.
+
+    Chains start cold at each measurement. What is kept between two: which engine to use, and the
+    sharpest direction, so that the step size is known after few gradients.
+
+    Args:
+        config: How the local posterior is sampled.
+        parameters: Names or shell patterns; restricts sampling to part of the weights.
+        name: Name of the stream.
+    """
+
+    unit = "1"
+    cost = "expensive"
+    source = "Lau et al. 2023, arXiv 2308.12108, eq. (6)"
+
+    def __init__(
+        self,
+        config: SamplerConfig | None = None,
+        *,
+        parameters: Sequence[str] | None = None,
+        name: str = "llc",
+    ) -> None:
+        self.name = name
+        self._config = config or SamplerConfig()
+        self._parameters = parameters
+        self._memory = Memory()
+
+    def check(self, context: MeasureContext) -> None:
+        """Refuse before the first step what cannot be measured.
+
+        Raises:
+            RefusedError: Says what was looked for, and the way out.
+        """
+        try:
+            check_llc(context, self._config, parameters=self._parameters, memory=self._memory)
+        except RefusedError:
+            raise
+        except MeasurementError:
+            return  # a loss that is not finite now may be finite later
+
+    def measure(self, context: MeasureContext) -> Observation:
+        """Measure at `context.step`, within `context.deadline_seconds`.
+
+        Raises:
+            RefusedError: It cannot be measured safely.
+            MeasurementError: The loss at w* is not finite.
+        """
+        estimate = measure_llc(
+            context, self._config, parameters=self._parameters, memory=self._memory
+        )
+        return Observation(
+            name=self.name,
+            step=context.step,
+            epoch=context.epoch,
+            value=estimate.lambda_hat,
+            unit=self.unit,
+            stderr=estimate.lambda_stderr,
+            timestamp=time.time(),
+            duration_seconds=estimate.duration_seconds,
+            status=estimate.status,
+            reason=estimate.reason,
+            detail=estimate,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sharpest direction and its curvature. Chains are not kept: they start cold."""
+        sharpest = self._memory.sharpest
+        return {
+            "sharpness": self._memory.sharpness,
+            "sharpest": None if sharpest is None else sharpest.detach().cpu().clone(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a state of `state_dict`; the mapping is not changed."""
+        sharpness, sharpest = state.get("sharpness"), state.get("sharpest")
+        self._memory.sharpness = None if sharpness is None else float(sharpness)
+        self._memory.sharpest = None if sharpest is None else torch.as_tensor(sharpest).clone()

@@ -1,0 +1,282 @@
+"""Running the chains: draws, sharpness checks on the way, and what happens when one blows up."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from phasewatch.monitor.sampling.calibration import Sharpness, measure_sharpness
+from phasewatch.monitor.sampling.engine import Engine, Evaluation, evaluate, join
+from phasewatch.monitor.sampling.integrators import Chains, Integrator
+from phasewatch.monitor.sampling.posterior import Problem
+
+BLOW_UP = 50.0
+"""A chain has left when nβ K exceeds this many nats per parameter. In equilibrium it is ½ or less.
+A *fall* of any depth is no blow-up: far from a minimum the loss really falls."""
+
+MAX_RESTARTS = 6
+"""Restarts with half the squared step before a chain that still blows up is given up."""
+
+SAFETY = 1.2
+"""Factor on the sharpness met by the chains: they go on to sharper places."""
+
+MIN_DRAWS = 32
+"""Draws that a deadline cannot take away: fewer say nothing."""
+
+VIRIAL_EVERY = 4
+"""The virial costs two passes over the state; neighbouring draws would say the same."""
+
+
+class Recorder:
+    """What is kept of each draw.
+
+    Attributes:
+        losses: Per draw, the loss of each chain.
+        baselines: Per draw, L at w* on the very same batches.
+        virials: Per recorded draw, (draw, V of each chain).
+    """
+
+    def __init__(self) -> None:
+        self.losses: list[list[float]] = []
+        self.baselines: list[float] = []
+        self.virials: list[tuple[int, Tensor]] = []
+        self.blocks: list[_TermBlock] = []
+
+    def __len__(self) -> int:
+        return len(self.losses)
+
+    def excess(self) -> NDArray[np.float64]:
+        """K = L − L(w*), paired draw by draw; shape (chains, draws), in nats."""
+        baselines = np.asarray(self.baselines, dtype=np.float64)
+        return self.chain_loss() - baselines
+
+    def chain_loss(self) -> NDArray[np.float64]:
+        """L of each chain and draw, shape (chains, draws), in nats."""
+        losses: NDArray[np.float64] = np.asarray(self.losses, dtype=np.float64)
+        return losses.T
+
+    def virial(self, burnin: int) -> NDArray[np.float64]:
+        """V after burn-in, shape (chains, records)."""
+        kept = [values.double().cpu().numpy() for draw, values in self.virials if draw >= burnin]
+        return np.asarray(kept, dtype=np.float64).T
+
+
+class _TermBlock:
+    """Sums over some draws of each loss term and of its square, all chains together."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.count = 0
+        self.total: Tensor | None = None
+        self.square: Tensor | None = None
+
+    def add(self, deviations: Tensor) -> None:
+        """`deviations` of the terms from their values at w*, shape (chains, terms)."""
+        total, square = deviations.sum(0), deviations.square().sum(0)
+        self.count += len(deviations)
+        self.total = total if self.total is None else self.total.add_(total)
+        self.square = square if self.square is None else self.square.add_(square)
+
+
+class Run:
+    """All chains of one measurement.
+
+    Args:
+        problem: What is sampled.
+        engine: How gradients are computed.
+        integrator: How the chains move.
+        n_beta: nβ.
+        localization: γ.
+        generator: Own generator, on the device of the weights.
+        adaptive: Set the step from the measured sharpness. False where the step was given.
+        num_chains: Chains.
+        first_check: Draw of the first sharpness check on the chains; later ones at its doubles.
+        pick: Which batches the next step uses.
+        deadline: When to stop, on the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        engine: Engine,
+        integrator: Integrator,
+        *,
+        n_beta: float,
+        localization: float,
+        generator: torch.Generator,
+        adaptive: bool,
+        num_chains: int,
+        first_check: int = 8,
+        pick: Callable[[], Sequence[int]] | None = None,
+        deadline: float = math.inf,
+    ) -> None:
+        self.problem = problem
+        self.engine = engine
+        self.integrator = integrator
+        self.n_beta = n_beta
+        self.localization = localization
+        self.adaptive = adaptive
+        self.first_check = first_check
+        self.deadline = deadline
+        self.chains = Chains.at_center(num_chains, problem.center)
+        self.record = Recorder()
+        self.alive = [True] * num_chains
+        self.num_resets = 0
+        self.num_restarts = 0
+        self.sharpness: Sharpness | None = None
+        self.curvature = 0.0
+        self._generator = generator
+        self._all = range(len(problem.batches))
+        self._pick = pick or (lambda: self._all)
+        self._partial = pick is not None
+        self._points = torch.empty_like(self.chains.x)
+        self._center_losses: list[float] = []
+        self._center_terms = torch.empty(0)
+        self._vectors = self.chains.x
+        self._next_check = first_check
+
+    # -- before the first draw ---------------------------------------------------------------
+
+    def prepare(self, warm: Tensor | None = None, guess: float | None = None) -> Evaluation:
+        """Evaluate w* by the same engine as the chains, and measure the sharpness there.
+
+        Args:
+            warm: Vector of shape (d,) from an earlier measurement, near the sharpest direction.
+            guess: The sharpness found then.
+        """
+        at_center = self._evaluate_center()
+        if self.adaptive:
+            shape = self.chains.x.shape
+            vectors = torch.empty_like(self.chains.x).normal_(generator=self._generator)
+            if warm is not None and warm.shape == shape[1:]:
+                vectors = vectors / math.sqrt(shape[1]) * 0.1 + warm.to(vectors)
+            self.sharpness = self._sharpness(at_center.grad, vectors, guess, max_iterations=10)
+            self.curvature, self._vectors = self.sharpness.value, self.sharpness.vectors
+            self._set_curvature()
+        self.integrator.start(self.chains, self._generator)
+        return at_center
+
+    def _evaluate_center(self) -> Evaluation:
+        """L, its terms and its gradient at w*; the loss of each batch is the paired baseline."""
+        points = self.problem.center.expand_as(self.chains.x).contiguous()
+        parts = [evaluate(self.engine, self.problem, points, [index]) for index in self._all]
+        # One number for each batch: all chains are at w*, so their losses differ by rounding only.
+        self._center_losses = [float(part.loss.double().mean()) for part in parts]
+        whole = join(parts, self.problem.weights)
+        self._center_terms = whole.terms[:1].clone()
+        return whole
+
+    def baseline(self, indices: Sequence[int]) -> float:
+        """L(w*) on these batches."""
+        weights = [self.problem.weights[index] for index in indices]
+        losses = [self._center_losses[index] for index in indices]
+        return math.fsum(map(math.prod, zip(weights, losses, strict=True))) / math.fsum(weights)
+
+    # -- draws -------------------------------------------------------------------------------
+
+    def extend(self, num_draws: int) -> None:
+        """Draw until there are `num_draws`, the deadline has passed, or no chain is left."""
+        while len(self.record) < num_draws and any(self.alive):
+            if len(self.record) >= MIN_DRAWS and time.monotonic() > self.deadline:
+                return
+            indices = self._pick()
+            found = self._evaluate(self.chains.x, indices)
+            values = found.loss.tolist()
+            base = self.baseline(indices)
+            lost = self._lost(values, base)
+            if lost and self._restart(lost):
+                continue
+            self._keep(values, base, found)
+            if self.adaptive and len(self.record) == self._next_check:
+                self._check(found)
+            self.integrator.advance(self.chains, found.grad, self._generator)
+
+    def _evaluate(self, x: Tensor, indices: Sequence[int]) -> Evaluation:
+        torch.add(self.problem.center, x, out=self._points)
+        return evaluate(self.engine, self.problem, self._points, indices)
+
+    def _keep(self, values: list[float], base: float, found: Evaluation) -> None:
+        draw = len(self.record)
+        self.record.losses.append(values)
+        self.record.baselines.append(base)
+        if draw % VIRIAL_EVERY == 0:
+            self.record.virials.append((draw, self._virial(found.grad)))
+        if not self._partial and found.terms.shape[1] > len(self._all):
+            self._keep_terms(draw, found.terms)
+
+    def _keep_terms(self, draw: int, terms: Tensor) -> None:
+        """Single loss terms exist where a batch gives more than one number."""
+        if draw % MIN_DRAWS == 0:
+            self.record.blocks.append(_TermBlock(draw))
+        self.record.blocks[-1].add(terms - self._center_terms)
+
+    def _virial(self, grad: Tensor) -> Tensor:
+        """V = x·(nβ∇L + γx)/d of each chain."""
+        x = self.chains.x
+        forces: Tensor = torch.linalg.vecdot(x, grad) * self.n_beta
+        pull: Tensor = torch.linalg.vecdot(x, x) * self.localization
+        return (forces + pull) / x.shape[1]
+
+    # -- sharpness and blow-ups --------------------------------------------------------------
+
+    def _sharpness(
+        self, base: Tensor, vectors: Tensor, guess: float | None, max_iterations: int
+    ) -> Sharpness:
+        return measure_sharpness(
+            lambda x: self._evaluate(x, self._all).grad,
+            self.chains.x,
+            base,
+            vectors,
+            n_beta=self.n_beta,
+            localization=self.localization,
+            guess=guess,
+            max_iterations=max_iterations,
+        )
+
+    def _check(self, found: Evaluation) -> None:
+        """Measure the sharpness where the chains are now; the step is never made longer."""
+        base = found.grad
+        if self._partial:
+            base = self._evaluate(self.chains.x, self._all).grad
+        met = self._sharpness(base, self._vectors, self.curvature, max_iterations=5)
+        self._vectors = met.vectors
+        self.curvature = max(self.curvature, SAFETY * met.value)
+        self._set_curvature()
+        self._next_check *= 2
+
+    def _set_curvature(self) -> None:
+        kappa = self.n_beta * self.curvature + self.localization
+        self.integrator.set_curvature(max(kappa, 1e-12))
+
+    def _lost(self, values: list[float], base: float) -> list[int]:
+        """Chains that have left."""
+        limit = BLOW_UP * self.chains.x.shape[1] / self.n_beta + base
+        return [
+            index
+            for index, value in enumerate(values)
+            if not (math.isfinite(value) and value <= limit)
+        ]
+
+    def _restart(self, lost: list[int]) -> bool:
+        """Begin again with a shorter step; or give the lost chains up. True if begun again."""
+        fresh = [index for index in lost if self.alive[index]]
+        self.num_resets += len(fresh)
+        if fresh and self.adaptive and self.num_restarts < MAX_RESTARTS:
+            self.num_restarts += 1
+            self.curvature *= 2
+            self._set_curvature()
+            self.record = Recorder()
+            self._next_check = self.first_check
+            self.integrator.start(self.chains, self._generator)
+            return True
+        for index in lost:
+            self.alive[index] = False
+            self.chains.x[index] = 0.0
+            self.chains.velocity[index] = 0.0
+        return False

@@ -1,0 +1,159 @@
+"""Whether a number may be trusted: its error, its convergence, and the status they make.
+
+Error. The standard error joins two estimates, stderr² = between² + mcse². The spread of the chain
+means has only C − 1 degrees of freedom and is too small too often (with four chains its 95 %
+interval held the long-run value in 88 % of repeats); the Monte Carlo error from autocorrelations
+is blind to what no chain has seen yet (89 %). Together they held it in 95 % of 312 repeats over
+thirteen models of known λ at 128 draws; for quick models that is up to √2 too careful.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from arviz_stats.base.array import array_stats
+from numpy.typing import NDArray
+
+from phasewatch.monitor.types import EstimateStatus
+
+Draws = NDArray[np.float64]
+
+MIN_VIRIAL, MAX_VIRIAL = 0.5, 1.15
+MAX_RELATIVE_STDERR = 0.15
+MAX_DRIFT = 0.2
+MIN_SAMPLES_PER_LAMBDA = 4.0
+NUM_SIGMAS = 2.0
+"""A check refuses only what is beyond its limit by more than this many of its own errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """λ̂ and everything that judges it.
+
+    Attributes:
+        value: λ̂.
+        stderr: Its standard error.
+        rhat: Rank-normalised split R-hat.
+        ess: Effective sample size over all chains.
+        virial: Mean of V.
+        virial_stderr: Its standard error over chains.
+        drift: |mean of the last half − mean of the last quarter| / |λ̂|.
+    """
+
+    value: float
+    stderr: float
+    rhat: float
+    ess: float
+    virial: float
+    virial_stderr: float
+    drift: float
+
+    @property
+    def relative_stderr(self) -> float:
+        """Standard error over |λ̂|."""
+        return self.stderr / max(abs(self.value), 1e-30)
+
+
+def summarise(excess: Draws, burnin: int, virial: Draws) -> Summary:
+    """Summary of nβ K along the chains.
+
+    Args:
+        excess: nβ (L − L(w*)) of the finite chains, shape (chains, draws), burn-in included.
+        burnin: Draws to drop at the start of each chain.
+        virial: V after burn-in, shape (chains, records).
+    """
+    kept = excess[:, burnin:]
+    value = float(kept.mean())
+    late = float(excess[:, -(excess.shape[1] // 4 or 1) :].mean())
+    half = float(excess[:, -(excess.shape[1] // 2 or 1) :].mean())
+    return Summary(
+        value=value,
+        stderr=standard_error(kept),
+        rhat=_arviz("rhat", kept) if len(kept) > 1 else math.nan,
+        ess=_arviz("ess", kept, method="mean"),
+        virial=float(virial.mean()) if virial.size else math.nan,
+        virial_stderr=_between(virial.mean(axis=1)) if virial.size else math.nan,
+        drift=abs(half - late) / max(abs(value), 1e-30),
+    )
+
+
+def standard_error(draws: Draws) -> float:
+    """Standard error of the mean of `draws` (chains, draws): √(between² + mcse²)."""
+    if np.ptp(draws) == 0.0:
+        return 0.0
+    within = _arviz("mcse", draws, method="mean")
+    if not math.isfinite(within):
+        within = float(draws.std()) / math.sqrt(draws.size)
+    return math.hypot(within, _between(draws.mean(axis=1)))
+
+
+def _between(means: Draws) -> float:
+    """Standard error of the mean of chain means; zero where there is one chain only."""
+    return float(means.std(ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else 0.0
+
+
+def _arviz(name: str, draws: Draws, **options: str) -> float:
+    """A statistic of arviz; NaN where there is too little to compute it from."""
+    if draws.shape[1] < 4 or np.ptp(draws) == 0.0:
+        return math.nan
+    with np.errstate(all="ignore"):
+        return float(getattr(array_stats, name)(draws, chain_axis=0, draw_axis=1, **options))
+
+
+def weaknesses(summary: Summary, n_samples: int) -> dict[str, str]:
+    """What speaks against λ̂, by short name; more draws may mend all but "probe"."""
+    found: dict[str, str] = {}
+    if not summary.relative_stderr < MAX_RELATIVE_STDERR:
+        found["stderr"] = (
+            f"relative standard error {summary.relative_stderr:.2f} is not below "
+            f"{MAX_RELATIVE_STDERR}"
+        )
+    slack = NUM_SIGMAS * summary.virial_stderr
+    if summary.virial - slack > MAX_VIRIAL:
+        found["heated"] = (
+            f"virial {summary.virial:.2f} is above {MAX_VIRIAL}: the chains are too hot; lower "
+            "step_size"
+        )
+    if summary.virial + slack < MIN_VIRIAL:
+        found["virial"] = f"virial {summary.virial:.2f} is below {MIN_VIRIAL}: not in equilibrium"
+    # Pure noise makes the drift about 1.2 relative standard errors wide.
+    if not summary.drift < max(MAX_DRIFT, NUM_SIGMAS * summary.relative_stderr):
+        found["drift"] = f"drift {summary.drift:.2f} is not below {MAX_DRIFT}: still moving"
+    if n_samples < MIN_SAMPLES_PER_LAMBDA * summary.value:
+        found["probe"] = (
+            f"probe too small: its n = {n_samples} is below "
+            f"{MIN_SAMPLES_PER_LAMBDA:g} λ̂ = {MIN_SAMPLES_PER_LAMBDA * summary.value:.0f}; "
+            "measure on more samples"
+        )
+    return found
+
+
+def is_negative(summary: Summary) -> bool:
+    """Whether λ̂ is below zero by more than its error."""
+    return summary.value + NUM_SIGMAS * summary.stderr < 0.0
+
+
+def judge(
+    summary: Summary | None, n_samples: int, num_diverged: int, num_chains: int
+) -> tuple[EstimateStatus, str]:
+    """Status and reason."""
+    if summary is None or not math.isfinite(summary.value):
+        return EstimateStatus.DIVERGED, (
+            f"all {num_chains} chains left the neighbourhood of w* and nothing finite is left; "
+            "lower step_size, or raise localization"
+        )
+    if is_negative(summary):
+        return EstimateStatus.NEGATIVE, (
+            f"λ̂ = {summary.value:.3g} ± {summary.stderr:.2g} is below zero: the weights are not a "
+            "local minimum of the probe loss (training still moves downhill)"
+        )
+    reasons: Mapping[str, str] = weaknesses(summary, n_samples)
+    texts = [*reasons.values()]
+    if num_diverged:
+        texts.insert(0, f"{num_diverged} of {num_chains} chains diverged and were excluded")
+    if texts:
+        return EstimateStatus.UNCONVERGED, "; ".join(texts)
+    return EstimateStatus.OK, ""

@@ -1,0 +1,320 @@
+"""Losses and gradients of all chains at once: one `vmap`, or a plain loop over chains.
+
+Both engines give the same numbers. Which one runs is decided by trying: `vmap` must be able to
+trace the loss, its gradient must equal the plain one, and it must not be slower.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from phasewatch.monitor.errors import RefusedError
+from phasewatch.monitor.sampling.posterior import Problem, checked_terms, describe
+
+logger = logging.getLogger("phasewatch.monitor.sampling")
+
+EngineName = Literal["vmap", "loop"]
+Wanted = Literal["auto", "vmap", "loop"]
+
+SLOW_SECONDS = 0.5
+"""Engines are not timed against each other when one plain gradient already takes this long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The probe loss and its gradient at the points of all chains.
+
+    Attributes:
+        loss: L_n, shape (chains,).
+        grad: ∇L_n, shape (chains, d).
+        terms: Loss terms, shape (chains, terms): single ones where the loss gives them, else one
+            mean a batch.
+    """
+
+    loss: Tensor
+    grad: Tensor
+    terms: Tensor
+
+
+class Engine(Protocol):
+    """Evaluates one probe batch at the points of all chains."""
+
+    name: EngineName
+
+    def session(self) -> AbstractContextManager[None]:
+        """What must be in force around calls of `batch`."""
+        ...
+
+    def batch(self, points: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """Terms (chains, terms) and gradient (chains, d) of batch `index` at `points`."""
+        ...
+
+
+class VmapEngine:
+    """All chains in one vectorised forward pass; one ordinary backward pass through it.
+
+    The chains do not interact, so the gradient of the sum of their losses holds each chain's own.
+    Only the forward pass is traced by `vmap`: that succeeds under autocast, where `vmap(grad)`
+    does not, and it saves one layer of dispatch.
+    """
+
+    name: EngineName = "vmap"
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self._written = tuple(problem.written)
+
+    def session(self) -> AbstractContextManager[None]:
+        """Attention by plain matrix products: its fused kernels have no batching rule."""
+        return _plain_attention()
+
+    def batch(self, points: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """Terms and gradients of batch `index` at `points` (chains, d)."""
+        problem = self.problem
+        leaf = points.detach().requires_grad_()
+        swapped = {**problem.layout.unflatten(leaf), **self._own_buffers(len(points))}
+        names, batch = tuple(swapped), problem.batch(index)
+
+        def one(*tensors: Tensor) -> Tensor:
+            values = {**problem.fixed, **dict(zip(names, tensors, strict=True))}
+            return checked_terms(problem.call(values, batch))
+
+        terms = torch.func.vmap(one, randomness="different")(*swapped.values())
+        terms = terms.to(problem.layout.state_dtype)
+        (grad,) = torch.autograd.grad(terms.mean(dim=1).sum(), leaf)
+        return terms.detach(), grad
+
+    def _own_buffers(self, num_chains: int) -> dict[str, Tensor]:
+        """Buffers that the model writes into, one set for each chain."""
+        fixed = self.problem.fixed
+        return {
+            name: fixed[name].expand(num_chains, *fixed[name].shape).clone()
+            for name in self._written
+        }
+
+
+class LoopEngine:
+    """One chain after another; the gradient is taken inside the swapped module's forward.
+
+    Args:
+        problem: What to evaluate.
+        backward: Use `.backward()` instead of `autograd.grad`, for reentrant checkpointing.
+    """
+
+    name: EngineName = "loop"
+
+    def __init__(self, problem: Problem, *, backward: bool = False) -> None:
+        self._problem = problem
+        self.backward = backward
+
+    def session(self) -> AbstractContextManager[None]:
+        """Nothing: the user's own kernels run."""
+        return nullcontext()
+
+    def batch(self, points: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """Terms and gradients of batch `index` at `points` (chains, d)."""
+        grads = torch.empty_like(points)
+        rows = []
+        for chain, point in enumerate(points):
+            terms, grad = self.one(point, index)
+            if grad is None:
+                raise RefusedError(NO_GRADIENT)
+            grads[chain] = grad
+            rows.append(terms)
+        return torch.stack(rows), grads
+
+    def one(self, point: Tensor, index: int) -> tuple[Tensor, Tensor | None]:
+        """Terms (terms,) and gradient (d,) of batch `index` at one point (d,)."""
+        problem = self._problem
+        leaf = point.detach().clone().requires_grad_()
+        values = {**problem.constants(), **problem.layout.unflatten(leaf)}
+        losses, grad = problem.call(values, problem.batch(index), leaf, self.backward)
+        return checked_terms(losses).to(problem.layout.state_dtype), grad
+
+
+NO_GRADIENT = (
+    "no gradient of the probe loss reaches the copied weights. The loss probably reads the live "
+    "model through a closure (a lambda, a hook or a global), or runs under no_grad; give "
+    "loss_fn=, a function loss_fn(model, batch) that uses only the model it is given"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Which engine to use for one kind of problem, and why.
+
+    Attributes:
+        engine: "vmap" or "loop".
+        backward: The loop must use `.backward()`.
+        reason: Why, in words.
+    """
+
+    engine: EngineName
+    backward: bool
+    reason: str
+
+    def build(self, problem: Problem) -> Engine:
+        """The engine, for this problem."""
+        if self.engine == "vmap":
+            return VmapEngine(problem)
+        return LoopEngine(problem, backward=self.backward)
+
+
+class Verdicts:
+    """Verdicts by (probe, shapes, training flags): each kind of problem is tried once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], Verdict] = {}
+
+    def engine_for(self, problem: Problem, wanted: Wanted, num_chains: int) -> Engine:
+        """The engine for this problem: tried, checked and timed the first time it is seen.
+
+        Raises:
+            RefusedError: The loss does not react to the copied weights, or "vmap" was demanded
+                and is not possible.
+        """
+        key = (*_key(problem), wanted, num_chains)
+        if key not in self._known:
+            verdict = _decide(problem, wanted, num_chains)
+            self._known[key] = verdict
+            logger.info("LLC chains run as %s: %s", verdict.engine, verdict.reason)
+        return self._known[key].build(problem)
+
+
+def _key(problem: Problem) -> tuple[Any, ...]:
+    flags = tuple(module.training for module in problem.loss.model.modules())
+    shapes = tuple(describe(batch) for batch in problem.batches)
+    device = str(problem.center.device)
+    return (problem.layout, shapes, flags, problem.written, problem.copies_batch, device)
+
+
+def _decide(problem: Problem, wanted: Wanted, num_chains: int) -> Verdict:
+    points = _perturbed(problem, num_chains)
+    loop = _reacting_loop(problem, points[0])
+    if wanted == "loop":
+        return Verdict("loop", loop.backward, "the configuration asks for it")
+    started = time.perf_counter()
+    expected = loop.batch(points[:2], 0)
+    seconds = time.perf_counter() - started
+    vmapped = VmapEngine(problem)
+    fault = _fault(vmapped, points[:2], expected)
+    if fault is not None:
+        if wanted == "vmap":
+            raise RefusedError(f"engine='vmap' is not possible here: {fault}; use engine='auto'")
+        return Verdict("loop", loop.backward, fault)
+    if wanted == "vmap":
+        return Verdict("vmap", loop.backward, "the configuration asks for it")
+    if seconds > SLOW_SECONDS:
+        return Verdict("vmap", loop.backward, "its gradient equals the plain one")
+    with vmapped.session():
+        looped, batched = _race(lambda: loop.batch(points, 0), lambda: vmapped.batch(points, 0))
+    times = f"{batched * 1e3:.2f} ms a step by vmap, {looped * 1e3:.2f} ms by a loop over chains"
+    return Verdict("vmap" if batched <= looped else "loop", loop.backward, times)
+
+
+def _perturbed(problem: Problem, num_chains: int) -> Tensor:
+    """Points near w*, different for each chain; no generator is asked for them."""
+    center = problem.center
+    scale = 0.01 * float(center.square().mean().sqrt()) + 1e-3
+    index = torch.arange(num_chains * len(center), device=center.device, dtype=center.dtype)
+    return center + scale * torch.sin(12.9898 * index + 78.233).view(num_chains, -1)
+
+
+def _reacting_loop(problem: Problem, point: Tensor) -> LoopEngine:
+    """The plain engine in the form that yields a gradient, or the reason why there is none."""
+    loop = LoopEngine(problem)
+    for index in range(len(problem.batches)):
+        _, grad = loop.one(point, index)
+        if grad is None and not loop.backward:
+            loop = LoopEngine(problem, backward=True)
+            _, grad = loop.one(point, index)
+        if grad is None:
+            raise RefusedError(NO_GRADIENT)
+        if bool(grad.any()):
+            return loop
+    raise RefusedError(
+        "the gradient of the probe loss is zero beside the current weights: the loss does not "
+        "react to them. It may read the live model through a closure; give loss_fn=, a function "
+        "loss_fn(model, batch) that uses only the model it is given"
+    )
+
+
+def _fault(engine: VmapEngine, points: Tensor, expected: tuple[Tensor, Tensor]) -> str | None:
+    """Why vmap cannot be used; None if it can."""
+    try:
+        with engine.session():
+            found = engine.batch(points, 0)
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        return f"vmap cannot trace the loss ({type(error).__name__}: {first[:200]})"
+    if found[0].shape != expected[0].shape:
+        shapes = f"{tuple(found[0].shape)}, not {tuple(expected[0].shape)}"
+        return f"vmap gives loss terms of shape {shapes}"
+    for name, value, truth in zip(("loss", "gradient"), found, expected, strict=True):
+        gap = float((value - truth).norm() / truth.norm().clamp_min(1e-30))
+        if not gap <= tolerance_of(engine.problem):
+            return f"the {name} by vmap differs from the plain one by {gap:.1e} of its size"
+    return None
+
+
+def tolerance_of(problem: Problem) -> float:
+    """Relative difference that rounding alone may make between two orders of summation."""
+    widest = max(torch.finfo(dtype).eps for dtype in problem.layout.dtypes)
+    if torch.is_autocast_enabled(problem.center.device.type):
+        widest = max(widest, torch.finfo(torch.bfloat16).eps)
+    return max(1e-3, 8 * widest)
+
+
+def _race(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[float, float]:
+    """Best of three alternating runs of each, in seconds."""
+    best = [float("inf"), float("inf")]
+    for _ in range(3):
+        for index, runner in enumerate((first, second)):
+            started = time.perf_counter()
+            runner()
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
+            best[index] = min(best[index], time.perf_counter() - started)
+    return best[0], best[1]
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def evaluate(
+    engine: Engine, problem: Problem, points: Tensor, indices: Sequence[int]
+) -> Evaluation:
+    """Loss, gradient and terms over some batches, each weighted by its number of terms."""
+    parts = (_single(*engine.batch(points, index)) for index in indices)
+    return join(parts, [problem.weights[index] for index in indices])
+
+
+def _single(terms: Tensor, grad: Tensor) -> Evaluation:
+    return Evaluation(terms.mean(dim=1), grad, terms)
+
+
+def join(parts: Iterable[Evaluation], weights: Sequence[float]) -> Evaluation:
+    """Weighted mean of evaluations at the same points; the parts' gradients are used up."""
+    shares = [weight / sum(weights) for weight in weights]
+    pairs = zip(parts, shares, strict=True)
+    first, share = next(pairs)
+    if len(shares) == 1:
+        return first
+    loss, grad, terms = first.loss * share, first.grad.mul_(share), [first.terms]
+    for part, share in pairs:
+        loss += part.loss * share
+        grad.add_(part.grad, alpha=share)
+        terms.append(part.terms)
+    return Evaluation(loss, grad, torch.cat(terms, dim=1))

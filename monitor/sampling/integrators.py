@@ -1,0 +1,219 @@
+"""Steps of the chains. Each scheme moves all chains at once, on flat buffers of shape (chains, d).
+
+Both target p(x) ∝ exp(−U(x)) with ∇U = nβ ∇L_n(w* + x) + γ x.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Chains:
+    """Where the chains are.
+
+    Attributes:
+        x: Displacements w − w*, shape (chains, d). Kept apart from w: near w* they are small, and
+            would lose their digits in the sum.
+        velocity: Velocities of the underdamped scheme, shape (chains, d).
+        spare: A buffer of the same shape.
+    """
+
+    x: Tensor
+    velocity: Tensor
+    spare: Tensor
+
+    @classmethod
+    def at_center(cls, num_chains: int, center: Tensor) -> Chains:
+        """All chains at w*, at rest."""
+        shape = (num_chains, len(center))
+        x = torch.zeros(shape, dtype=center.dtype, device=center.device)
+        return cls(x, torch.zeros_like(x), torch.empty_like(x))
+
+
+class Integrator(Protocol):
+    """One sampling scheme."""
+
+    name: str
+
+    def start(self, chains: Chains, generator: torch.Generator) -> None:
+        """Put the chains at w*."""
+        ...
+
+    def set_curvature(self, kappa: float) -> None:
+        """Choose the step for a largest curvature κ of U."""
+        ...
+
+    def advance(self, chains: Chains, grad: Tensor, generator: torch.Generator) -> None:
+        """One step, given ∇L_n at the present points."""
+        ...
+
+    @property
+    def step_size(self) -> float:
+        """ε in Lau's convention."""
+        ...
+
+
+FRICTION = 10.0
+"""η = 10 √γ: overdamped for the localization itself, the softest direction there is. With a third
+of it, single trajectories stay hot for a whole chain."""
+
+
+class Baoab:
+    """Underdamped Langevin dynamics with unit mass, split as BAOAB (Leimkuhler & Matthews 2013).
+
+    With step h and friction η, c = exp(−hη):
+
+        B  v ← v − h ∇U(x)        (the half kicks of neighbouring steps share one gradient)
+        A  x ← x + (h/2) v
+        O  v ← c v + √(1 − c²) ξ
+        A  x ← x + (h/2) v
+
+    On a quadratic U the stationary variance of x is exact for every stable h (h √κ < 2). Only the
+    noise's first two moments enter there, so ξ is uniform with unit variance rather than normal:
+    that is a quarter of the cost, and what is left of its flat tails after averaging over
+    1/(hη) steps is not measurable.
+
+    Args:
+        n_beta: nβ.
+        localization: γ.
+        friction: η; None sets η = 10 √γ, or 1/(hT) where γ = 0.
+        step: h; None sets h = 2 s/√κ with s = `FRACTION`.
+        horizon: T, the draws a chain is meant for.
+    """
+
+    name = "baoab"
+    FRACTION = 0.4
+    """Share of the stability limit h √κ = 2."""
+
+    def __init__(
+        self,
+        n_beta: float,
+        localization: float,
+        friction: float | None = None,
+        step: float | None = None,
+        horizon: int = 128,
+    ) -> None:
+        self._n_beta = n_beta
+        self._localization = localization
+        self._given = step
+        self._given_friction = friction
+        self.friction = friction or FRICTION * math.sqrt(localization)
+        self._step = step or 0.0
+        self._horizon = horizon
+
+    @property
+    def step_size(self) -> float:
+        """ε = h²."""
+        return self._step**2
+
+    def set_curvature(self, kappa: float) -> None:
+        """Set h = 2 s/√κ, unless a step was given."""
+        if self._given is None:
+            self._step = 2 * self.FRACTION / math.sqrt(kappa)
+        if self._given_friction is None and self._localization == 0.0:
+            # No scale of its own is left for the softest direction: one refresh of the velocities
+            # in the length of a chain.
+            self.friction = 1.0 / (max(self._step, 1e-12) * self._horizon)
+
+    def start(self, chains: Chains, generator: torch.Generator) -> None:
+        """All chains at w*, with twice the equilibrium kinetic energy.
+
+        A harmonic direction has kT/2 of kinetic and kT/2 of potential energy. At w* all of it must
+        come from the velocities, or every direction stays at half its temperature until friction
+        has warmed it, which takes longer than a short chain lasts: on quadratics with κ = 10⁶ the
+        bias of λ̂ at 128 draws fell from −42 % to −15 %, at 512 from −12 % to −4 %.
+        """
+        chains.x.zero_()
+        chains.velocity.normal_(0.0, math.sqrt(2.0), generator=generator)
+
+    def advance(self, chains: Chains, grad: Tensor, generator: torch.Generator) -> None:
+        """One step of all chains."""
+        h = self._step
+        c = math.exp(-h * self.friction)
+        spread = math.sqrt(-math.expm1(-2 * h * self.friction))
+        for x, v, g, noise in _rows(chains.x, chains.velocity, grad, chains.spare):
+            uniform_noise(noise, spread, generator)
+            v.add_(g, alpha=-h * self._n_beta)
+            if self._localization:
+                v.add_(x, alpha=-h * self._localization)
+            x.add_(v, alpha=h / 2)
+            noise.add_(v, alpha=c)
+            x.add_(noise, alpha=h / 2)
+        chains.velocity, chains.spare = chains.spare, chains.velocity
+
+
+class Sgld:
+    """Overdamped Langevin dynamics in the convention of Lau et al. 2023 (arXiv 2308.12108).
+
+        w ← w − (ε/2) [nβ ĝ(w) + γ (w − w*)] + √ε ξ
+
+    On a quadratic with curvature κ the Euler step inflates the variance by exactly 1/(1 − εκ/4).
+
+    Args:
+        n_beta: nβ.
+        localization: γ.
+        step: ε; None sets ε = 2 s/κ with s = `FRACTION`.
+    """
+
+    name = "sgld"
+    FRACTION = 0.1
+    """Share of the step ε = 2/κ: the stiffest direction is inflated by 5 %, others by less."""
+
+    def __init__(self, n_beta: float, localization: float, step: float | None = None) -> None:
+        self._n_beta = n_beta
+        self._localization = localization
+        self._given = step
+        self._step = step or 0.0
+
+    @property
+    def step_size(self) -> float:
+        """ε."""
+        return self._step
+
+    def set_curvature(self, kappa: float) -> None:
+        """Set ε = 2 s/κ, unless a step was given."""
+        if self._given is None:
+            self._step = 2 * self.FRACTION / kappa
+
+    def start(self, chains: Chains, generator: torch.Generator) -> None:  # noqa: ARG002
+        """All chains at w*."""
+        chains.x.zero_()
+
+    def advance(self, chains: Chains, grad: Tensor, generator: torch.Generator) -> None:
+        """One step of all chains."""
+        step = self._step
+        for x, g, noise in _rows(chains.x, grad, chains.spare):
+            noise.normal_(0.0, math.sqrt(step), generator=generator)
+            noise.add_(x, alpha=1.0 - step * self._localization / 2)
+            torch.add(noise, g, alpha=-step * self._n_beta / 2, out=x)
+
+
+ROW_ELEMENTS = 1 << 15
+"""From this size on a row at a time stays in the processor's cache through all its updates."""
+
+
+def _rows(*buffers: Tensor) -> list[tuple[Tensor, ...]]:
+    """The buffers whole, or chain by chain where they are large."""
+    if buffers[0].is_cuda or buffers[0].shape[1] < ROW_ELEMENTS:
+        return [buffers]
+    return list(zip(*(buffer.unbind(0) for buffer in buffers), strict=True))
+
+
+def uniform_noise(out: Tensor, spread: float, generator: torch.Generator) -> Tensor:
+    """Fill `out` with noise of mean 0 and standard deviation `spread`, uniform on 65,536 levels.
+
+    One draw of 64 random bits serves four numbers.
+    """
+    count = out.numel()
+    words = torch.empty((count + 3) // 4, dtype=torch.int64, device=out.device)
+    words.random_(-(2**63), None, generator=generator)
+    levels = words.view(torch.int16)[:count].view(out.shape)
+    # Levels k = −32768 … 32767 have mean −1/2 and variance (65536² − 1)/12.
+    scale = spread * math.sqrt(12.0 / (65536.0**2 - 1.0))
+    return out.copy_(levels).add_(0.5).mul_(scale)

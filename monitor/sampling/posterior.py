@@ -1,0 +1,336 @@
+"""The local posterior: its loss, evaluated at weights that no live model ever holds.
+
+Target density over the displacement x = w − w*:
+
+    p(x) ∝ exp(−U(x)),   U(x) = nβ L_n(w* + x) + (γ/2) ‖x‖²
+
+Weights travel as one flat vector of d numbers (fp32 or wider), and are cut into the model's
+parameters, in their training dtype, inside the evaluation: a step of 10⁻⁴ would be rounded away in
+bf16.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from phasewatch.monitor.errors import MeasurementError, RefusedError
+from phasewatch.monitor.types import LossFn, MeasureContext
+
+PREFIX = "model."
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a flat vector of d numbers is cut into named parameters.
+
+    Attributes:
+        names: Parameter names, as the model knows them.
+        shapes: Their shapes.
+        dtypes: Their training dtypes.
+        sizes: Their numbers of elements; they sum to d.
+        state_dtype: dtype of the flat vector: fp32, or wider where the parameters are.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    dtypes: tuple[torch.dtype, ...]
+    sizes: tuple[int, ...]
+    state_dtype: torch.dtype
+
+    @classmethod
+    def of(cls, model: nn.Module, params: Mapping[str, Tensor]) -> Layout:
+        """Layout of `params`, with the dtypes that the parameters have in `model`."""
+        declared = dict(model.named_parameters())
+        unknown = sorted(set(params) - set(declared))
+        if unknown:
+            raise RefusedError(f"parameters {unknown} are not in the model; it has {[*declared]}")
+        dtypes = tuple(declared[name].dtype for name in params)
+        odd = sorted({str(dtype) for dtype in dtypes if not dtype.is_floating_point})
+        if odd:
+            raise RefusedError(
+                f"parameters of dtype {', '.join(odd)} cannot be sampled; leave them out with "
+                "parameters="
+            )
+        widest = torch.float32
+        for tensor in params.values():
+            widest = torch.promote_types(widest, tensor.dtype)
+        return cls(
+            names=tuple(params),
+            shapes=tuple(tensor.shape for tensor in params.values()),
+            dtypes=dtypes,
+            sizes=tuple(tensor.numel() for tensor in params.values()),
+            state_dtype=widest,
+        )
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters d."""
+        return sum(self.sizes)
+
+    def flatten(self, params: Mapping[str, Tensor]) -> Tensor:
+        """One new vector of shape (d,)."""
+        parts = [params[name].detach().reshape(-1).to(self.state_dtype) for name in self.names]
+        return torch.cat(parts)
+
+    def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
+        """Parameters by prefixed name, in their training dtypes. `flat` is (d,) or (chains, d).
+
+        They are views or casts, never leaves: autocast caches leaves only, so it can never serve
+        the weights of an earlier step.
+        """
+        lead = flat.shape[:-1]
+        return {
+            PREFIX + name: part.view(lead + shape).to(dtype)
+            for name, part, shape, dtype in zip(
+                self.names, flat.split(self.sizes, dim=-1), self.shapes, self.dtypes, strict=True
+            )
+        }
+
+
+class ProbeLoss(nn.Module):
+    """Calls `loss_fn(model, batch)` from a module, so that `functional_call` can swap the weights.
+
+    The gradient may be taken inside `forward`, while the swapped weights are in place: activation
+    checkpointing runs parts of the model again during backward, and would otherwise do so with the
+    module's own weights, silently.
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: LossFn) -> None:
+        super().__init__()
+        self.model = model
+        self._loss_fn = (loss_fn,)  # in a tuple: a loss that is a module must not become a child
+
+    def forward(
+        self, batch: Any, leaf: Tensor | None = None, backward: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor | None]:
+        """Losses of `batch`; with the gradient for `leaf`, if one is given."""
+        losses = self._loss_fn[0](self.model, batch)
+        if leaf is None:
+            return losses
+        total = losses.mean()
+        if not total.requires_grad:
+            return losses.detach(), None
+        if backward:  # reentrant checkpointing knows only this way
+            total.backward()
+            return losses.detach(), leaf.grad
+        return losses.detach(), torch.autograd.grad(total, leaf, allow_unused=True)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One model, one probe, one centre: everything a gradient needs.
+
+    Attributes:
+        loss: Module that calls the loss.
+        layout: How flat vectors become parameters.
+        center: w*, shape (d,).
+        fixed: Buffers and frozen parameters by prefixed name.
+        batches: Probe batches.
+        weights: Share of the probe's terms in each batch; sums to one.
+        written: Buffers that the model writes into (BatchNorm in train mode): cloned for each
+            evaluation.
+        copies_batch: Clone the batch at each evaluation, because the loss writes into it.
+        aliases: Further names of tied weights and buffers, each with its first name.
+    """
+
+    loss: ProbeLoss
+    layout: Layout
+    center: Tensor
+    fixed: Mapping[str, Tensor]
+    batches: Sequence[Any]
+    weights: tuple[float, ...]
+    written: frozenset[str] = frozenset()
+    copies_batch: bool = False
+    aliases: tuple[tuple[str, str], ...] = ()
+
+    def batch(self, index: int) -> Any:
+        """Batch `index`, safe to hand to the loss."""
+        chosen = self.batches[index]
+        return copy.deepcopy(chosen) if self.copies_batch else chosen
+
+    def call(self, values: Mapping[str, Tensor], *arguments: Any) -> Any:
+        """Call the loss module with `values` in place of its parameters and buffers."""
+        tied = {alias: values[name] for alias, name in self.aliases if name in values}
+        # All names of a tied weight are given, so that nothing has to be searched at each call.
+        return torch.func.functional_call(
+            self.loss, {**values, **tied}, arguments, tie_weights=False
+        )
+
+    def constants(self) -> Mapping[str, Tensor]:
+        """Buffers, safe to hand to the model."""
+        if not self.written:
+            return self.fixed
+        return {n: t.clone() if n in self.written else t for n, t in self.fixed.items()}
+
+
+def checked_terms(losses: Any) -> Tensor:
+    """The loss terms as one flat tensor, or a clear refusal."""
+    if not isinstance(losses, Tensor):
+        raise RefusedError(
+            f"the loss returned {type(losses).__name__}; it must return a tensor: per-sample "
+            "losses of shape (B,) or their mean"
+        )
+    if not losses.is_floating_point():
+        raise RefusedError(f"the loss has dtype {losses.dtype}; it must be floating point, in nats")
+    if losses.numel() == 0:
+        raise RefusedError("the loss has no terms: the probe batch is empty; give it samples")
+    return losses.reshape(-1)
+
+
+def pose(context: MeasureContext, parameters: Sequence[str] | None = None) -> Problem:
+    """Put together the problem of a measurement, and check that it can be measured.
+
+    Args:
+        context: Model copy, weights, loss and probe.
+        parameters: Names or shell patterns of the parameters to sample; None takes all of them.
+
+    Raises:
+        RefusedError: No loss, no data, no parameters, or a batch that the loss cannot take.
+        MeasurementError: The loss is not finite at w*: it may be again at a later step.
+    """
+    if context.loss_fn is None:
+        raise RefusedError("there is no probe loss; give loss_fn=, or a method probe_loss(batch)")
+    if len(context.batches) == 0:
+        raise RefusedError("the probe has no batches; give it at least one")
+    chosen, frozen = _select(context.params, parameters)
+    problem = Problem(
+        loss=ProbeLoss(context.model, context.loss_fn),
+        layout=Layout.of(context.model, chosen),
+        center=Layout.of(context.model, chosen).flatten(chosen),
+        fixed=_prefixed(context, frozen),
+        batches=context.batches,
+        weights=(1.0,) * len(context.batches),
+        written=frozenset(PREFIX + name for name, _ in context.model.named_buffers()),
+        copies_batch=True,
+        aliases=_aliases(context.model),
+    )
+    return _inspected(problem)
+
+
+def _select(
+    params: Mapping[str, Tensor], patterns: Sequence[str] | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    if not params:
+        raise RefusedError(
+            "the model has no parameters that require gradients; set requires_grad on those whose "
+            "learning coefficient is wanted"
+        )
+    if patterns is None:
+        return dict(params), {}
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in patterns:
+        if not fnmatch.filter(params, pattern):
+            raise RefusedError(
+                f"parameters= names {pattern!r}, which matches none of {', '.join(params)}"
+            )
+    kept = {n: t for n, t in params.items() if any(fnmatch.fnmatchcase(n, p) for p in patterns)}
+    if not kept:
+        raise RefusedError("parameters= is empty; name at least one, or give None for all")
+    return kept, {name: tensor for name, tensor in params.items() if name not in kept}
+
+
+def _prefixed(context: MeasureContext, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Buffers and frozen parameters under the names of the wrapper module."""
+    declared = dict(context.model.named_parameters())
+    fixed = {PREFIX + name: tensor for name, tensor in context.buffers.items()}
+    for name, tensor in frozen.items():
+        fixed[PREFIX + name] = tensor.detach().to(declared[name].dtype)
+    return fixed
+
+
+def _aliases(model: nn.Module) -> tuple[tuple[str, str], ...]:
+    """Further names of tensors that the model holds more than once, with their first names."""
+    first: dict[Tensor, str] = {}
+    found = []
+    for members in (model.named_parameters, model.named_buffers):
+        for name, tensor in members(remove_duplicate=False):
+            known = first.setdefault(tensor, name)
+            if known != name:
+                found.append((PREFIX + name, PREFIX + known))
+    return tuple(found)
+
+
+def _inspected(problem: Problem) -> Problem:
+    """Look at each batch once, on copies: terms, finiteness, and what the loss writes into."""
+    counts: list[int] = []
+    writes_batch = False
+    written: set[str] = set()
+    for index, pristine in enumerate(problem.batches):
+        batch = problem.batch(index)
+        constants = problem.constants()
+        values = {**constants, **problem.layout.unflatten(problem.center)}
+        try:
+            with torch.no_grad():
+                result = problem.call(values, batch)
+        except RefusedError:
+            raise
+        except Exception as error:
+            raise RefusedError(
+                f"the loss cannot take probe batch {index} ({describe(pristine)}): "
+                f"{type(error).__name__}: {error}. Give loss_fn= or probe= so that "
+                "loss_fn(model, batch) works"
+            ) from error
+        terms = checked_terms(result)
+        mean = float(terms.double().mean())
+        if not math.isfinite(mean):
+            raise MeasurementError(
+                f"the probe loss at the current weights is {mean} on batch {index}; the learning "
+                "coefficient needs a finite loss. Check the weights and the probe data"
+            )
+        counts.append(terms.numel() if terms.numel() > 1 else leading_size(pristine))
+        writes_batch = writes_batch or not same(batch, pristine)
+        written |= {n for n in problem.written if not same(constants[n], problem.fixed[n])}
+    total = sum(counts)
+    return replace(
+        problem,
+        weights=tuple(count / total for count in counts),
+        written=frozenset(written),
+        copies_batch=writes_batch,
+    )
+
+
+def tensors_in(batch: Any) -> Iterator[Tensor]:
+    """Every tensor in a nest of mappings, sequences and plain objects, in a fixed order."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from tensors_in(value)
+    elif isinstance(batch, (list, tuple)):
+        for value in batch:
+            yield from tensors_in(value)
+    elif hasattr(batch, "__dict__"):
+        yield from tensors_in(vars(batch))
+
+
+def leading_size(batch: Any) -> int:
+    """Samples in a batch: the leading dimension of its first tensor that has one."""
+    return next((t.shape[0] for t in tensors_in(batch) if t.ndim > 0), 1)
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two nests hold equal tensors (NaN equals NaN)."""
+    lefts, rights = list(tensors_in(left)), list(tensors_in(right))
+    return len(lefts) == len(rights) and all(map(_equal, lefts, rights))
+
+
+def _equal(left: Tensor, right: Tensor) -> bool:
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    if left.is_floating_point() or left.is_complex():
+        return torch.allclose(left, right, rtol=0.0, atol=0.0, equal_nan=True)
+    return torch.equal(left, right)
+
+
+def describe(batch: Any) -> str:
+    """A batch in a few words: its type and the shapes of its tensors."""
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(batch)) or "no tensors"
+    return f"{type(batch).__name__}: {shapes}"
