@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from phasewatch.detectors.base import Detector
 from phasewatch.detectors.types import Alarm
 from phasewatch.monitor.config import DetectorConfig
 from phasewatch.monitor.errors import ConfigError, UnknownNameError
+
+log = logging.getLogger("phasewatch")
 
 StreamKind = Literal["loss", "measured", "scalar"]
 
@@ -113,8 +116,16 @@ class Streams:
             detector = detectors.default(kind_of(name, stderr))
             role = Role.SUPPORT if name in SUPPORTING else Role.LEAD
         if detector is not None and name in self._restored:
-            detector.load_state_dict(self._restored.pop(name))
+            self._restore(name, detector)
         return Stream(name, detector, role)
+
+    def _restore(self, name: str, detector: Detector) -> None:
+        """Go on from a saved state; one of another detector is no reason to stop a run."""
+        try:
+            detector.load_state_dict(self._restored.pop(name))
+        except (ValueError, KeyError, TypeError) as error:
+            detector.reset()
+            log.warning("the detector of %s starts afresh: %s", name, error)
 
     def state_dict(self) -> dict[str, Any]:
         """State of every detector, by stream."""

@@ -272,6 +272,26 @@ def test_a_resumed_run_goes_on_and_supersedes_what_it_repeats(settings) -> None:
     assert len(Store(settings["store"]).transitions(resumed.run_id)) == 1
 
 
+def test_a_saved_state_of_another_detector_is_told_and_left(settings, caplog) -> None:
+    class Refusing(Scripted):
+        def load_state_dict(self, state):
+            raise ValueError("the saved state is of another detector")
+
+    first = Watch(settings, detectors={"val_loss": Scripted(50, 80)})
+    first.start()
+    feed(first, range(1, 11))
+    state = first.state_dict()
+    first.finish()
+    detector = Refusing(50, 80)
+    resumed = Watch(settings, detectors={"val_loss": detector})
+    resumed.load_state_dict(state)
+    resumed.start(step=10)
+    feed(resumed, range(11, 21))
+    resumed.finish()
+    assert "the detector of val_loss starts afresh" in caplog.text
+    assert len(detector.seen) == 10
+
+
 def test_a_named_store_that_cannot_be_written_is_an_error(settings) -> None:
     settings["store"] = "/proc/nowhere/runs.db"
     with pytest.raises(ConfigError, match=r"store: .*/proc/nowhere"):
