@@ -1,0 +1,234 @@
+"""The Detector contract, and what every detector does alike.
+
+A detector reads one stream, a point at a time, in constant memory, and says `Alarm` once per
+episode. Bad input never poisons it: a non-finite value, or a step that does not increase, is
+skipped and counted; a run of non-finite values is itself an instability and alarmed as one.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+
+from phasewatch.detectors.types import Alarm, AlarmKind, Direction
+
+NONFINITE_RUN = 3
+"""This many non-finite values in a row are an instability; as many finite ones end it."""
+
+
+class StateError(ValueError):
+    """A saved state does not belong to this detector."""
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """What the monitor asks of a detector. `BaseDetector` gives most of it."""
+
+    @property
+    def active(self) -> bool:
+        """Whether the stream is still inside the episode of the last alarm."""
+
+    @property
+    def statistic(self) -> float:
+        """How strong the evidence for a change is now, in the unit of `threshold`."""
+
+    @property
+    def threshold(self) -> float:
+        """The value of `statistic` from which on the detector may alarm."""
+
+    @property
+    def num_skipped(self) -> int:
+        """Points that were not used: non-finite values and steps that did not increase."""
+
+    def update(self, step: int, value: float, stderr: float | None = None) -> Alarm | None:
+        """Take the next point; say an alarm once per episode."""
+
+    def reset(self) -> None:
+        """Forget everything: as good as new."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes, as plain containers that JSON can hold."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state, which is left unchanged."""
+
+
+class BaseDetector(ABC):
+    """Input guard, life cycle and state of a detector; subclasses hold the statistics.
+
+    A subclass sets its frozen parameters in `__init__`, calls `super().__init__(parameters)` last
+    and implements `_reset`, `_observe`, `_state`, `_load`, `_in_episode` and `statistic`.
+
+    Attributes:
+        name: Registered name.
+        symmetric: Whether the negated stream gives the same alarms in the other direction.
+    """
+
+    name: ClassVar[str]
+    symmetric: ClassVar[bool] = False
+
+    def __init__(self, parameters: Mapping[str, Any]) -> None:
+        self._parameters = dict(parameters)
+        self.reset()
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The arguments this detector was made with; a copy."""
+        return dict(self._parameters)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self._parameters.items())
+        return f"{type(self).__name__}({arguments})"
+
+    @property
+    def active(self) -> bool:
+        """Whether the stream is still inside the episode of the last alarm."""
+        return self._broken or self._in_episode
+
+    @property
+    def threshold(self) -> float:
+        """The value of `statistic` from which on the detector may alarm."""
+        return 1.0
+
+    @property
+    @abstractmethod
+    def statistic(self) -> float:
+        """How strong the evidence for a change is now; at least `threshold` at an alarm."""
+
+    @property
+    def num_skipped(self) -> int:
+        """Points that were not used: non-finite values and steps that did not increase."""
+        return self._num_skipped
+
+    def reset(self) -> None:
+        """Forget everything: as good as new."""
+        self._num_skipped = 0
+        self._last_step: int | None = None
+        self._last_value = 0.0
+        self._nonfinite = 0
+        self._nonfinite_onset = 0
+        self._finite = 0
+        self._broken = False
+        self._reset()
+
+    def update(self, step: int, value: float, stderr: float | None = None) -> Alarm | None:
+        """Take the next point.
+
+        Args:
+            step: Optimizer steps completed; must increase from call to call.
+            value: The stream's value. Non-finite values are skipped and counted.
+            stderr: Standard error of `value`, or None if it is exact or unknown.
+
+        Returns:
+            An alarm at the first point at which the detector is sure of a change; None otherwise,
+            also for the rest of the same episode.
+        """
+        if self._last_step is not None and step <= self._last_step:
+            self._num_skipped += 1
+            return None
+        self._last_step = step
+        if not math.isfinite(value):
+            return self._skip(step)
+        self._nonfinite = 0
+        self._last_value = value
+        if self._broken:
+            self._finite += 1
+            self._broken = self._finite < NONFINITE_RUN
+        return self._observe(step, value, stderr)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes, as plain containers that JSON can hold."""
+        return {
+            "detector": self.name,
+            "parameters": self.parameters,
+            "num_skipped": self._num_skipped,
+            "last_step": self._last_step,
+            "last_value": self._last_value,
+            "nonfinite": [self._nonfinite, self._nonfinite_onset, self._finite, self._broken],
+            "state": self._state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state, which is left unchanged.
+
+        Raises:
+            StateError: The state comes from another detector, or from other parameters.
+        """
+        for key, mine in (("detector", self.name), ("parameters", _plain(self._parameters))):
+            theirs = _plain(state.get(key))
+            if theirs != mine:
+                raise StateError(
+                    f"the saved state is of {key} {theirs!r}, this is {mine!r}: make the detector "
+                    "as it was when the state was saved, or start it afresh"
+                )
+        self.reset()
+        self._num_skipped = int(state["num_skipped"])
+        self._last_step = state["last_step"]
+        self._last_value = float(state["last_value"])
+        self._nonfinite, self._nonfinite_onset, self._finite, self._broken = state["nonfinite"]
+        self._load(state["state"])
+
+    def clone(self) -> Self:
+        """A fresh detector with the same parameters."""
+        return type(self)(**self._parameters)
+
+    def _skip(self, step: int) -> Alarm | None:
+        """Count a non-finite value; the third in a row is an instability."""
+        self._num_skipped += 1
+        self._finite = 0
+        if self._nonfinite == 0:
+            self._nonfinite_onset = step
+        self._nonfinite += 1
+        if self._nonfinite < NONFINITE_RUN or self._broken:
+            return None
+        self._broken = True
+        return Alarm(
+            detected_step=step,
+            onset_step=self._nonfinite_onset,
+            direction=Direction.UP,
+            kind=AlarmKind.INSTABILITY,
+            score=self._nonfinite / NONFINITE_RUN,
+            run_length=self._nonfinite,
+            value_before=self._last_value,
+            value_after=self._last_value,
+        )
+
+    @property
+    @abstractmethod
+    def _in_episode(self) -> bool:
+        """Whether an episode of finite values is on."""
+
+    @abstractmethod
+    def _reset(self) -> None:
+        """Forget everything."""
+
+    @abstractmethod
+    def _observe(self, step: int, value: float, stderr: float | None) -> Alarm | None:
+        """Take a finite value at a step beyond the last."""
+
+    @abstractmethod
+    def _state(self) -> dict[str, Any]:
+        """The subclass's part of the state."""
+
+    @abstractmethod
+    def _load(self, state: Mapping[str, Any]) -> None:
+        """Take over the subclass's part of the state."""
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON would give it back: tuples are lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def require(condition: bool, name: str, value: object, allowed: str) -> None:
+    """Refuse a parameter.
+
+    Raises:
+        ValueError: The condition does not hold; the message names parameter, value and range.
+    """
+    if not condition:
+        raise ValueError(f"{name} is {value!r}, but must be {allowed}")

@@ -1,0 +1,104 @@
+"""Detectors by name, and the default for each kind of stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+from phasewatch.detectors.base import Detector
+from phasewatch.detectors.level_shift import LevelShift
+from phasewatch.detectors.ruptures_window import RupturesWindow
+from phasewatch.detectors.slope_shift import SlopeShift
+
+StreamKind = Literal["loss", "measured", "scalar"]
+
+_DEFAULTS: dict[StreamKind, str] = {
+    "loss": SlopeShift.name,
+    "measured": LevelShift.name,
+    "scalar": RupturesWindow.name,
+}
+
+_FACTORIES: dict[str, Callable[..., Detector]] = {
+    kind.name: kind for kind in (SlopeShift, LevelShift, RupturesWindow)
+}
+
+
+class UnknownDetectorError(ValueError):
+    """No detector is registered under the name that was asked for.
+
+    Attributes:
+        known: The names there are.
+    """
+
+    def __init__(self, name: str, known: tuple[str, ...]) -> None:
+        super().__init__(
+            f"unknown detector {name!r}; known are {', '.join(known)}; register your own with "
+            "phasewatch.detectors.register"
+        )
+        self.known = known
+
+
+def names() -> tuple[str, ...]:
+    """Names of all registered detectors, sorted."""
+    return tuple(sorted(_FACTORIES))
+
+
+def create(name: str, **parameters: Any) -> Detector:
+    """Make a detector.
+
+    Args:
+        name: One of `names()`.
+        parameters: Keyword arguments of the detector.
+
+    Raises:
+        UnknownDetectorError: No detector of that name.
+        TypeError: The detector has no parameter of that name.
+        ValueError: A parameter is out of its range.
+
+    Example:
+        >>> create("slope_shift", gate=0.2).threshold
+        1.0
+    """
+    if name not in _FACTORIES:
+        raise UnknownDetectorError(name, names())
+    return _FACTORIES[name](**parameters)
+
+
+def register(name: str, factory: Callable[..., Detector]) -> None:
+    """Add a detector under a name of its own.
+
+    Args:
+        name: The name `create` will know it by.
+        factory: Makes a fresh detector from keyword arguments; usually its class.
+
+    Raises:
+        ValueError: The name is empty, or taken by another factory.
+        TypeError: The factory cannot be called.
+    """
+    if not name:
+        raise ValueError("a detector's name is '', but must have at least one character")
+    if not callable(factory):
+        raise TypeError(f"the factory of detector {name!r} is {factory!r}, which is not callable")
+    if _FACTORIES.get(name, factory) is not factory:
+        raise ValueError(
+            f"detector {name!r} is already registered as {_FACTORIES[name]!r}: choose another name"
+        )
+    _FACTORIES[name] = factory
+
+
+def default(stream: StreamKind, **parameters: Any) -> Detector:
+    """The detector to use when nothing else is said.
+
+    Args:
+        stream: "loss" for losses in nats (log10 is taken inside), "measured" for sparse values
+            with a standard error such as λ̂, "scalar" for anything else.
+        parameters: Keyword arguments of the detector.
+
+    Raises:
+        ValueError: No such kind of stream, or a parameter is out of its range.
+    """
+    if stream not in _DEFAULTS:
+        raise ValueError(
+            f"stream is {stream!r}, but must be one of {', '.join(get_args(StreamKind))}"
+        )
+    return create(_DEFAULTS[stream], **parameters)

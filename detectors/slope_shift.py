@@ -1,0 +1,342 @@
+"""A sudden fall of a loss: its slope in log10 turns several times steeper, at any time scale.
+
+Two straight lines are fitted, to the last w points ("new") and to the 3w before ("old"), for
+w = 4, 6, 12, 24 points and, on means of 2, 4, 8, … points, for w = 48, 96, 192, … . A fall is a
+`hit` when all of this holds:
+
+- effect: the latest level lies `gate` (0.1 dex, or 3 % of the range so far if that is more) below
+  the end of the old line;
+- slope: |new slope| > `ratio` · |old slope|. Ordinary decay slows down and never passes;
+- significance: the extrapolation error E of the old line passes the quantile of Student's t with
+  3w − 2 degrees of freedom at `p_value` (at least 6 standard errors);
+- past: E > `past_ratio` × the root mean square of E over the stream's own past.
+
+An old line that rises counts as flat, and the effect is then measured from the lowest point of its
+window: coming back from a spike is no fall. Windows above 24 points need a steeper turn and a run
+that is long against them (w ≤ `share` of the points so far). A few hits in a row raise the alarm.
+The episode ends when the speed stays below `release` of its peak. A sudden rise by `rise_gate` is
+an instability; it ends when the stream has been quiet for `quiet` points, doubled at each
+recurrence, so that a stream that spikes for ever is told about a few times only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from phasewatch.detectors.base import BaseDetector, require
+from phasewatch.detectors.types import Alarm, AlarmKind, Direction
+from phasewatch.detectors.windows import Level, TwinLines
+
+WIDTHS = (4, 6, 12, 24)
+"""Window widths on single points; the largest is also the width on means."""
+
+HITS = {4: 2}
+"""Consecutive hits that make an alarm, by width; 4 where nothing is said."""
+
+DEFAULT_HITS = 4
+RISES = 4
+"""Consecutive points of a rise: a single odd point is no instability."""
+
+PERSISTENCE = 3
+"""Consecutive points below the release speed that end an episode."""
+
+MIN_STANDARD_ERRORS = 6.0
+MAX_DOUBLINGS = 8
+NO_NOISE = 1e-9
+"""Smallest noise scale assumed, in dex or in units of the range."""
+
+
+class SlopeShift(BaseDetector):
+    """Detects abrupt falls of a loss, and sudden rises as instabilities.
+
+    Expect about 0.02 false alarms per 1000 points or fewer; ordinary decay, learning-rate warm-up
+    and autocorrelated noise stay quiet. Cost: about 10 µs a point, constant memory (one level of
+    97 means per doubling of the stream's length, at most `levels`).
+
+    Args:
+        gate: Smallest fall, in dex; in shares of the range so far on the linear scale.
+        gate_share: Smallest fall as a share of the range so far.
+        ratio: How many times steeper the new line must be, for windows up to 24 points.
+        coarse_ratio: The same for wider windows.
+        p_value: One-sided significance of the t-test.
+        past_ratio: How far the statistic must stand out of its own past.
+        memory: Memory of that past, in window widths.
+        share: Largest share of the points so far that a window above 24 points may take.
+        release: The episode ends below this share of the peak speed.
+        rise_gate: Smallest sudden rise that is an instability, in dex (shares of the range).
+        quiet: Points without a new rise that end an instability, the first time.
+        levels: Levels of means; 12 reach windows of 49 152 points.
+        scale: "log" takes log10(value + floor); "linear" takes the value; "auto" starts with
+            "log" and changes to "linear", afresh, at the first negative value.
+        floor: Losses below it count as equal, in the loss's unit; a loss of exactly 0 is legal.
+
+    Raises:
+        ValueError: A parameter is out of its range.
+
+    Example:
+        >>> detector = SlopeShift()
+        >>> curve = [2.0] * 100 + [2.0 * 0.9 ** i for i in range(30)] + [2.0 * 0.9 ** 30] * 100
+        >>> alarms = [detector.update(step, value) for step, value in enumerate(curve)]
+        >>> [(alarm.onset_step, alarm.detected_step) for alarm in alarms if alarm]
+        [(100, 105)]
+    """
+
+    name = "slope_shift"
+
+    def __init__(
+        self,
+        *,
+        gate: float = 0.1,
+        gate_share: float = 0.03,
+        ratio: float = 2.5,
+        coarse_ratio: float = 5.0,
+        p_value: float = 1e-6,
+        past_ratio: float = 5.0,
+        memory: int = 40,
+        share: float = 0.08,
+        release: float = 0.35,
+        rise_gate: float = 0.5,
+        quiet: int = 24,
+        levels: int = 12,
+        scale: Literal["auto", "log", "linear"] = "auto",
+        floor: float = 1e-8,
+    ) -> None:
+        given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+        for key in ("gate", "gate_share", "rise_gate", "floor", "past_ratio"):
+            require(given[key] > 0.0, key, given[key], "above 0")
+        for key in ("p_value", "share", "release"):
+            require(0.0 < given[key] < 1.0, key, given[key], "above 0 and below 1")
+        for key in ("ratio", "coarse_ratio"):
+            require(given[key] > 1.0, key, given[key], "above 1")
+        for key in ("memory", "quiet", "levels"):
+            require(given[key] >= 1, key, given[key], "at least 1")
+        require(scale in ("auto", "log", "linear"), "scale", scale, "'auto', 'log' or 'linear'")
+        self._gate, self._gate_share, self._rise_gate = gate, gate_share, rise_gate
+        self._ratio, self._coarse_ratio, self._past_ratio = ratio, coarse_ratio, past_ratio
+        self._share, self._release, self._floor = share, release, floor
+        self._memory, self._quiet, self._max_levels = memory, quiet, levels
+        self._scale = scale
+        self._limits = {w: _t_limit(p_value, 3 * w - 2) for w in WIDTHS}
+        super().__init__(given)
+
+    @property
+    def statistic(self) -> float:
+        """Smallest margin of the conditions of a fall, at the scale where it is largest."""
+        return max((w.score for level in self._levels for w in level.windows), default=0.0)
+
+    @property
+    def _in_episode(self) -> bool:
+        return self._falling is not None or self._unstable is not None
+
+    def _reset(self) -> None:
+        self._linear = self._scale == "linear"
+        self._num_unstable = 0
+        self._restart()
+
+    def _restart(self) -> None:
+        """Forget the points, not the parameters: what a change of scale needs."""
+        self._levels: list[Level] = []
+        self._count = 0
+        self._lowest = self._highest = 0.0
+        self._ended = -1
+        self._falling: dict[str, Any] | None = None
+        self._unstable: dict[str, Any] | None = None
+
+    def _observe(self, step: int, value: float, stderr: float | None) -> Alarm | None:  # noqa: ARG002
+        if value < 0.0 and not self._linear and self._scale == "auto":
+            self._linear = True
+            self._restart()
+        y = value if self._linear else math.log10(max(value, 0.0) + self._floor)
+        self._lowest = min(self._lowest, y) if self._count else y
+        self._highest = max(self._highest, y) if self._count else y
+        self._count += 1
+        if self._unstable is not None:
+            self._follow_instability(y)
+        mean: float | None = y
+        alarm: Alarm | None = None
+        index = 0
+        while mean is not None and index <= self._max_levels:
+            if index == len(self._levels):
+                self._levels.append(self._new_level(index))
+            level = self._levels[index]
+            mean = level.push(step, mean)
+            if self._falling is not None and self._falling["level"] == index:
+                self._follow_fall(level, self._falling)
+            for window in level.windows:
+                if window.ready:
+                    alarm = self._judge(step, index, level, window) or alarm
+            index += 1
+        return alarm
+
+    def _new_level(self, index: int) -> Level:
+        return Level(2**index, WIDTHS if index == 0 else WIDTHS[-1:], self._memory)
+
+    def _from_scale(self, y: float) -> float:
+        return y if self._linear else max(10.0 ** min(y, 300.0) - self._floor, 0.0)
+
+    def _unit(self) -> float:
+        """What the gates are measured in: a dex, or the range so far."""
+        return max(self._highest - self._lowest, NO_NOISE) if self._linear else 1.0
+
+    def _judge(self, step: int, index: int, level: Level, window: TwinLines) -> Alarm | None:
+        """One pair of windows after one point: count hits, learn from the past, perhaps alarm."""
+        window.score = self._fall_score(level, window)
+        if self._falling is not None or self._unstable is not None:
+            return None  # a change is no part of what is usual
+        fresh = self._count - window.width * level.stride >= self._ended
+        hit = fresh and window.score >= 1.0
+        rise = fresh and index == 0 and window.new_slope > 0.0 and self._rise_score(level, window)
+        window.learn(level.count)
+        window.hits = window.hits + 1 if hit else 0
+        window.rises = window.rises + 1 if rise and rise >= 1.0 else 0
+        if window.rises >= RISES:
+            return self._begin_instability(step, level, window)
+        if window.hits >= HITS.get(window.width, DEFAULT_HITS):
+            return self._begin_fall(step, index, level, window)
+        return None
+
+    def _fall_score(self, level: Level, window: TwinLines) -> float:
+        """Smallest of the conditions' margins; the costly ones only where the cheap ones hold."""
+        new_slope, old_slope = window.new_slope, window.old_slope
+        if new_slope >= 0.0:
+            return 0.0
+        width = window.width * level.stride
+        coarse = width > WIDTHS[-1]
+        if coarse and width > self._share * self._count:
+            return 0.0
+        gate = self._gate * self._unit() if self._linear else self._gate
+        gate = max(gate, self._gate_share * (self._highest - self._lowest))
+        rising = old_slope >= 0.0
+        margin = ((window.old_mean if rising else window.old_end) - level.latest) / gate
+        if not rising and margin > 0.0:
+            ratio = self._coarse_ratio if coarse else self._ratio
+            margin = min(margin, new_slope / (ratio * old_slope))
+        return margin if margin < 1.0 else self._significance(level, window, margin, gate)
+
+    def _significance(self, level: Level, window: TwinLines, margin: float, gate: float) -> float:
+        old, _ = window.split(level.values)
+        if window.old_slope > 0.0:
+            margin = min(margin, (float(old.min()) - level.latest) / gate)
+        return min(margin, self._surprise(window, old, window.excess, window.past.up))
+
+    def _surprise(
+        self, window: TwinLines, old: NDArray[np.float64], excess: float, past: float
+    ) -> float:
+        """The excess over what noise allows: now, by the t-test, and in the stream's own past."""
+        error = max(window.standard_error(old), NO_NOISE * self._unit())
+        allowed = max(self._limits[window.width] * error, self._past_ratio * past)
+        return excess / allowed
+
+    def _rise_score(self, level: Level, window: TwinLines) -> float:
+        """The same for a sudden rise, which is an instability; 1 is a hit."""
+        gate = self._unit() * self._rise_gate
+        margin = (level.latest - window.old_end) / gate
+        if margin < 1.0 or window.new_slope <= self._ratio * abs(window.old_slope):
+            return 0.0
+        old, _ = window.split(level.values)
+        margin = min(margin, (level.latest - float(old.max())) / gate)
+        return min(margin, self._surprise(window, old, -window.excess, window.past.down))
+
+    def _begin_fall(self, step: int, index: int, level: Level, window: TwinLines) -> Alarm:
+        self._falling = {
+            "level": index, "width": window.width, "peak": -window.new_slope, "slow": 0,
+        }  # fmt: skip
+        before = window.old_end if window.old_slope <= 0.0 else window.old_mean
+        return self._alarm(step, level, window, before, window.score)
+
+    def _begin_instability(self, step: int, level: Level, window: TwinLines) -> Alarm:
+        quiet = self._quiet * 2**self._num_unstable
+        self._num_unstable = min(self._num_unstable + 1, MAX_DOUBLINGS)
+        peak = max(list(level.values)[-window.width :])
+        self._unstable = {"base": window.old_end, "peak": peak, "quiet": quiet, "left": quiet}
+        score = self._rise_score(level, window)
+        return self._alarm(step, level, window, window.old_end, score, AlarmKind.INSTABILITY)
+
+    def _alarm(
+        self,
+        step: int,
+        level: Level,
+        window: TwinLines,
+        before: float,
+        score: float,
+        kind: AlarmKind = AlarmKind.SHIFT,
+    ) -> Alarm:
+        back = round(window.crossing())
+        return Alarm(
+            detected_step=step,
+            onset_step=level.steps[-1 - back],
+            direction=Direction.DOWN if kind is AlarmKind.SHIFT else Direction.UP,
+            kind=kind,
+            score=score,
+            run_length=back * level.stride + 1,
+            value_before=self._from_scale(before),
+            value_after=self._from_scale(level.latest),
+        )
+
+    def _follow_fall(self, level: Level, falling: dict[str, Any]) -> None:
+        """End the episode once the speed stays below a share of its peak."""
+        speed = -next(w.new_slope for w in level.windows if w.width == falling["width"])
+        falling["peak"] = max(falling["peak"], speed)
+        falling["slow"] = falling["slow"] + 1 if speed < self._release * falling["peak"] else 0
+        if falling["slow"] >= PERSISTENCE:
+            self._end()
+
+    def _follow_instability(self, y: float) -> None:
+        """End the episode once the stream has been quiet for long enough.
+
+        Quiet is back below half the rise, or up there for good without a new peak.
+        """
+        unstable = self._unstable
+        assert unstable is not None  # noqa: S101
+        high = y - unstable["base"] > 0.5 * self._unit() * self._rise_gate
+        if high and y > unstable["peak"]:
+            unstable["peak"] = y
+            unstable["left"] = unstable["quiet"]
+        else:
+            unstable["left"] -= 1
+        if unstable["left"] <= 0:
+            self._end()
+
+    def _end(self) -> None:
+        self._falling = self._unstable = None
+        self._ended = self._count
+        for level in self._levels:
+            for window in level.windows:
+                window.hits = window.rises = 0
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "levels": [level.state_dict() for level in self._levels],
+            "linear": self._linear,
+            "count": self._count,
+            "range": [self._lowest, self._highest],
+            "ended": self._ended,
+            "falling": dict(self._falling) if self._falling else None,
+            "unstable": dict(self._unstable) if self._unstable else None,
+            "num_unstable": self._num_unstable,
+        }
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self._linear = bool(state["linear"])
+        self._count = int(state["count"])
+        self._lowest, self._highest = state["range"]
+        self._ended = int(state["ended"])
+        self._falling = dict(state["falling"]) if state["falling"] else None
+        self._unstable = dict(state["unstable"]) if state["unstable"] else None
+        self._num_unstable = int(state["num_unstable"])
+        for index, saved in enumerate(state["levels"]):
+            level = self._new_level(index)
+            level.load_state_dict(saved)
+            self._levels.append(level)
+
+
+@lru_cache
+def _t_limit(p_value: float, freedom: int) -> float:
+    return max(MIN_STANDARD_ERRORS, float(stats.t.isf(p_value, freedom)))
