@@ -1,7 +1,7 @@
 """Changes of any scalar stream: ruptures over a sliding window of detrended residuals.
 
 Each point is forecast from a straight line through the `trend` points before it. The forecast
-error over its own running scale, clipped to ±10, is the residual z. When a CUSUM of z says that
+error over its own running scale, clipped to ±5, is the residual z. When a CUSUM of z says that
 something may have moved, the last `window` residuals are searched for mean shifts by kernel change
 point detection (ruptures `KernelCPD`, linear kernel, penalised; Celisse et al. 2018). The newest
 change found alarms when
@@ -9,7 +9,10 @@ change found alarms when
 - its gain n₁n₂/(n₁+n₂)·(z̄₂ − z̄₁)² passes `penalty` × (1+φ)/(1−φ), φ the lag-one autocorrelation
   of the residuals within the segments, and
 - effect: the values after it have left the line through those before it by more than `effect`
-  of the stream's range so far.
+  of the stream's range so far, and at least `min_effect`; and their level has moved that way by
+  half as much (a curve that flattens has not fallen).
+
+A search that finds nothing is not repeated for `min_size` points.
 
 The episode ends after `trend` calm residuals in a row; the window then starts afresh.
 """
@@ -29,11 +32,14 @@ from phasewatch.detectors.base import BaseDetector, require
 from phasewatch.detectors.noise import autocorrelation, inflation, scale
 from phasewatch.detectors.types import Alarm, Direction
 
-CLIP = 10.0
-"""Largest residual, in scales: one wild point must not look like a change of level."""
+CLIP = 5.0
+"""Largest residual, in scales: a few wild points must not look like a change of level."""
 
 SLACK, SUSPICION = 0.5, 8.0
 """Slack and threshold of the CUSUM that decides whether a search is worth its cost."""
+
+BELIEVED = 3
+"""So many clipped residuals in a row are no longer wild points."""
 
 CALM = 3.0
 """Residuals below it are calm."""
@@ -54,6 +60,7 @@ class RupturesWindow(BaseDetector):
     Args:
         penalty: Smallest gain of a change, in squared noise scales.
         effect: Smallest change, as a share of the range so far.
+        min_effect: Smallest change in the stream's own unit; 0.1 suits accuracies.
         window: Residuals searched.
         trend: Points of the local trend line.
         min_size: Points a segment must have at least.
@@ -64,7 +71,7 @@ class RupturesWindow(BaseDetector):
     Example:
         >>> import math
         >>> detector = RupturesWindow()
-        >>> stream = [math.sin(5.0 * i) + (20.0 if i >= 200 else 0.0) for i in range(300)]
+        >>> stream = [math.cos(3.0 * i) + (20.0 if i >= 200 else 0.0) for i in range(300)]
         >>> alarms = [detector.update(step, value) for step, value in enumerate(stream)]
         >>> [(alarm.onset_step, alarm.direction.value) for alarm in alarms if alarm]
         [(200, 'up')]
@@ -78,16 +85,18 @@ class RupturesWindow(BaseDetector):
         *,
         penalty: float = 60.0,
         effect: float = 0.15,
+        min_effect: float = 0.0,
         window: int = 100,
         trend: int = 20,
         min_size: int = 5,
     ) -> None:
         require(penalty > 0.0, "penalty", penalty, "above 0")
         require(effect > 0.0, "effect", effect, "above 0")
+        require(min_effect >= 0.0, "min_effect", min_effect, "at least 0")
         require(trend >= 3, "trend", trend, "at least 3")
         require(min_size >= 2, "min_size", min_size, "at least 2")
         require(window >= 4 * min_size, "window", window, f"at least 4 × min_size = {4 * min_size}")
-        self._penalty, self._effect = penalty, effect
+        self._penalty, self._effect, self._min_effect = penalty, effect, min_effect
         self._window, self._trend, self._min_size = window, trend, min_size
         # Weights of the least-squares line through x = 0 … trend−1 at x = trend.
         x = np.arange(trend) - (trend - 1) / 2.0
@@ -95,8 +104,8 @@ class RupturesWindow(BaseDetector):
         self._weights: list[float] = weights.tolist()
         super().__init__(
             {
-                "penalty": penalty, "effect": effect, "window": window, "trend": trend,
-                "min_size": min_size,
+                "penalty": penalty, "effect": effect, "min_effect": min_effect,
+                "window": window, "trend": trend, "min_size": min_size,
             }
         )  # fmt: skip
 
@@ -123,12 +132,14 @@ class RupturesWindow(BaseDetector):
         self._noise = 0.0
         self._lowest = self._highest = 0.0
         self._calm = -1
+        self._wild = 0
         self._statistic = 0.0
         self._begin()
 
     def _begin(self) -> None:
         self._residuals: deque[float] = deque(maxlen=self._window)
         self._up = self._down = 0.0
+        self._wait = 0
 
     def _observe(self, step: int, value: float, stderr: float | None) -> Alarm | None:  # noqa: ARG002
         error = None
@@ -139,9 +150,12 @@ class RupturesWindow(BaseDetector):
         self._highest = value if first else max(self._highest, value)
         self._steps.append(step)
         self._values.append(value)
-        self._latest.append(value)
         self._statistic = 0.0
-        return None if error is None else self._take(step, error)
+        alarm = None if error is None else self._take(step, error)
+        # One wild point must not bend the line that the points after it are measured against.
+        wild = 0 < self._wild < BELIEVED
+        self._latest.append(value - error if wild and error is not None else value)
+        return alarm
 
     def _take(self, step: int, error: float) -> Alarm | None:
         """One forecast error: scale it, and search when the CUSUM is suspicious."""
@@ -153,6 +167,7 @@ class RupturesWindow(BaseDetector):
         floor = RELATIVE_FLOOR * (self._highest - self._lowest)
         noise = max(self._noise, floor, np.finfo(np.float64).tiny)
         z = min(max(error / noise, -CLIP), CLIP)
+        self._wild = self._wild + 1 if abs(z) == CLIP else 0
         size = min(abs(error), CALM * noise) * MEAN_TO_SIGMA
         self._noise = max(self._noise + (size - self._noise) / self._window, 0.0)
         if self._calm >= 0:
@@ -166,7 +181,8 @@ class RupturesWindow(BaseDetector):
         self._down = max(self._down - z - SLACK, 0.0)
         if max(self._up, self._down) < SUSPICION or len(self._residuals) < 4 * self._min_size:
             return None
-        return self._search(step)
+        self._wait = (self._wait + 1) % self._min_size
+        return self._search(step) if self._wait == 1 else None
 
     def _search(self, step: int) -> Alarm | None:
         residuals = np.array(self._residuals)
@@ -181,8 +197,10 @@ class RupturesWindow(BaseDetector):
         gain = before.size * after.size / (before.size + after.size) * jump**2
         gain /= inflation(phi) ** 2
         back = after.size
-        level, now = self._effect_of(back)
-        if abs(now - level) <= self._effect * (self._highest - self._lowest):
+        old, carried_on, now = self._levels(back)
+        change = now - carried_on
+        smallest = max(self._effect * (self._highest - self._lowest), self._min_effect)
+        if abs(change) <= smallest or (now - old) * np.sign(change) < smallest / 2.0:
             return None
         self._statistic = gain
         if gain < self._penalty:
@@ -191,29 +209,31 @@ class RupturesWindow(BaseDetector):
         return Alarm(
             detected_step=step,
             onset_step=self._steps[-back],
-            direction=Direction.UP if now > level else Direction.DOWN,
+            direction=Direction.UP if change > 0.0 else Direction.DOWN,
             score=gain / self._penalty,
             run_length=back,
-            value_before=float(self._values[-back - 1]),
+            value_before=old,
             value_after=now,
         )
 
-    def _effect_of(self, back: int) -> tuple[float, float]:
-        """The old line carried on to the middle of the last `back` points, and their mean."""
+    def _levels(self, back: int) -> tuple[float, float, float]:
+        """The line before the change at its end and at the middle of what followed, whose mean."""
         values: NDArray[np.float64] = np.array(self._values)
         old, new = values[:-back][-self._trend :], values[-back:]
         x = np.arange(old.size) - (old.size - 1) / 2.0
         slope = float(x @ old) / float(x @ x)
-        distance = (old.size + back) / 2.0
-        return float(old.mean()) + slope * distance, float(new.mean())
+        middle = float(old.mean())
+        end = middle + slope * (old.size - 1) / 2.0
+        return end, middle + slope * (old.size + back) / 2.0, float(new.mean())
 
     def _state(self) -> dict[str, Any]:
         return {
             "steps": list(self._steps),
             "values": list(self._values),
+            "latest": list(self._latest),
             "errors": list(self._errors),
             "residuals": list(self._residuals),
-            "cusum": [self._up, self._down],
+            "cusum": [self._up, self._down, self._wait, self._wild],
             "range": [self._lowest, self._highest],
             "noise": self._noise,
             "calm": self._calm,
@@ -223,10 +243,10 @@ class RupturesWindow(BaseDetector):
     def _load(self, state: Mapping[str, Any]) -> None:
         self._steps.extend(int(step) for step in state["steps"])
         self._values.extend(float(value) for value in state["values"])
-        self._latest.extend(self._values)
+        self._latest.extend(float(value) for value in state["latest"])
         self._errors = [float(error) for error in state["errors"]]
         self._residuals.extend(float(z) for z in state["residuals"])
-        self._up, self._down = state["cusum"]
+        self._up, self._down, self._wait, self._wild = state["cusum"]
         self._lowest, self._highest = state["range"]
         self._noise = float(state["noise"])
         self._calm = int(state["calm"])
