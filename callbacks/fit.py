@@ -224,19 +224,8 @@ class Fit:
 
     def _check(self) -> None:
         """Ask every observable whether it can measure this model, and begin."""
-        reason = self._subject.reason
-        skipped = self._watch.health.skip_reasons
-        known = set(skipped)
         with self._guarded(self._steps.step):
-            context = self._subject.context(self._steps.step, self._epoch)
-            try:
-                self._watch.check(context)
-            except ConfigError as error:
-                raise ConfigError(f"{error}. {reason}" if reason else str(error)) from error
-        for name in skipped.keys() - known:
-            if reason and reason not in skipped[name]:
-                skipped[name] += f" ({reason})"
-                log.warning("%s has no loss to measure: %s", name, reason)
+            self._watch.check(self._subject.context_to_check(self._steps.step))
         self._measures_from = self._steps.step
 
     def _measure(self, step: int) -> None:

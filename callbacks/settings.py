@@ -45,7 +45,10 @@ def settle_config(
         raise ConfigError(f"observables: got {observables!r}; give a list of names")
     own: list[str | Observable] | None = None
     if observables is not None:
-        if isinstance(observables, Mapping) or all(isinstance(o, str) for o in observables):
+        names = [o for o in observables if isinstance(o, str)]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ConfigError(f"observables: {sorted(twice)} given twice; give each name once")
+        if isinstance(observables, Mapping) or len(names) == len(observables):
             changes["observables"] = observables
         else:
             own = list(observables)

@@ -115,9 +115,7 @@ class Subject:
         """
         if self._config.probe.mode == "train":
             self._refuse_synchronised()
-        loss = None if self.reason else self._loss
-        probe = self._probe
-        stand_ins = loss.substitutes() if loss is not None else {}
+        stand_ins = self._loss.substitutes() if self._loss is not None else {}
         context = measure_context(
             self._module,
             step=step,
@@ -126,18 +124,29 @@ class Subject:
             seed=self._config.seed,
             substitutes=stand_ins,
         )
-        if loss is None or probe is None:
+        if self._loss is not None:
+            self._loss.attach(context.model, stand_ins)
+        if self.reason or self._probe is None:
             return context
-        loss.attach(context.model, stand_ins)
         return replace(
             context,
-            loss_fn=loss,
-            batches=probe.batches,
+            loss_fn=self._loss,
+            batches=self._probe.batches,
             val_batches=self._val_batches,
-            n_samples=probe.n_samples,
-            n_data=probe.n_data,
-            sample_unit=probe.sample_unit,
+            n_samples=self._probe.n_samples,
+            n_data=self._probe.n_data,
+            sample_unit=self._probe.sample_unit,
         )
+
+    def context_to_check(self, step: int) -> MeasureContext:
+        """The same, for asking what can be measured. Call it inside a guard.
+
+        Where there is no loss, one that refuses says why to each observable that asks for it.
+        """
+        context = self.context(step)
+        if not self.reason:
+            return context
+        return replace(context, loss_fn=_refusing(self.reason), batches=(None,))
 
     def batches_taken_in_passing(self) -> tuple[Any, ...]:
         """Batches that a resumed run could not find again."""
@@ -201,3 +210,10 @@ class Subject:
                 "SyncBatchNorm communicates in train mode, and only one process measures; "
                 'set probe.mode to "eval"'
             )
+
+
+def _refusing(reason: str) -> LossFn:
+    def loss_fn(*_: Any) -> torch.Tensor:
+        raise RefusedError(reason)
+
+    return loss_fn
