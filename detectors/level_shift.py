@@ -37,7 +37,7 @@ RELAXATIONS = (1.5, 3.0, 6.0, 12.0)
 """Rates of the exponential courses, in e-folds per half a window."""
 
 RELATIVE_FLOOR = 1e-6
-"""Smallest noise assumed, relative to the largest value in the window."""
+"""Smallest noise assumed; values are taken relative to the largest in the window."""
 
 
 class LevelShift(BaseDetector):
@@ -132,8 +132,11 @@ class LevelShift(BaseDetector):
         return self._search(step)
 
     def _search(self, step: int) -> Alarm | None:
-        values = np.array(self._values)
-        variances = _variances(values, np.array(self._errors))
+        unit = max(abs(value) for value in self._values)
+        if unit == 0.0:
+            return None
+        values = np.array(self._values) / unit
+        variances = _variances(values, np.array(self._errors) / unit)
         ratios, before, after = _two_levels(values, variances, self._min_before, self._min_after)
         best = int(np.argmax(ratios))
         ratio, m1, m2 = float(ratios[best]), float(before[best]), float(after[best])
@@ -152,8 +155,8 @@ class LevelShift(BaseDetector):
             direction=Direction.UP if m2 > m1 else Direction.DOWN,
             score=ratio / self._threshold,
             run_length=values.size - split,
-            value_before=m1,
-            value_after=m2,
+            value_before=m1 * unit,
+            value_after=m2 * unit,
         )
         for series in (self._steps, self._values, self._errors):
             for _ in range(split):
@@ -184,8 +187,7 @@ def _variances(values: NDArray[np.float64], errors: NDArray[np.float64]) -> NDAr
     between = np.diff(values) ** 2 / (2.0 * MEDIAN_CHI_SQUARE)
     expected = (known[1:] + known[:-1]) / 2.0
     extra = max(float(np.median(between - expected)), 0.0)
-    floor = (RELATIVE_FLOOR * float(np.max(np.abs(values)))) ** 2
-    return np.asarray(known + extra + max(floor, np.finfo(np.float64).tiny), dtype=np.float64)
+    return np.asarray(known + extra + RELATIVE_FLOOR**2, dtype=np.float64)
 
 
 def _two_levels(
