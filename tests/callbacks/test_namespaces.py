@@ -5,8 +5,10 @@ import sys
 import textwrap
 
 import lightning.pytorch
+import lightning.pytorch.cli
 import pytest
 import pytorch_lightning
+import pytorch_lightning.cli
 import torch
 import yaml
 from torch import nn
