@@ -43,11 +43,12 @@ class Task:
     p: int = 53
     embedding: int = 48
     hidden: int = 96
-    steps: int = 2600
+    steps: int = 2400
     warmup: int = 200
     val_every: int = 10
-    llc_every: int = 40
-    llc_draws: int = 64
+    llc_every: int = 50
+    llc_chains: int = 3
+    llc_draws: int = 40
 
 
 FAST = Task(p=11, embedding=8, hidden=16, steps=60, warmup=10, llc_every=10, llc_draws=16)
@@ -128,7 +129,13 @@ def monitor_for(
             overhead=1.0,
             # γ keeps the chains near w*: with a weaker pull they would wander off to where this
             # small network has forgotten everything, and λ̂ would exceed what the data can tell.
-            sampler=SamplerConfig(localization=100.0, num_draws=task.llc_draws, seed=seed),
+            sampler=SamplerConfig(
+                localization=100.0,
+                num_chains=task.llc_chains,
+                num_draws=task.llc_draws,
+                max_draws=4 * task.llc_draws,
+                seed=seed,
+            ),
             probe=ProbeConfig(num_samples=len(train)),
             store=str(out / "phasewatch.db"),
         ),
@@ -145,7 +152,7 @@ def train(task: Task, seed: int, out: Path, progress: Progress) -> TransitionMon
     # One epoch of many full batches, for Lightning does much more between epochs than in them.
     train_loader = DataLoader([train_set.tensors] * task.steps, batch_size=None)
     val_loader = DataLoader([val_set.tensors], batch_size=None)
-    monitor = monitor_for(task, train_set, seed, out, progress)
+    monitor = progress.monitor = monitor_for(task, train_set, seed, out, progress)
     trainer = pl.Trainer(
         max_epochs=1,
         val_check_interval=task.val_every,
@@ -197,7 +204,9 @@ def summarise(monitor: TransitionMonitor, task: Task, seed: int, out: Path) -> d
     }
 
 
-def tell(console: Console, monitor: TransitionMonitor, result: dict[str, Any]) -> None:
+def tell(
+    console: Console, monitor: TransitionMonitor, progress: Progress, result: dict[str, Any]
+) -> None:
     """Say what was found, and where everything is."""
     console.print(transition_table(monitor.transitions))
     half = result["half_accuracy_step"]
@@ -207,12 +216,17 @@ def tell(console: Console, monitor: TransitionMonitor, result: dict[str, Any]) -
     console.print(f"λ̂ was measured {len(result['llc'])} times, {good} of them with status ok.\n")
     console.print(f"report   {result['report']}", soft_wrap=True)
     console.print(f"picture  {result['picture']}", soft_wrap=True)
-    console.print(f"store    {result['store']}  (phasewatch show {result['run']} --store …)")
+    console.print(f"store    {result['store']}", soft_wrap=True)
+    metrics = progress.metrics_url or "not served"
+    console.print(f"metrics  {metrics}  (while it trained)", soft_wrap=True)
+    more = f"phasewatch show {result['run']} --store {result['store']}"
+    console.print(f"\nMore of it: {more}", soft_wrap=True)
 
 
 def quieten() -> None:
     """Keep Lightning's advice out of the demonstration."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
 
 
@@ -220,7 +234,7 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="optimizer steps (default: 2600)")
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: 2400)")
     parser.add_argument("--out", type=Path, default=Path("phasewatch-demo"), help="output folder")
     parser.add_argument("--fast", action="store_true", help="a few seconds: shows no grokking")
     parser.add_argument("--no-progress", action="store_true", help="no live line")
@@ -248,7 +262,7 @@ def main(arguments: list[str] | None = None) -> None:
     if chosen.json:
         print(json.dumps(result))
     else:
-        tell(console, monitor, result)
+        tell(console, monitor, progress, result)
 
 
 if __name__ == "__main__":

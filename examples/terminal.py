@@ -1,4 +1,4 @@
-"""What the examples show in a terminal: a live line while training, a table at the end."""
+"""What the examples show in a terminal: a live view while training, a table at the end."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import lightning.pytorch as pl
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from phasewatch.callbacks import TransitionMonitor
 from phasewatch.monitor.types import (
     EstimateStatus,
     Observation,
@@ -21,7 +22,7 @@ from phasewatch.monitor.types import (
 
 
 class Progress(pl.Callback):
-    """One live line: where the run is, what it has measured and what was found.
+    """Where the run is, what was measured last and what was found.
 
     It is a sink as well: phasewatch hands it every observation and every change of a transition.
 
@@ -35,10 +36,12 @@ class Progress(pl.Callback):
         self.steps = steps
         self.console = console
         self.shown = shown
+        self.monitor: TransitionMonitor | None = None
+        self.metrics_url: str | None = None
         self.latest: dict[str, Observation] = {}
         self.found: dict[str, Transition] = {}
         self.started = time.monotonic()
-        # A file or a pipe gets a plain line now and then instead of a line that moves.
+        # A file or a pipe gets a line now and then instead of one that moves.
         self.live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 
     # The Sink protocol
@@ -60,44 +63,53 @@ class Progress(pl.Callback):
     # The Lightning callback
 
     def on_train_start(self, *_: Any) -> None:
-        """Show the line."""
-        if self.shown and self.live is not None:
+        """Begin to show."""
+        self.started = time.monotonic()
+        if self.monitor is not None and self.monitor.watch is not None:
+            self.metrics_url = self.monitor.watch.metrics_url
+        if not self.shown:
+            return
+        if self.metrics_url is not None:
+            self.console.print(f"metrics are at {self.metrics_url} while this runs")
+        if self.live is not None:
             self.live.start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Move the line."""
+        """Move on."""
         step = trainer.global_step
         if not self.shown:
             return
         if self.live is not None and step % 10 == 0:
-            self.live.update(self.line(step), refresh=True)
+            self.live.update(Group(*self.lines(step)), refresh=True)
         elif self.live is None and step % max(1, self.steps // 20) == 0:
-            self.console.print(self.line(step))
+            self.console.print(*self.lines(step), sep="  ", soft_wrap=True)
 
     def on_train_end(self, *_: Any) -> None:
-        """Leave the line as it is."""
+        """Leave the last view standing."""
         if self.shown and self.live is not None:
             self.live.stop()
 
     on_exception = on_train_end
 
-    def line(self, step: int) -> Text:
-        """What is known now, in one line."""
-        share = step / self.steps
-        bar = "━" * round(20 * share)
-        parts = [
-            f"[cyan]{bar:<20}[/] {step:>5}/{self.steps}",
-            *(f"{name} {self._value(name)}" for name in ("train_loss", "val_loss")),
-            f"val_acc {self._value('val_accuracy')}",
+    def lines(self, step: int) -> tuple[Text, Text]:
+        """What is known now: numbers, and transitions."""
+        bar = "━" * round(16 * step / self.steps)
+        numbers = [
+            f"[cyan]{bar:<16}[/]{step:>5}/{self.steps}",
+            f"train {self._value('train_loss')}",
+            f"val {self._value('val_loss')}",
+            f"acc {self._value('val_accuracy')}",
             f"λ̂ {self._llc()}",
-            self._transitions(),
-            f"[dim]{time.monotonic() - self.started:.0f} s[/]",
         ]
-        return Text.from_markup("  ".join(parts), overflow="ellipsis")
+        seconds = f"[dim]{time.monotonic() - self.started:>3.0f} s[/]"
+        return (
+            Text.from_markup("  ".join(numbers), overflow="ellipsis"),
+            Text.from_markup(f"{seconds}  {self._transitions()}", overflow="ellipsis"),
+        )
 
     def _value(self, name: str) -> str:
         seen = self.latest.get(name)
-        return "–" if seen is None else f"[bold]{seen.value:.2g}[/]"
+        return "–      " if seen is None else f"[bold]{seen.value:<7.2g}[/]"
 
     def _llc(self) -> str:
         seen = self.latest.get("llc")
@@ -111,7 +123,8 @@ class Progress(pl.Callback):
         standing = [t for t in self.found.values() if t.status is not TransitionStatus.WITHDRAWN]
         if not standing:
             return "[dim]no transition yet[/]"
-        return "[green]" + ", ".join(f"{t.kind} @ {t.onset_step}" for t in standing) + "[/]"
+        said = ", ".join(f"{t.kind} from step {t.onset_step} ({t.status})" for t in standing)
+        return f"[bold green]{said}[/]"
 
 
 def transition_table(transitions: Iterable[Transition]) -> Table:
@@ -129,4 +142,6 @@ def transition_table(transitions: Iterable[Transition]) -> Table:
             f"{t.severity:.2f}",
             ", ".join(t.evidence),
         )
+    if not table.row_count:
+        table.add_row("[dim]none[/]")
     return table

@@ -41,6 +41,11 @@ class Outlets:
         self._attempt = attempt
         self._told: set[str] = set()
 
+    @property
+    def metrics_url(self) -> str | None:
+        """Where the metrics are served, if they are."""
+        return next((s.url for s in self._sinks if isinstance(s, PrometheusSink)), None)
+
     def emit(self, observation: Observation) -> None:
         """Store one observation and pass it on."""
         self.store.add_observation(self._run_id, self._attempt, observation)

@@ -9,12 +9,12 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
-from support.history import RUN_ID, fill, transition
 
 from phasewatch.monitor.errors import StoreError
 from phasewatch.monitor.picture import write_picture
 from phasewatch.monitor.store import Store
 from phasewatch.monitor.types import RunState, TransitionStatus
+from support.history import RUN_ID, fill, transition
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
-from support.history import RUN_ID, estimate, fill, transition
 
 from phasewatch.monitor.errors import StoreError
 from phasewatch.monitor.report import write_report
@@ -37,6 +36,7 @@ from phasewatch.monitor.types import (
     TransitionKind,
     TransitionStatus,
 )
+from support.history import RUN_ID, estimate, fill, transition
 
 HOSTILE = """</script><script>alert(1)</script><img src=x onerror=alert(2)> "q" 'r' & <b>x</b>"""
 
