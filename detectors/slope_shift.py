@@ -12,11 +12,14 @@ w = 4, 6, 12, 24 points and, on means of 2, 4, 8, … points, for w = 48, 96, 19
 - past: E > `past_ratio` × the root mean square of E over the stream's own past.
 
 An old line that rises counts as flat, and the effect is then measured from the lowest point of its
-window: coming back from a spike is no fall. Windows above 24 points need a steeper turn and a run
-that is long against them (w ≤ `share` of the points so far). A few hits in a row raise the alarm.
-The episode ends when the speed stays below `release` of its peak. A sudden rise by `rise_gate` is
-an instability; it ends when the stream has been quiet for `quiet` points, doubled at each
-recurrence, so that a stream that spikes for ever is told about a few times only.
+window: coming back from a spike is no fall. Windows above 24 points need a run that is long against
+them (w ≤ `share` of the points so far), and a steeper turn where it is not much longer. A few hits
+in a row raise the alarm. The episode ends when the speed stays below `release` of its peak.
+
+A sudden rise by `rise_gate` is an instability; it ends when the stream has been quiet for `quiet`
+points. Those that follow within four times as long are counted as the same one; after each alarm
+that time is four times as long again, so that a stream that spikes for ever is told about a few
+times only.
 """
 
 from __future__ import annotations
@@ -47,8 +50,18 @@ RISES = 4
 PERSISTENCE = 3
 """Consecutive points below the release speed that end an episode."""
 
+RISE_LEVELS = 2
+"""Levels on which a rise can be sudden enough to be an instability: up to 48 points."""
+
+MUTE = 4
+"""Growth, from alarm to alarm, of the time in which a further instability is the same one."""
+
+MAX_MUTES = 6
+
+FINE_SHARE = 0.03
+"""Windows of up to this share of the points so far are fine, whatever they hold."""
+
 MIN_STANDARD_ERRORS = 6.0
-MAX_DOUBLINGS = 8
 NO_NOISE = 1e-9
 """Smallest noise scale assumed, in dex or in units of the range."""
 
@@ -64,14 +77,14 @@ class SlopeShift(BaseDetector):
         gate: Smallest fall, in dex; in shares of the range so far on the linear scale.
         gate_share: Smallest fall as a share of the range so far.
         ratio: How many times steeper the new line must be, for windows up to 24 points.
-        coarse_ratio: The same for wider windows.
+        coarse_ratio: The same for wider windows that hold more than 3 % of the points so far.
         p_value: One-sided significance of the t-test.
         past_ratio: How far the statistic must stand out of its own past.
         memory: Memory of that past, in window widths.
         share: Largest share of the points so far that a window above 24 points may take.
         release: The episode ends below this share of the peak speed.
         rise_gate: Smallest sudden rise that is an instability, in dex (shares of the range).
-        quiet: Points without a new rise that end an instability, the first time.
+        quiet: Points without a new rise that end an instability.
         levels: Levels of means; 12 reach windows of 49 152 points.
         scale: "log" takes log10(value + floor); "linear" takes the value; "auto" starts with
             "log" and changes to "linear", afresh, at the first negative value.
@@ -96,11 +109,11 @@ class SlopeShift(BaseDetector):
         gate: float = 0.1,
         gate_share: float = 0.03,
         ratio: float = 2.5,
-        coarse_ratio: float = 5.0,
+        coarse_ratio: float = 6.0,
         p_value: float = 1e-6,
         past_ratio: float = 5.0,
         memory: int = 40,
-        share: float = 0.08,
+        share: float = 0.2,
         release: float = 0.35,
         rise_gate: float = 0.5,
         quiet: int = 24,
@@ -146,6 +159,7 @@ class SlopeShift(BaseDetector):
         self._count = 0
         self._lowest = self._highest = 0.0
         self._ended = -1
+        self._muted_until = 0
         self._falling: dict[str, Any] | None = None
         self._unstable: dict[str, Any] | None = None
 
@@ -192,12 +206,14 @@ class SlopeShift(BaseDetector):
             return None  # a change is no part of what is usual
         fresh = self._count - window.width * level.stride >= self._ended
         hit = fresh and window.score >= 1.0
-        rise = fresh and index == 0 and window.new_slope > 0.0 and self._rise_score(level, window)
+        rise = 0.0
+        if fresh and index < RISE_LEVELS and window.new_slope > 0.0:
+            rise = self._rise_score(level, window)
         window.learn(level.count)
         window.hits = window.hits + 1 if hit else 0
-        window.rises = window.rises + 1 if rise and rise >= 1.0 else 0
+        window.rises = window.rises + 1 if rise >= 1.0 else 0
         if window.rises >= RISES:
-            return self._begin_instability(step, level, window)
+            return self._begin_instability(step, level, window, rise)
         if window.hits >= HITS.get(window.width, DEFAULT_HITS):
             return self._begin_fall(step, index, level, window)
         return None
@@ -208,14 +224,15 @@ class SlopeShift(BaseDetector):
         if new_slope >= 0.0:
             return 0.0
         width = window.width * level.stride
-        coarse = width > WIDTHS[-1]
-        if coarse and width > self._share * self._count:
+        wide = width > WIDTHS[-1]
+        if wide and width > self._share * self._count:
             return 0.0
         gate = self._gate * self._unit() if self._linear else self._gate
         gate = max(gate, self._gate_share * (self._highest - self._lowest))
         rising = old_slope >= 0.0
         margin = ((window.old_mean if rising else window.old_end) - level.latest) / gate
         if not rising and margin > 0.0:
+            coarse = wide and width > FINE_SHARE * self._count
             ratio = self._coarse_ratio if coarse else self._ratio
             margin = min(margin, new_slope / (ratio * old_slope))
         return margin if margin < 1.0 else self._significance(level, window, margin, gate)
@@ -251,12 +268,16 @@ class SlopeShift(BaseDetector):
         before = window.old_end if window.old_slope <= 0.0 else window.old_mean
         return self._alarm(step, level, window, before, window.score)
 
-    def _begin_instability(self, step: int, level: Level, window: TwinLines) -> Alarm:
-        quiet = self._quiet * 2**self._num_unstable
-        self._num_unstable = min(self._num_unstable + 1, MAX_DOUBLINGS)
+    def _begin_instability(
+        self, step: int, level: Level, window: TwinLines, score: float
+    ) -> Alarm | None:
+        known = self._count < self._muted_until
+        self._num_unstable = min(self._num_unstable + (not known), MAX_MUTES)
+        self._muted_until = self._count + self._quiet * MUTE**self._num_unstable
         peak = max(list(level.values)[-window.width :])
-        self._unstable = {"base": window.old_end, "peak": peak, "quiet": quiet, "left": quiet}
-        score = self._rise_score(level, window)
+        self._unstable = {"base": window.old_end, "peak": peak, "left": self._quiet}
+        if known:
+            return None
         return self._alarm(step, level, window, window.old_end, score, AlarmKind.INSTABILITY)
 
     def _alarm(
@@ -298,7 +319,7 @@ class SlopeShift(BaseDetector):
         high = y - unstable["base"] > 0.5 * self._unit() * self._rise_gate
         if high and y > unstable["peak"]:
             unstable["peak"] = y
-            unstable["left"] = unstable["quiet"]
+            unstable["left"] = self._quiet
         else:
             unstable["left"] -= 1
         if unstable["left"] <= 0:
@@ -318,6 +339,7 @@ class SlopeShift(BaseDetector):
             "count": self._count,
             "range": [self._lowest, self._highest],
             "ended": self._ended,
+            "muted_until": self._muted_until,
             "falling": dict(self._falling) if self._falling else None,
             "unstable": dict(self._unstable) if self._unstable else None,
             "num_unstable": self._num_unstable,
@@ -328,6 +350,7 @@ class SlopeShift(BaseDetector):
         self._count = int(state["count"])
         self._lowest, self._highest = state["range"]
         self._ended = int(state["ended"])
+        self._muted_until = int(state["muted_until"])
         self._falling = dict(state["falling"]) if state["falling"] else None
         self._unstable = dict(state["unstable"]) if state["unstable"] else None
         self._num_unstable = int(state["num_unstable"])

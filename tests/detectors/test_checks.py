@@ -1,0 +1,183 @@
+import math
+
+import pytest
+
+from phasewatch import detectors
+from phasewatch.detectors import checks
+from phasewatch.detectors.checks import CheckFailedError
+from phasewatch.detectors.slope_shift import SlopeShift
+
+ALL = checks.all_checks()
+
+
+@pytest.mark.parametrize("check", ALL, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("name", ["slope_shift", "level_shift", "ruptures_window"])
+def test_every_shipped_detector_passes_every_check(name, check):
+    check(lambda: detectors.create(name))
+
+
+def test_the_list_above_holds_every_shipped_detector():
+    assert set(detectors.names()) >= {"slope_shift", "level_shift", "ruptures_window"}
+    shipped = {kind.name for kind in detectors.BaseDetector.__subclasses__()}
+    assert {name for name in shipped if name in detectors.names()} == {
+        "slope_shift",
+        "level_shift",
+        "ruptures_window",
+    }
+
+
+def test_check_detector_runs_them_all():
+    checks.check_detector(SlopeShift)
+    with pytest.raises(CheckFailedError):
+        checks.check_detector(AlwaysActive)
+
+
+class AlarmsAlways(SlopeShift):
+    def _judge(self, step, index, level, window):
+        self._falling = {"level": 0, "width": 4, "peak": 1.0, "slow": 0}
+        return self._alarm(step, level, window, 0.0, 1.0)
+
+
+class AlwaysActive(SlopeShift):
+    @property
+    def active(self):
+        return True
+
+
+class Deaf(SlopeShift):
+    def _judge(self, step, index, level, window):
+        return None
+
+
+class ForgetsToReset(SlopeShift):
+    def reset(self):
+        skipped = getattr(self, "_num_skipped", 0)
+        super().reset()
+        self._num_skipped = skipped
+
+
+class LooksAhead(SlopeShift):
+    """Stands for a detector whose alarms depend on how it is run."""
+
+    runs = 0
+
+    def __init__(self):
+        super().__init__()
+        type(self).runs += 1
+        if self.runs % 2 == 0:
+            self._gate = 5.0
+
+
+class ChokesOnNan(SlopeShift):
+    def _skip(self, step):
+        return self._observe(step, 1.0, None)
+
+
+class AlarmsAtEachNan(SlopeShift):
+    def _skip(self, step):
+        self._broken = False
+        return super()._skip(step)
+
+
+class TakesRepeatedSteps(SlopeShift):
+    def update(self, step, value, stderr=None):
+        self._last_step = None
+        return super().update(step, value, stderr)
+
+
+class Hoards(SlopeShift):
+    def update(self, step, value, stderr=None):
+        self.__dict__.setdefault("_all", []).append(value)
+        return super().update(step, value, stderr)
+
+
+class LosesState(SlopeShift):
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self._levels = []
+
+
+class EatsItsInput(SlopeShift):
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        state.clear()
+
+
+class SharesItsState(SlopeShift):
+    def _state(self):
+        return self.__dict__.setdefault("_shared", {}) | super()._state() | {"log": self._log()}
+
+    def _log(self):
+        log = self.__dict__.setdefault("_steps_seen", [])
+        log.append(self._count)
+        return log
+
+    def update(self, step, value, stderr=None):
+        self._log()
+        return super().update(step, value, stderr)
+
+
+class CopiesBadly(SlopeShift):
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._gate = 5.0
+
+    def __deepcopy__(self, memo):
+        return SlopeShift()
+
+
+class ClaimsSymmetry(SlopeShift):
+    symmetric = True
+
+
+class ChangesItsParameters(SlopeShift):
+    def update(self, step, value, stderr=None):
+        self._parameters["gate"] = math.pi
+        return super().update(step, value, stderr)
+
+
+BROKEN = {
+    "protocol": object,
+    "quiet_on_constants": AlarmsAlways,
+    "one_alarm_per_episode": Deaf,
+    "reset_is_fresh": ForgetsToReset,
+    "causal": LooksAhead,
+    "nonfinite_is_counted_and_survived": ChokesOnNan,
+    "nonfinite_run_is_one_instability": AlarmsAtEachNan,
+    "steps_must_increase": TakesRepeatedSteps,
+    "bounded_memory": Hoards,
+    "state_round_trip": LosesState,
+    "state_is_a_snapshot": SharesItsState,
+    "pickle_and_copy": CopiesBadly,
+    "symmetric": ClaimsSymmetry,
+    "parameters_are_frozen": ChangesItsParameters,
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_every_check_can_fail(name):
+    with pytest.raises(CheckFailedError):
+        getattr(checks, f"check_{name}")(BROKEN[name])
+
+
+def test_no_check_is_without_a_detector_that_fails_it():
+    assert {f"check_{name}" for name in BROKEN} == {check.__name__ for check in ALL}
+
+
+def test_a_state_that_is_eaten_fails_the_round_trip():
+    with pytest.raises(CheckFailedError, match="changes the state it was given"):
+        checks.check_state_round_trip(EatsItsInput)
+
+
+def test_an_episode_that_never_ends_fails():
+    with pytest.raises(CheckFailedError, match="has not ended"):
+        checks.check_one_alarm_per_episode(AlwaysActive)
+
+
+def test_a_detector_without_parameters_has_none_to_change():
+    class Bare:
+        def __init__(self):
+            self.inner = SlopeShift()
+            self.update = self.inner.update
+
+    checks.check_parameters_are_frozen(Bare)
