@@ -89,6 +89,8 @@ class Measuring:
                 check(context)
             except RefusedError as error:
                 self.refuse(name, str(error))
+            except Exception as error:  # whatever it is: what is on by default kills no run
+                self.refuse(name, f"{type(error).__name__}: {error}")
 
     def refuse(self, name: str, reason: str) -> None:
         """Measure `name` no more: it cannot be measured here.

@@ -237,7 +237,8 @@ class MeasureContext:
         epoch: Epoch, if known.
         model: A copy of the model whose parameters live on the meta device; give it weights with
             `torch.func.functional_call`. A parameter that was not given fails loudly.
-        params: w*: detached fp32 copies of the trainable parameters, by name.
+        params: w*: detached copies of the trainable parameters, by name: in fp32, in fp64 or
+            complex where training is.
         buffers: Copies of the buffers, by name. Also frozen parameters, which are never sampled.
         loss_fn: `loss_fn(model, batch)`, in nats; None when the run has no probe loss.
         batches: The fixed probe batches, collated once, on the model's device.

@@ -32,7 +32,8 @@ class Skeleton:
 
     Attributes:
         module: The copy; its parameters live on the meta device, in the dtype of training.
-        params: w*: detached fp32 clones of the trainable parameters, by deduplicated name.
+        params: w*: detached clones of the trainable parameters, by deduplicated name: in fp32, in
+            fp64 or complex where training is.
         buffers: Clones of the buffers and of the frozen parameters, by name, in their own dtype.
         shared: Attributes that could not be copied, and are the live ones.
     """
@@ -86,7 +87,7 @@ def skeleton(
     buffers = {name: memo[id(buffer)] for name, buffer in module.named_buffers()}
     return Skeleton(
         module=copied,
-        params={name: _fp32(parameter) for name, parameter in trainable.items()},
+        params={name: _wide(parameter) for name, parameter in trainable.items()},
         buffers=buffers | {name: value.detach().clone() for name, value in frozen.items()},
         shared=tuple(shared),
     )
@@ -151,8 +152,10 @@ def _split(module: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, torch.
     return trainable, frozen
 
 
-def _fp32(parameter: torch.Tensor) -> torch.Tensor:
-    return parameter.detach().to(torch.float32, copy=True)
+def _wide(parameter: torch.Tensor) -> torch.Tensor:
+    """A copy in fp32; doubles and complex numbers keep what fp32 would cut off."""
+    dtype = torch.promote_types(parameter.dtype, torch.float32)
+    return parameter.detach().to(dtype, copy=True)
 
 
 class _Seeds:
@@ -237,6 +240,8 @@ def _prepare(copied: nn.Module, live: nn.Module, mode: str) -> None:
     if "_orig_mod" in copied._modules:
         copied.__dict__.pop("forward", None)
         copied.__class__ = _Uncompiled
+    if isinstance(copied, (nn.Embedding, nn.EmbeddingBag)):
+        copied.sparse = False  # the same gradient; a sparse one cannot be flattened
     if isinstance(copied, nn.RNNBase) and isinstance(live, nn.RNNBase):
         _prepare_recurrent(copied, live)
 

@@ -55,6 +55,11 @@ class LLC:
             raise
         except MeasurementError:
             return  # a loss that is not finite now may be finite later
+        except Exception as error:
+            raise RefusedError(
+                f"the loss cannot be evaluated on a copy ({type(error).__name__}: {error}); "
+                "give the monitor a loss_fn= that can"
+            ) from error
 
     def measure(self, context: MeasureContext) -> Observation:
         """Measure at `context.step`, within `context.deadline_seconds`.

@@ -24,8 +24,8 @@ OTHER = "other"
 def l2_norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """L2 norm of all entries together, as a 0-dim fp32 (or fp64) tensor."""
     norms = [
-        torch.linalg.vector_norm(t.detach(), dtype=_wide(t.dtype)).to(torch.float64)
-        for t in tensors
+        torch.linalg.vector_norm(t, dtype=_wide(t.dtype)).to(torch.float64)
+        for t in map(_real, tensors)
     ]
     if not norms:
         return torch.zeros((), dtype=torch.float64)
@@ -35,7 +35,12 @@ def l2_norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _real(tensor: torch.Tensor) -> torch.Tensor:
+    real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return real.detach()
 
 
 def record_step(
