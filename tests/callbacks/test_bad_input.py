@@ -245,11 +245,12 @@ class _ReadTargets(pl.Callback):
             self.found += json.loads(path.read_text())[0]["targets"]
 
 
-def test_a_port_in_use_gives_way_to_the_next_free_one(tmp_path):
+@pytest.mark.parametrize("num_ports", [20, 1])
+def test_a_port_in_use_gives_way_to_another_and_the_target_file_tells_it(num_ports, tmp_path):
     with _busy() as listener:
         port = listener.getsockname()[1]
         reader = _ReadTargets(tmp_path / "targets")
-        monitor = _exporting(tmp_path, port, num_ports=20)
+        monitor = _exporting(tmp_path, port, num_ports=num_ports)
         clean = record_case(CASE, tmp_path, callbacks=lambda: [reader])
         reader.found.clear()
         watched = record_case(
@@ -257,14 +258,14 @@ def test_a_port_in_use_gives_way_to_the_next_free_one(tmp_path):
         )
     assert differences(clean, watched) == []
     (target,) = reader.found
-    assert port < int(target.rpartition(":")[2]) < port + 20
+    chosen = int(target.rpartition(":")[2])
+    assert chosen != port
+    assert num_ports == 1 or port < chosen < port + num_ports
     assert list((tmp_path / "targets").iterdir()) == []
 
 
-def test_the_only_port_allowed_in_use_is_an_error(tmp_path):
-    with _busy() as listener:
-        port = listener.getsockname()[1]
-        refused(tmp_path, lambda: [_exporting(tmp_path, port, num_ports=1)], str(port))
+def test_an_address_of_another_machine_is_an_error(tmp_path):
+    refused(tmp_path, lambda: [_exporting(tmp_path, 0, host="203.0.113.1")], "exporter.host")
 
 
 def test_an_unknown_observable_lists_the_known_ones(tmp_path):

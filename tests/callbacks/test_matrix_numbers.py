@@ -1,14 +1,13 @@
 """Untouched training is not enough: the number measured must be that of the module itself."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from phasewatch.monitor.store import Store
-from support.observers import make_monitor, probe_loss
+from phasewatch.monitor.types import Observation
+from support.observers import make_monitor, probe_loss_and_gradient
 from support.training import quietly, record, record_case
 from support.zoo import find
 from support.zoo_data import loader, val_loader
@@ -22,19 +21,16 @@ class Truth:
     name = "truth"
     unit = "1"
 
-    def __init__(self, module):
-        self.module = module
+    def __init__(self, build):
+        self.build = build
+        self.module = None
         self.loss_errors = []
         self.gradient_errors = []
         self.largest_gradient = 0.0
 
     def measure(self, context):
-        from phasewatch.monitor.types import Observation
-
-        shift = {n: 1e-1 * torch.ones_like(p) for n, p in context.params.items()}
-        moved = {n: (p + shift[n]).requires_grad_() for n, p in context.params.items()}
-        loss = probe_loss(context, moved)
-        gradient = torch.autograd.grad(loss, list(moved.values()))
+        moved = {n: (p + 0.1).requires_grad_() for n, p in context.params.items()}
+        loss, gradient = probe_loss_and_gradient(context, moved)
         true_loss, true_gradient = self.of_a_true_copy(context, moved)
         self.loss_errors.append(abs(float(loss) - float(true_loss)))
         for one, other in zip(gradient, true_gradient, strict=True):
@@ -43,19 +39,15 @@ class Truth:
         return Observation(name=self.name, step=context.step, value=float(loss))
 
     def of_a_true_copy(self, context, moved):
-        trainer, self.module._trainer = self.module._trainer, None
-        try:
-            twin = copy.deepcopy(self.module)
-        finally:
-            self.module._trainer = trainer
+        twin = self.build()
+        twin.load_state_dict(self.module.state_dict())
         own = dict(twin.named_parameters())
         for name, value in moved.items():
             own[name].requires_grad_(True)
             own[name].data.copy_(value.detach())
         twin.eval()
-        with torch.enable_grad():
-            loss = twin.loss(context.batches[0])
-            return loss, torch.autograd.grad(loss, [own[name] for name in moved])
+        loss = twin.loss(context.batches[0])
+        return loss, torch.autograd.grad(loss, [own[name] for name in moved])
 
 
 EXACT = (
@@ -84,7 +76,7 @@ def test_loss_and_gradient_on_the_copy_are_those_of_a_true_copy(name, tmp_path):
         truth.module = module
         return module
 
-    truth = Truth(None)
+    truth = Truth(find(name).build)
 
     def monitors():
         made.append(make_monitor(tmp_path, observables=[truth]))
@@ -119,6 +111,23 @@ def test_checkpointing_gives_the_number_of_the_plain_network(name, tmp_path):
     plain = _llc(Plain, tmp_path / "plain", sampler=sampler)
     checkpointed = _llc(find(name).build, tmp_path / "checkpointed", sampler=sampler)
     assert np.allclose(checkpointed, plain, rtol=1e-3)
+
+
+class _HookByHand(Plain):
+    def forward(self, x):
+        return 1.1 * self.net(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "by_hand"),
+    [
+        ("forward hook that closes over self", _HookByHand),
+        ("lambda that closes over self", Plain),
+    ],
+)
+def test_a_closure_over_the_module_gives_the_number_of_the_same_without(name, by_hand, tmp_path):
+    closed = _llc(find(name).build, tmp_path / "closed")
+    assert np.allclose(closed, _llc(by_hand, tmp_path / "by-hand"), rtol=1e-2)
 
 
 class _SharedByHand(Plain):
@@ -157,9 +166,9 @@ def test_the_vectorised_chains_give_the_number_of_the_plain_loop(name, tmp_path)
             tmp_path / engine,
             sampler={"engine": engine, "num_draws": 32, "num_chains": 4},
         )
-        for engine in ("vmap", "loop")
+        for engine in ("auto", "loop")
     }
-    assert np.allclose(numbers["vmap"], numbers["loop"], rtol=0.3, atol=0.3)
+    assert np.allclose(numbers["auto"], numbers["loop"], rtol=0.3, atol=0.3)
 
 
 class _OwnAutocast(Plain):
@@ -171,7 +180,7 @@ class _OwnAutocast(Plain):
         return F.cross_entropy(logits.float(), batch[1])
 
 
-@pytest.mark.parametrize("engine", ["vmap", "loop"])
+@pytest.mark.parametrize("engine", ["auto", "loop"])
 def test_chains_move_under_the_users_own_autocast(engine, tmp_path):
     _llc(_OwnAutocast, tmp_path, sampler={"engine": engine, "num_draws": 16})
     store = Store(str(tmp_path / "store.db"))
@@ -181,6 +190,38 @@ def test_chains_move_under_the_users_own_autocast(engine, tmp_path):
     store.close()
     for chain in estimate.chain_loss:
         assert len(set(chain)) > len(chain) // 2, chain
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "multilayer perceptron",
+        "tied weights",
+        "frozen layers",
+        "complex parameters",
+        "precision bf16-true",
+        "precision 64-true",
+        "LSTM",
+        "one block under two names",
+    ],
+)
+def test_the_last_weight_norm_is_that_of_the_weights_left(name, tmp_path):
+    case, built, made = find(name), [], []
+
+    def build():
+        built.append(case.build())
+        return built[0]
+
+    def monitors():
+        made.append(make_monitor(tmp_path))
+        return made
+
+    record(build, case.loaders, tmp_path, monitors=monitors, **case.trainer)
+    trainable = [p.detach() for p in built[0].parameters() if p.requires_grad]
+    truth = sum(float(p.abs().double().square().sum()) for p in trainable) ** 0.5
+    steps, values, _ = made[0].history("weight_norm")
+    assert steps[-1] == 10
+    assert values[-1] == pytest.approx(truth, rel=1e-6)
 
 
 def test_the_probe_follows_an_explicit_loss_function(tmp_path):
@@ -200,7 +241,13 @@ def test_the_first_loss_is_that_of_the_probe_given(tmp_path):
         seen["samples"] = len(batch[0])
         return model.loss(batch)
 
-    monitor = make_monitor(tmp_path, probe=probe, loss_fn=remember, val_probe=val_loader())
+    monitor = make_monitor(
+        tmp_path,
+        probe=probe,
+        loss_fn=remember,
+        val_probe=val_loader(),
+        probe_config={"num_samples": 40},
+    )
     record_case(find("no shuffling"), tmp_path, monitors=lambda: [monitor])
     assert seen["samples"] == 40
     assert monitor.watch.health.measurements["llc"] == 5

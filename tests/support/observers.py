@@ -24,7 +24,7 @@ def make_monitor(folder: Path, *, sampler: Mapping[str, Any] | None = None, **op
         {
             "store": str(folder / "store.db"),
             "exporter": {"enabled": False},
-            "sampler": {"num_chains": 2, "num_draws": 8, **(sampler or {})},
+            "sampler": {"num_chains": 2, "num_draws": 8, "max_draws": 8, **(sampler or {})},
             "probe": {"num_samples": 16, **options.pop("probe_config", {})},
         }
     )
@@ -44,22 +44,30 @@ def stop_at(pl: Any, step: int, error: type[BaseException] = KeyboardInterrupt) 
 
 
 class _Loss(nn.Module):
+    """Gives loss and gradient: checkpointed parts run again while the given weights are there."""
+
     def __init__(self, model, loss_fn):
         super().__init__()
         self.model = model
         self.loss_fn = loss_fn
 
-    def forward(self, batch):
-        return self.loss_fn(self.model, batch).mean()
+    def forward(self, batch, leaves):
+        loss = self.loss_fn(self.model, batch).mean()
+        if not leaves or not loss.requires_grad:
+            return loss, ()
+        return loss, torch.autograd.grad(loss, leaves, allow_unused=True)
 
 
-def probe_loss(context: MeasureContext, params: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The probe loss at `params`, evaluated as any user's observable would."""
+def probe_loss_and_gradient(
+    context: MeasureContext, params: Mapping[str, torch.Tensor], *, gradient: bool = True
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """The probe loss at `params`, and its gradient, as any user's observable would take them."""
     dtypes = {name: p.dtype for name, p in context.model.named_parameters()}
     given = {name: value.to(dtypes.get(name, value.dtype)) for name, value in params.items()}
     values = {f"model.{name}": value for name, value in {**context.buffers, **given}.items()}
+    leaves = list(params.values()) if gradient else []
     wrapper = _Loss(context.model, context.loss_fn)
-    return torch.func.functional_call(wrapper, values, (context.batches[0],))
+    return torch.func.functional_call(wrapper, values, (context.batches[0], leaves))
 
 
 def misbehave(context: MeasureContext) -> None:
@@ -106,11 +114,9 @@ class Rude:
             self._reach("middle", context)
         else:
             params = {n: p.detach().clone().requires_grad_() for n, p in context.params.items()}
-            loss = probe_loss(context, params)
+            probe_loss_and_gradient(context, params, gradient=False)
             self._reach("middle", context)
-            if loss.requires_grad:
-                torch.autograd.grad(loss, list(params.values()), allow_unused=True)
-            value = float(loss.detach())
+            value = float(probe_loss_and_gradient(context, params)[0].detach())
         self._reach("late", context)
         misbehave(context)
         return Observation(name=self.name, step=context.step, value=value)

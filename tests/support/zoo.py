@@ -30,6 +30,7 @@ class Case:
         trainer: Options of the Trainer.
         llc: "measured": estimates must exist; "refused": none may, and the reason is recorded;
             "either": one of the two.
+        norms: Which of the cheap observables can be measured at all.
         monitor: Options of the monitor that this case needs.
         callbacks: Makes further callbacks.
         slow: Runs in the long part.
@@ -46,6 +47,7 @@ class Case:
     )
     trainer: Mapping[str, Any] = field(default_factory=dict)
     llc: Literal["measured", "refused", "either"] = "measured"
+    norms: tuple[str, ...] = ("gradient_norm", "weight_norm", "update_ratio")
     monitor: Mapping[str, Any] = field(default_factory=dict)
     callbacks: Callable[[], list[Any]] = list
     slow: bool = False
@@ -86,8 +88,9 @@ KINDS: tuple[Case, ...] = (
     Case("reads .item() and branches on it", modules.ReadsItem),
     Case("activation checkpointing, non-reentrant", _checkpointed(False)),
     Case("activation checkpointing, reentrant", _checkpointed(True)),
-    Case("forward hook that closes over self", modules.HookClosure, llc="refused"),
-    Case("lambda that closes over self", modules.LambdaClosure, llc="refused"),
+    Case("forward hook that closes over self", modules.HookClosure),
+    Case("lambda that closes over self", modules.LambdaClosure),
+    Case("reads itself through a global", modules.ReadsGlobal, llc="refused"),
     Case("bound methods and partials of self", modules.BoundMethods),
     Case("sets trainer.should_stop on an unusual batch", modules.StopsOnWideBatch),
     Case("reads self.optimizers() in the step", modules.ReadsOptimizers),
@@ -103,15 +106,15 @@ KINDS: tuple[Case, ...] = (
     Case("attention", layers.Attention),
     Case("frozen layers", layers.Frozen),
     Case("gradient hooks, weights edited after the batch", modules.HookedParameters),
-    Case("embedding with max_norm", layers.MaxNormEmbedding),
+    Case("embedding with max_norm", layers.MaxNormEmbedding, llc="either"),
     Case("child LightningModule, stored trainer", modules.ChildModules),
     Case("reads trainer, schedulers and hyperparameters", modules.ReadsTrainer),
     Case("keeps tensors of inference mode", modules.KeepsInferenceTensor),
     Case("layers made in setup and configure_model", modules.MadeInSetup),
     Case("seeds the global generators in its step", modules.ReseedsItself),
     Case("one block under two names", layers.SharedBlock),
-    Case("complex parameters", layers.ComplexParameters, llc="either"),
-    Case("scripted network", layers.Scripted, llc="either"),
+    Case("complex parameters", layers.ComplexParameters, llc="refused"),
+    Case("scripted network", layers.Scripted, llc="refused", norms=()),
     Case("logs nothing", modules.Silent),
     Case("catches exceptions in its step", modules.SwallowsFailures),
     Case("step takes the loader's iterator", modules.DataloaderIter, llc="refused"),
@@ -125,7 +128,7 @@ PRECISION: tuple[Case, ...] = tuple(
         ("32-true", layers.DropoutBatchNorm),
         ("bf16-mixed", layers.DropoutBatchNorm),
         ("bf16-true", modules.Plain),
-        ("16-true", modules.Plain),
+        ("16-true", optimization.PlainDescent),
         ("64-true", layers.DropoutBatchNorm),
     )
 )
@@ -156,7 +159,8 @@ OPTIMIZATION: tuple[Case, ...] = (
     Case("two manual optimizers with a loss_fn", optimization.TwoOptimizers,
          monitor={"every_n_steps": 3, "loss_fn": lambda model, batch: model.loss(batch)}),
     Case("manual optimization with accumulation", optimization.ManualAccumulation),
-    Case("raw optimizer, global_step stays 0", optimization.RawOptimizer),
+    Case("raw optimizer, global_step stays 0", optimization.RawOptimizer,
+         _of(data.dataset, batch_size=2), norms=("weight_norm",)),
     Case("steps that return None", optimization.SkipsSteps),
     Case("gradients zeroed by the user", optimization.ZeroesItself),
     Case("sparse gradients", layers.SparseGradients),

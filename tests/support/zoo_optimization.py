@@ -66,6 +66,13 @@ class UsesLBFGS(Plain):
         return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
 
 
+class PlainDescent(Plain):
+    """SGD: in half precision the epsilon of Adam is zero, and its step infinite."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
 class FusedAdamW(Plain):
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=0.02, fused=True)
