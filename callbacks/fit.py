@@ -104,10 +104,7 @@ class Fit:
                 if passing is not None and passing.offer(batch):
                     self._settle()
         except Exception as error:
-            self.wants_batches = False
-            self._subject.passing = None
-            self._subject.reason = f"{type(error).__name__}: {error}"
-            self._check()
+            self._give_up_passing(error)
 
     def before_step(self, optimizer: Any) -> None:
         """Let the watch look at gradients, if the coming step is due.
@@ -221,6 +218,17 @@ class Fit:
         with self._guarded(self._steps.step):
             self._subject.settle()
         self._check()
+
+    def _give_up_passing(self, error: Exception) -> None:
+        """Go on without a probe loss. It is too late for an error: training has begun."""
+        self.wants_batches = False
+        self._subject.passing = None
+        self._subject.reason = self._subject.reason or f"{type(error).__name__}: {error}"
+        try:
+            self._check()
+        except Exception as refused:
+            self._tell_once("probe", str(refused))
+            self._measures_from = self._steps.step  # what cannot be measured is skipped then
 
     def _check(self) -> None:
         """Ask every observable whether it can measure this model, and begin."""

@@ -72,6 +72,6 @@ def accelerators_of(module: torch.nn.Module | None) -> list[torch.device]:
             for tensor in tensors:
                 if tensor.device.type not in ("cpu", "meta"):
                     found[tensor.device] = None
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():
         found[torch.device("cuda", torch.cuda.current_device())] = None
     return list(found)
