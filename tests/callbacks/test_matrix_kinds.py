@@ -49,7 +49,7 @@ def _check_measured(case, outcome, monitor, rude):
         return
     if outcome == "interrupted":
         assert rude.steps[-1] == STOP_STEP
-        assert health.state is RunState.FAILED
+        assert health.state is RunState.INTERRUPTED
         return
     for name in case.norms:
         assert health.measurements[name] >= 4, health
