@@ -10,7 +10,6 @@ thirteen models of known λ at 128 draws; for quick models that is up to √2 to
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,8 +118,9 @@ def weaknesses(summary: Summary, n_samples: int) -> dict[str, str]:
         )
     if summary.virial + slack < MIN_VIRIAL:
         found["virial"] = f"virial {summary.virial:.2f} is below {MIN_VIRIAL}: not in equilibrium"
-    # Pure noise makes the drift about 1.2 relative standard errors wide.
-    if not summary.drift < max(MAX_DRIFT, NUM_SIGMAS * summary.relative_stderr):
+    # (q₃ − q₄)/2 of the mean over three quarters: pure noise is √1.5 standard errors wide.
+    noise = math.sqrt(1.5) * summary.relative_stderr
+    if not summary.drift < max(MAX_DRIFT, NUM_SIGMAS * noise):
         found["drift"] = f"drift {summary.drift:.2f} is not below {MAX_DRIFT}: still moving"
     if n_samples < MIN_SAMPLES_PER_LAMBDA * summary.value:
         found["probe"] = (
@@ -145,15 +145,16 @@ def judge(
             f"all {num_chains} chains left the neighbourhood of w* and nothing finite is left; "
             "lower step_size, or raise localization"
         )
+    lost = []
+    if num_diverged:
+        lost.append(f"{num_diverged} of {num_chains} chains diverged and were excluded")
     if is_negative(summary):
-        return EstimateStatus.NEGATIVE, (
+        low = (
             f"λ̂ = {summary.value:.3g} ± {summary.stderr:.2g} is below zero: the weights are not a "
             "local minimum of the probe loss (training still moves downhill)"
         )
-    reasons: Mapping[str, str] = weaknesses(summary, n_samples)
-    texts = [*reasons.values()]
-    if num_diverged:
-        texts.insert(0, f"{num_diverged} of {num_chains} chains diverged and were excluded")
+        return EstimateStatus.NEGATIVE, "; ".join([*lost, low])
+    texts = [*lost, *weaknesses(summary, n_samples).values()]
     if texts:
         return EstimateStatus.UNCONVERGED, "; ".join(texts)
     return EstimateStatus.OK, ""

@@ -231,21 +231,32 @@ def _perturbed(problem: Problem, num_chains: int) -> Tensor:
 
 def _reacting_loop(problem: Problem, point: Tensor) -> LoopEngine:
     """The plain engine in the form that yields a gradient, or the reason why there is none."""
-    loop = LoopEngine(problem)
+    loop = _working_loop(problem, point)
     for index in range(len(problem.batches)):
         _, grad = loop.one(point, index)
-        if grad is None and not loop.backward:
-            loop = LoopEngine(problem, backward=True)
-            _, grad = loop.one(point, index)
-        if grad is None:
-            raise RefusedError(NO_GRADIENT)
-        if bool(grad.any()):
+        if grad is not None and bool(grad.any()):
             return loop
     raise RefusedError(
         "the gradient of the probe loss is zero beside the current weights: the loss does not "
         "react to them. It may read the live model through a closure; give loss_fn=, a function "
         "loss_fn(model, batch) that uses only the model it is given"
     )
+
+
+def _working_loop(problem: Problem, point: Tensor) -> LoopEngine:
+    """`autograd.grad` if it yields a gradient, else `.backward()`."""
+    failure: RuntimeError | None = None
+    for loop in (LoopEngine(problem), LoopEngine(problem, backward=True)):
+        try:
+            _, grad = loop.one(point, 0)
+        except RuntimeError as error:  # reentrant checkpointing refuses autograd.grad
+            failure = error
+        else:
+            if grad is not None:
+                return loop
+    raise RefusedError(
+        NO_GRADIENT if failure is None else f"the loss cannot be differentiated: {failure}"
+    ) from failure
 
 
 def _fault(engine: VmapEngine, points: Tensor, expected: tuple[Tensor, Tensor]) -> str | None:
@@ -289,8 +300,13 @@ def _race(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[float, f
 
 @contextmanager
 def _plain_attention() -> Iterator[None]:
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def evaluate(

@@ -28,7 +28,7 @@ logger = logging.getLogger("phasewatch.monitor.sampling")
 
 SLOW_GROWTH = 4
 """Chains that have not settled go on up to this many times `num_draws`: what is not in equilibrium
-by then will not be soon. Pure noise is worth the full `max_draws`, if that is known to suffice."""
+by then will not be soon. Noise alone is worth `max_draws`, where that promises to suffice."""
 
 
 @dataclass(slots=True)
@@ -136,7 +136,6 @@ def measure_llc(
         generator=context.generator,
         adaptive=config.step_size is None,
         num_chains=plan.num_chains,
-        first_check=max(8, config.num_draws // 32),
         pick=_picker(problem, config, context.generator),
         deadline=started + context.deadline_seconds,
     )
@@ -233,12 +232,13 @@ def _draws_wanted(summary: Summary, n_samples: int, config: SamplerConfig, drawn
     weak = diagnostics.weaknesses(summary, n_samples).keys() - {"probe"}
     if not weak or diagnostics.is_negative(summary):
         return 0
+    longer = min(2 * drawn, SLOW_GROWTH * config.num_draws, config.max_draws)
     if weak != {"stderr"}:
-        return min(2 * drawn, SLOW_GROWTH * config.num_draws, config.max_draws)
+        return longer
     # The error falls with the root of the draws; a fifth more, as the error has an error too.
     excess = summary.relative_stderr / diagnostics.MAX_RELATIVE_STDERR
-    needed = math.ceil(1.2 * drawn * excess**2) if excess < 1e3 else math.inf
-    return int(needed) if needed <= config.max_draws else 0
+    needed = 1.2 * drawn * excess**2
+    return math.ceil(needed) if needed <= config.max_draws else longer
 
 
 def _burnin(run: Run, config: SamplerConfig) -> int:

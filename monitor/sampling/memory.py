@@ -12,10 +12,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from phasewatch.monitor.config import SamplerConfig
 from phasewatch.monitor.errors import RefusedError
@@ -55,9 +53,7 @@ def plan_memory(problem: Problem, config: SamplerConfig) -> Plan:
     limit = config.max_bytes or int(FREE_SHARE * free_bytes(problem.center.device))
     state = problem.center.numel() * problem.center.element_size()
     fewest = min(MIN_CHAINS, config.num_chains)
-    if loop_bytes(state, 0, fewest) > limit:
-        raise _too_large(loop_bytes(state, 0, fewest), limit, problem)
-    kept = activation_bytes(problem)
+    kept = problem.kept_bytes
     if config.engine != "loop" and vmap_bytes(state, kept, config.num_chains) <= limit:
         return Plan(config.engine, config.num_chains)
     if config.engine == "vmap":
@@ -84,28 +80,6 @@ def loop_bytes(state: int, kept: int, num_chains: int) -> int:
 def vmap_bytes(state: int, kept: int, num_chains: int) -> int:
     """Bytes of vectorised chains."""
     return num_chains * ((STATE_COPIES + GRAPH_COPIES) * state + kept)
-
-
-def activation_bytes(problem: Problem) -> int:
-    """Bytes that one chain's forward pass keeps for its backward pass, on the largest batch."""
-    index = max(range(len(problem.weights)), key=problem.weights.__getitem__)
-    leaf = problem.center.clone().requires_grad_()
-    seen: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, Tensor) or tensor.is_sparse:
-            return tensor
-        storage = tensor.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    def give(tensor: Any) -> Any:
-        return tensor
-
-    values = {**problem.constants(), **problem.layout.unflatten(leaf)}
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, give):
-        problem.call(values, problem.batch(index))
-    return sum(seen.values())
 
 
 def free_bytes(device: torch.device) -> int:

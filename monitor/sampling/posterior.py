@@ -139,6 +139,7 @@ class Problem:
             evaluation.
         copies_batch: Clone the batch at each evaluation, because the loss writes into it.
         aliases: Further names of tied weights and buffers, each with its first name.
+        kept_bytes: What one chain's forward pass keeps for its backward pass, at most.
     """
 
     loss: ProbeLoss
@@ -150,6 +151,7 @@ class Problem:
     written: frozenset[str] = frozenset()
     copies_batch: bool = False
     aliases: tuple[tuple[str, str], ...] = ()
+    kept_bytes: int = 0
 
     def batch(self, index: int) -> Any:
         """Batch `index`, safe to hand to the loss."""
@@ -259,26 +261,14 @@ def _aliases(model: nn.Module) -> tuple[tuple[str, str], ...]:
 
 
 def _inspected(problem: Problem) -> Problem:
-    """Look at each batch once, on copies: terms, finiteness, and what the loss writes into."""
+    """Look at each batch once, on copies: terms, finiteness, memory, and what is written into."""
     counts: list[int] = []
+    kept = 0
     writes_batch = False
     written: set[str] = set()
     for index, pristine in enumerate(problem.batches):
-        batch = problem.batch(index)
-        constants = problem.constants()
-        values = {**constants, **problem.layout.unflatten(problem.center)}
-        try:
-            with torch.no_grad():
-                result = problem.call(values, batch)
-        except RefusedError:
-            raise
-        except Exception as error:
-            raise RefusedError(
-                f"the loss cannot take probe batch {index} ({describe(pristine)}): "
-                f"{type(error).__name__}: {error}. Give loss_fn= or probe= so that "
-                "loss_fn(model, batch) works"
-            ) from error
-        terms = checked_terms(result)
+        batch, constants = problem.batch(index), problem.constants()
+        terms, size = _tried(problem, index, batch, constants)
         mean = float(terms.double().mean())
         if not math.isfinite(mean):
             raise MeasurementError(
@@ -286,15 +276,47 @@ def _inspected(problem: Problem) -> Problem:
                 "coefficient needs a finite loss. Check the weights and the probe data"
             )
         counts.append(terms.numel() if terms.numel() > 1 else leading_size(pristine))
+        kept = max(kept, size)
         writes_batch = writes_batch or not same(batch, pristine)
         written |= {n for n in problem.written if not same(constants[n], problem.fixed[n])}
     total = sum(counts)
     return replace(
         problem,
         weights=tuple(count / total for count in counts),
+        kept_bytes=kept,
         written=frozenset(written),
         copies_batch=writes_batch,
     )
+
+
+def _tried(
+    problem: Problem, index: int, batch: Any, constants: Mapping[str, Tensor]
+) -> tuple[Tensor, int]:
+    """Loss terms of one batch at w*, and the bytes kept for a backward pass through them."""
+    seen: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.layout is torch.strided:
+            storage = tensor.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    # With a graph, as the chains will need it: some losses differentiate inside.
+    leaf = problem.center.clone().requires_grad_()
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, _as_is):
+            result = problem.call({**constants, **problem.layout.unflatten(leaf)}, batch)
+    except Exception as error:
+        raise RefusedError(
+            f"the loss cannot take probe batch {index} ({describe(problem.batches[index])}): "
+            f"{type(error).__name__}: {error}. Give loss_fn= or probe= so that "
+            "loss_fn(model, batch) works"
+        ) from error
+    return checked_terms(result).detach(), sum(seen.values())
+
+
+def _as_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def tensors_in(batch: Any) -> Iterator[Tensor]:

@@ -1,0 +1,64 @@
+"""λ̂ with default settings where λ is known: truth, estimate, error, status.
+
+Noise-free data, so that w* is the empirical minimum; n = 10⁴ terms, centred on the most singular
+point. At finite n an estimate sits near λ − (m − 1)/log n, m the multiplicity: that is the column
+"expected".
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from phasewatch.monitor.sampling import SamplerConfig, estimate_llc
+from phasewatch.monitor.types import EstimateStatus
+from support.closed_forms import all_cases, squared_error
+
+
+def main() -> None:
+    """Print the table and the share of OK."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--num-samples", type=int, default=10_000)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    header = f"{'model':26s} {'λ':>6s} {'expected':>8s} {'estimate':>16s} {'error':>6s}"
+    print(f"{header} {'status':12s} draws seconds reason")
+    statuses, errors = [], []
+    for seed in range(arguments.seeds):
+        for case in all_cases(arguments.num_samples):
+            found = estimate_llc(
+                case.model,
+                [case.batch],
+                squared_error,
+                n_samples=case.n_samples,
+                config=SamplerConfig(seed=seed),
+            )
+            expected = case.truth - (case.multiplicity - 1) / math.log(case.n_samples)
+            error = found.lambda_hat / expected - 1
+            statuses.append(found.status)
+            if found.status is EstimateStatus.OK:
+                errors.append(abs(error))
+            print(
+                f"{case.name:26s} {case.truth:6.2f} {expected:8.2f} "
+                f"{found.lambda_hat:8.3f} ± {found.lambda_stderr:5.3f} {error:+6.1%} "
+                f"{found.status:12s} {found.num_draws + found.num_burnin:5d} "
+                f"{found.duration_seconds:7.2f} {found.reason}",
+                flush=True,
+            )
+    share = statuses.count(EstimateStatus.OK) / len(statuses)
+    errors.sort()
+    print(
+        f"OK: {share:.0%} of {len(statuses)}; |error| of those against `expected`: "
+        f"median {errors[len(errors) // 2]:.1%}, worst {errors[-1]:.1%}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Errors and statuses from draws whose truth is known."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from phasewatch.monitor.sampling.diagnostics import judge, standard_error, summarise, weaknesses
+from phasewatch.monitor.types import EstimateStatus
+
+
+def chains(mean=10.0, spread=1.0, correlation=0.0, num_chains=4, num_draws=128, seed=0):
+    rng = np.random.default_rng(seed)
+    draws = np.empty((num_chains, num_draws))
+    draws[:, 0] = rng.normal(size=num_chains)
+    for t in range(1, num_draws):
+        fresh = rng.normal(size=num_chains)
+        draws[:, t] = correlation * draws[:, t - 1] + math.sqrt(1 - correlation**2) * fresh
+    return mean + spread * draws
+
+
+def summary_of(draws, virial=1.0):
+    return summarise(draws, len(draws[0]) // 4, np.full((len(draws), 8), virial))
+
+
+def test_a_calm_set_of_chains_is_ok():
+    summary = summary_of(chains())
+    assert summary.value == pytest.approx(10.0, abs=0.3)
+    assert summary.rhat == pytest.approx(1.0, abs=0.05)
+    assert summary.ess > 200
+    assert judge(summary, 1000, 0, 4) == (EstimateStatus.OK, "")
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.8, 0.95])
+def test_the_interval_holds_the_mean_about_as_often_as_it_says(correlation):
+    hits = 0
+    for seed in range(200):
+        draws = chains(correlation=correlation, seed=seed)[:, 32:]
+        hits += abs(draws.mean() - 10.0) < 1.96 * standard_error(draws)
+    assert hits / 200 >= 0.90
+
+
+def test_one_chain_has_an_error_too():
+    draws = chains(num_chains=1, correlation=0.5, num_draws=400)
+    assert 0.03 < standard_error(draws) < 0.3
+    assert math.isnan(summary_of(draws).rhat)
+
+
+def test_constant_draws_have_no_error():
+    assert standard_error(np.ones((4, 20))) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("draws", "virial", "n_samples", "word"),
+    [
+        (chains(mean=0.3), 1.0, 1000, "standard error"),
+        (chains(), 0.2, 1000, "below 0.5"),
+        (chains(), 1.6, 1000, "too hot"),
+        (chains(), 1.0, 30, "probe too small"),
+    ],
+)
+def test_each_weakness_is_named(draws, virial, n_samples, word):
+    status, reason = judge(summary_of(draws, virial), n_samples, 0, 4)
+    assert status is EstimateStatus.UNCONVERGED
+    assert word in reason
+
+
+def test_a_drift_beyond_noise_is_named():
+    calm = summary_of(chains())
+    assert "drift" in weaknesses(replace(calm, drift=0.25), 1000)
+    noisy = replace(calm, drift=0.25, stderr=0.14 * calm.value)
+    assert weaknesses(noisy, 1000) == {}
+
+
+def test_negative_needs_significance():
+    assert judge(summary_of(chains(mean=-5.0)), 1000, 0, 4)[0] is EstimateStatus.NEGATIVE
+    assert judge(summary_of(chains(mean=-0.01)), 1000, 0, 4)[0] is EstimateStatus.UNCONVERGED
+
+
+def test_nothing_finite_is_diverged():
+    assert judge(None, 1000, 4, 4)[0] is EstimateStatus.DIVERGED
+
+
+def test_a_noisy_virial_of_a_tiny_model_is_not_held_against_it():
+    noisy = np.array([[0.2], [0.1], [1.6], [0.0]])
+    summary = summarise(chains(), 32, noisy)
+    assert "virial" not in weaknesses(summary, 1000)

@@ -1,0 +1,73 @@
+"""The observable around the estimator."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from phasewatch.monitor.config import SamplerConfig
+from phasewatch.monitor.errors import RefusedError
+from phasewatch.monitor.observables.llc import LLC
+from phasewatch.monitor.types import Estimate, EstimateStatus, Observable
+
+
+def test_it_is_an_observable():
+    assert isinstance(LLC(), Observable)
+    assert (LLC().name, LLC().unit, LLC().cost) == ("llc", "1", "expensive")
+    assert "2308.12108" in LLC.source
+
+
+def test_it_reports_the_estimate(context_of, model, data):
+    observation = LLC(SamplerConfig(num_draws=32, max_draws=0)).measure(context_of(model, [data]))
+    detail = observation.detail
+    assert isinstance(detail, Estimate)
+    assert (observation.step, observation.name) == (7, "llc")
+    assert observation.value == detail.lambda_hat
+    assert observation.stderr == detail.lambda_stderr
+    assert observation.status is detail.status
+    assert observation.reason == detail.reason
+    assert observation.timestamp > 0
+
+
+def test_check_refuses_before_the_first_step(context_of, data):
+    live = nn.Linear(3, 2)
+    context = context_of(live, [data], lambda _m, b: live(b[0]).sum(-1))
+    with pytest.raises(RefusedError, match="loss_fn="):
+        LLC().check(context)
+    with pytest.raises(RefusedError, match="probe_loss"):
+        LLC().check(context_of(live, [data], None))
+
+
+def test_check_lets_a_loss_pass_that_may_be_finite_later(context_of, model, data, loss):
+    LLC().check(context_of(model, [data], lambda m, b: loss(m, b) + float("inf")))
+
+
+def test_the_state_survives_a_checkpoint(context_of, model, data):
+    observable = LLC(SamplerConfig(num_draws=32, max_draws=0))
+    assert observable.state_dict()["sharpness"] is None
+    observable.measure(context_of(model, [data]))
+    file = io.BytesIO()
+    torch.save(observable.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    given = copy.deepcopy(state)
+    other = LLC(SamplerConfig(num_draws=32, max_draws=0))
+    other.load_state_dict(state)
+    assert other.state_dict()["sharpness"] == observable.state_dict()["sharpness"] > 0
+    assert torch.equal(other.state_dict()["sharpest"], observable.state_dict()["sharpest"])
+    assert state["sharpness"] == given["sharpness"]
+    other.measure(context_of(model, [data]))
+
+
+def test_a_warm_start_of_another_size_is_ignored(context_of, model, data):
+    observable = LLC(SamplerConfig(num_draws=32, max_draws=0))
+    observable.load_state_dict({"sharpness": 3.0, "sharpest": torch.ones(3)})
+    assert observable.measure(context_of(model, [data])).status in set(EstimateStatus)
+
+
+def test_part_of_the_weights(context_of, model, data):
+    config = SamplerConfig(num_draws=32, max_draws=0)
+    observable = LLC(config, parameters=["2.*"], name="llc/head")
+    assert observable.measure(context_of(model, [data])).name == "llc/head"
