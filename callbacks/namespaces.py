@@ -7,7 +7,6 @@ inherits both is accepted everywhere: in a list, alone, and by either command li
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import Any
 
 from phasewatch.callbacks.monitor import MonitorHooks
@@ -21,15 +20,17 @@ def build_monitor_class() -> type[Any]:
     Raises:
         ImportError: None is installed.
     """
-    bases = [
-        importlib.import_module(namespace).Callback
-        for namespace in NAMESPACES
-        if importlib.util.find_spec(namespace.partition(".")[0]) is not None
-    ]
+    bases = []
+    missing = []
+    for namespace in NAMESPACES:
+        try:
+            bases.append(importlib.import_module(namespace).Callback)
+        except ImportError as error:
+            missing.append(f"{namespace}: {error}")
     if not bases:
         raise ImportError(
-            "TransitionMonitor needs Lightning: pip install lightning. "
-            "phasewatch.monitor.Watch works in any training loop"
+            "TransitionMonitor needs Lightning: pip install lightning. phasewatch.monitor.Watch "
+            f"works in any training loop. ({'; '.join(missing)})"
         )
     attributes = {
         "__module__": "phasewatch.callbacks",
