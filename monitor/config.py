@@ -95,7 +95,7 @@ class ExporterConfig(_Model):
         enabled: Serve metrics at all.
         host: Address to bind; loopback unless told otherwise.
         port: First port to try; the next free one is taken when it is in use.
-        num_ports: How many ports to try.
+        num_ports: How many ports to try, one after another, before any free one is taken.
         targets_dir: Folder for a Prometheus file_sd target file; None writes none.
         linger_seconds: How long to go on serving after the run ended, for the last scrape.
     """

@@ -122,8 +122,9 @@ def _observation(context: MeasureContext, name: str, unit: str, value: float) ->
 def _record(context: MeasureContext, name: str) -> StepRecord:
     if context.record is None:
         raise RefusedError(
-            f"{name} needs a look at the model just before the optimizer step; call "
-            "Watch.before_step(step, model.named_parameters()) there"
+            f"{name} needs a look at the model just before the optimizer step. In a loop of your "
+            "own, call Watch.before_step(step, model.named_parameters()) there; in a "
+            "LightningModule, step the optimizers that self.optimizers() gives"
         )
     return context.record
 
