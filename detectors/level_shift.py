@@ -1,7 +1,10 @@
 """A change of level in a sparse stream whose values come with their own standard errors.
 
-The stream since the last change is held in a window of at most `window` points. For every split
-of it the generalised likelihood ratio of "two levels" against "one level" is taken,
+The stream since the last change is held in a window of at most `window` points. Where all of its
+values are of one sign and well clear of zero, their logarithms are taken (relative changes count,
+and exponential decay is a straight line). For every split of the window that leaves `min_before`
+points before and `min_after` to `max_after` points after it, the generalised likelihood ratio of
+"two levels" against "one level" is taken,
 
     2 log Λ = (m₂ − m₁)² / (V₁ + V₂),   mᵢ = Vᵢ Σ xⱼ/vⱼ,   1/Vᵢ = Σ 1/vⱼ,   vⱼ = σⱼ² + τ²,
 
@@ -9,12 +12,11 @@ with the known, unequal σⱼ (standard errors) and an extra variance τ² betwe
 from what neighbouring values differ by beyond their standard errors (a robust median, so that one
 jump does not hide itself). The largest ratio alarms when it passes `threshold`, and when
 
-- effect: |m₂ − m₁| > `effect` × the larger of |m₁| and |m₂|;
-- not a trend: two levels fit better by `margin` than a parabola and than an exponential approach
-  to a level through the same points: a slow drift is no change of level.
+- effect: the levels differ by more than `effect`, relative to the larger one;
+- not a trend: two levels fit better by `margin` than a parabola, a bent line and an exponential
+  approach to a level through the same points: a slow drift is no change of level.
 
-The episode ends when the new level has been confirmed by `min_after` more points, or when the
-stream has come to rest; the points before the change are then forgotten.
+The points before the change are then forgotten; the episode lasts `min_after` more points.
 """
 
 from __future__ import annotations
@@ -36,6 +38,12 @@ MEDIAN_CHI_SQUARE = 0.4549
 RELAXATIONS = (1.5, 3.0, 6.0, 12.0)
 """Rates of the exponential courses, in e-folds per half a window."""
 
+BENDS = (-0.5, 0.0, 0.5)
+"""Where a bent line may bend; the window is [−1, 1]."""
+
+CLEAR_OF_ZERO = 2.0
+"""Standard errors between a value and zero from which on its logarithm makes sense."""
+
 RELATIVE_FLOOR = 1e-6
 """Smallest noise assumed; values are taken relative to the largest in the window."""
 
@@ -53,6 +61,7 @@ class LevelShift(BaseDetector):
         margin: By how much two levels must fit better (in χ²) than a smooth course.
         min_before: Points needed before the change.
         min_after: Points needed after it.
+        max_after: Points after it at most: what was not seen by then was not abrupt.
         window: Points held.
 
     Raises:
@@ -77,6 +86,7 @@ class LevelShift(BaseDetector):
         margin: float = 9.0,
         min_before: int = 5,
         min_after: int = 3,
+        max_after: int = 12,
         window: int = 64,
     ) -> None:
         for key, value in (("threshold", threshold), ("effect", effect)):
@@ -84,16 +94,19 @@ class LevelShift(BaseDetector):
         require(margin >= 0.0, "margin", margin, "at least 0")
         for key, count in (("min_before", min_before), ("min_after", min_after)):
             require(count >= 2, key, count, "at least 2")
+        require(max_after >= min_after, "max_after", max_after, f"at least min_after = {min_after}")
         require(
             window >= min_before + min_after,
             "window", window, f"at least min_before + min_after = {min_before + min_after}",
         )  # fmt: skip
         self._threshold, self._effect, self._margin = threshold, effect, margin
-        self._min_before, self._min_after, self._window = min_before, min_after, window
+        self._min_before, self._window = min_before, window
+        self._min_after, self._max_after = min_after, max_after
         super().__init__(
             {
                 "threshold": threshold, "effect": effect, "margin": margin,
-                "min_before": min_before, "min_after": min_after, "window": window,
+                "min_before": min_before, "min_after": min_after,
+                "max_after": max_after, "window": window,
             }
         )  # fmt: skip
 
@@ -135,28 +148,31 @@ class LevelShift(BaseDetector):
         unit = max(abs(value) for value in self._values)
         if unit == 0.0:
             return None
-        values = np.array(self._values) / unit
-        variances = _variances(values, np.array(self._errors) / unit)
-        ratios, before, after = _two_levels(values, variances, self._min_before, self._min_after)
+        values, errors, logarithmic = _natural_scale(
+            np.array(self._values) / unit, np.array(self._errors) / unit
+        )
+        variances = _variances(values, errors)
+        first = max(self._min_before, values.size - self._max_after)
+        ratios, before, after = _two_levels(values, variances, first, self._min_after)
         best = int(np.argmax(ratios))
         ratio, m1, m2 = float(ratios[best]), float(before[best]), float(after[best])
         if ratio < self._threshold:
             self._statistic = ratio
             return None
-        if abs(m2 - m1) <= self._effect * max(abs(m1), abs(m2)):
-            return None
-        if _trend_gain(values, variances) + self._margin > ratio:
+        small = self._effect if logarithmic else self._effect * max(abs(m1), abs(m2))
+        if abs(m2 - m1) <= small or _smooth_gain(values, variances) + self._margin > ratio:
             return None
         self._statistic = ratio
-        split = self._min_before + best
+        split = first + best
+        old, new = np.array(self._values)[:split], np.array(self._values)[split:]
         alarm = Alarm(
             detected_step=step,
             onset_step=self._steps[split],
             direction=Direction.UP if m2 > m1 else Direction.DOWN,
             score=ratio / self._threshold,
             run_length=values.size - split,
-            value_before=m1 * unit,
-            value_after=m2 * unit,
+            value_before=float(np.average(old, weights=1.0 / variances[:split])),
+            value_after=float(np.average(new, weights=1.0 / variances[split:])),
         )
         for series in (self._steps, self._values, self._errors):
             for _ in range(split):
@@ -181,6 +197,16 @@ class LevelShift(BaseDetector):
         self._left = int(state["left"])
 
 
+def _natural_scale(
+    values: NDArray[np.float64], errors: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], bool]:
+    """Logarithms (odd in the sign) with relative errors, if all values are clear of zero."""
+    sign = np.sign(values[0])
+    if np.all(values * sign > CLEAR_OF_ZERO * errors):
+        return sign * np.log(values * sign), errors / np.abs(values), True
+    return values, errors, False
+
+
 def _variances(values: NDArray[np.float64], errors: NDArray[np.float64]) -> NDArray[np.float64]:
     """σⱼ² + τ², shape (n,): τ² is what neighbours differ by beyond their standard errors."""
     known = errors**2
@@ -202,13 +228,14 @@ def _two_levels(
     return (m2 - m1) ** 2 / (1.0 / w1 + 1.0 / w2), m1, m2
 
 
-def _trend_gain(values: NDArray[np.float64], variances: NDArray[np.float64]) -> float:
+def _smooth_gain(values: NDArray[np.float64], variances: NDArray[np.float64]) -> float:
     """How much better (χ²) the best smooth course fits than one level.
 
-    Smooth are a parabola (with the line in it) and an exponential approach to a level.
+    Smooth are a parabola and a bent line (with the line in both) and an exponential approach.
     """
     x = np.linspace(-1.0, 1.0, values.size)
     shapes = [np.stack([x, x * x])]
+    shapes += [np.stack([x, np.maximum(x - bend, 0.0)]) for bend in BENDS]
     shapes += [np.exp(-rate * (x[None, :] + 1.0)) for rate in RELAXATIONS]
     root = 1.0 / np.sqrt(variances)
     target = values * root
