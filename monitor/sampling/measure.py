@@ -17,8 +17,8 @@ from phasewatch.monitor.errors import RefusedError
 from phasewatch.monitor.isolation import guard, measure_context
 from phasewatch.monitor.sampling import diagnostics, estimators
 from phasewatch.monitor.sampling.chains import Run
+from phasewatch.monitor.sampling.choice import Verdicts
 from phasewatch.monitor.sampling.diagnostics import Summary
-from phasewatch.monitor.sampling.engine import Verdicts
 from phasewatch.monitor.sampling.integrators import Baoab, Integrator, Sgld
 from phasewatch.monitor.sampling.memory import plan_memory
 from phasewatch.monitor.sampling.posterior import Problem, pose
@@ -230,8 +230,11 @@ def _sample(run: Run, config: SamplerConfig, n_samples: int) -> tuple[Summary | 
 def _draws_wanted(summary: Summary, n_samples: int, config: SamplerConfig, drawn: int) -> int:
     """How many draws would mend the estimate; `drawn` or less if none would."""
     weak = diagnostics.weaknesses(summary, n_samples).keys() - {"probe"}
-    if not weak or diagnostics.is_negative(summary):
+    if diagnostics.is_negative(summary):
         return 0
+    if not weak:
+        mixes_slowly = summary.virial < diagnostics.SLOW_VIRIAL and drawn < 2 * config.num_draws
+        return min(2 * drawn, config.max_draws) if mixes_slowly else 0
     longer = min(2 * drawn, SLOW_GROWTH * config.num_draws, config.max_draws)
     if weak != {"stderr"}:
         return longer

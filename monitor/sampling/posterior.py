@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from phasewatch.monitor.errors import MeasurementError, RefusedError
+from phasewatch.monitor.sampling.batches import describe, leading_size, same
 from phasewatch.monitor.types import LossFn, MeasureContext
 
 PREFIX = "model."
@@ -140,6 +141,7 @@ class Problem:
         copies_batch: Clone the batch at each evaluation, because the loss writes into it.
         aliases: Further names of tied weights and buffers, each with its first name.
         kept_bytes: What one chain's forward pass keeps for its backward pass, at most.
+        precision: Unit roundoff of the coarsest floating dtype it keeps (bf16 under autocast).
     """
 
     loss: ProbeLoss
@@ -152,6 +154,7 @@ class Problem:
     copies_batch: bool = False
     aliases: tuple[tuple[str, str], ...] = ()
     kept_bytes: int = 0
+    precision: float = 0.0
 
     def batch(self, index: int) -> Any:
         """Batch `index`, safe to hand to the loss."""
@@ -263,12 +266,12 @@ def _aliases(model: nn.Module) -> tuple[tuple[str, str], ...]:
 def _inspected(problem: Problem) -> Problem:
     """Look at each batch once, on copies: terms, finiteness, memory, and what is written into."""
     counts: list[int] = []
-    kept = 0
+    kept, precision = 0, 0.0
     writes_batch = False
     written: set[str] = set()
     for index, pristine in enumerate(problem.batches):
         batch, constants = problem.batch(index), problem.constants()
-        terms, size = _tried(problem, index, batch, constants)
+        terms, size, coarsest = _tried(problem, index, batch, constants)
         mean = float(terms.double().mean())
         if not math.isfinite(mean):
             raise MeasurementError(
@@ -276,7 +279,7 @@ def _inspected(problem: Problem) -> Problem:
                 "coefficient needs a finite loss. Check the weights and the probe data"
             )
         counts.append(terms.numel() if terms.numel() > 1 else leading_size(pristine))
-        kept = max(kept, size)
+        kept, precision = max(kept, size), max(precision, coarsest)
         writes_batch = writes_batch or not same(batch, pristine)
         written |= {n for n in problem.written if not same(constants[n], problem.fixed[n])}
     total = sum(counts)
@@ -284,6 +287,7 @@ def _inspected(problem: Problem) -> Problem:
         problem,
         weights=tuple(count / total for count in counts),
         kept_bytes=kept,
+        precision=precision,
         written=frozenset(written),
         copies_batch=writes_batch,
     )
@@ -291,11 +295,15 @@ def _inspected(problem: Problem) -> Problem:
 
 def _tried(
     problem: Problem, index: int, batch: Any, constants: Mapping[str, Tensor]
-) -> tuple[Tensor, int]:
-    """Loss terms of one batch at w*, and the bytes kept for a backward pass through them."""
+) -> tuple[Tensor, int, float]:
+    """Loss terms of one batch at w*; bytes and coarsest roundoff of what its graph keeps."""
     seen: dict[int, int] = {}
+    coarsest = torch.finfo(torch.float64).eps
 
     def keep(tensor: Tensor) -> Tensor:
+        nonlocal coarsest
+        if tensor.is_floating_point():
+            coarsest = max(coarsest, torch.finfo(tensor.dtype).eps)
         if tensor.layout is torch.strided:
             storage = tensor.untyped_storage()
             seen[storage.data_ptr()] = storage.nbytes()
@@ -312,47 +320,8 @@ def _tried(
             f"{type(error).__name__}: {error}. Give loss_fn= or probe= so that "
             "loss_fn(model, batch) works"
         ) from error
-    return checked_terms(result).detach(), sum(seen.values())
+    return checked_terms(result).detach(), sum(seen.values()), coarsest
 
 
 def _as_is(tensor: Tensor) -> Tensor:
     return tensor
-
-
-def tensors_in(batch: Any) -> Iterator[Tensor]:
-    """Every tensor in a nest of mappings, sequences and plain objects, in a fixed order."""
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from tensors_in(value)
-    elif isinstance(batch, (list, tuple)):
-        for value in batch:
-            yield from tensors_in(value)
-    elif hasattr(batch, "__dict__"):
-        yield from tensors_in(vars(batch))
-
-
-def leading_size(batch: Any) -> int:
-    """Samples in a batch: the leading dimension of its first tensor that has one."""
-    return next((t.shape[0] for t in tensors_in(batch) if t.ndim > 0), 1)
-
-
-def same(left: Any, right: Any) -> bool:
-    """Whether two nests hold equal tensors (NaN equals NaN)."""
-    lefts, rights = list(tensors_in(left)), list(tensors_in(right))
-    return len(lefts) == len(rights) and all(map(_equal, lefts, rights))
-
-
-def _equal(left: Tensor, right: Tensor) -> bool:
-    if left.shape != right.shape or left.dtype != right.dtype:
-        return False
-    if left.is_floating_point() or left.is_complex():
-        return torch.allclose(left, right, rtol=0.0, atol=0.0, equal_nan=True)
-    return torch.equal(left, right)
-
-
-def describe(batch: Any) -> str:
-    """A batch in a few words: its type and the shapes of its tensors."""
-    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(batch)) or "no tensors"
-    return f"{type(batch).__name__}: {shapes}"

@@ -106,7 +106,7 @@ def ours(index: int, steps: int) -> tuple[Callable[[], float], str]:
     """Seconds a chain step, and the engine that was chosen."""
     from phasewatch.monitor.isolation import measure_context
     from phasewatch.monitor.sampling.chains import Run
-    from phasewatch.monitor.sampling.engine import Verdicts
+    from phasewatch.monitor.sampling.choice import Verdicts
     from phasewatch.monitor.sampling.integrators import Baoab
     from phasewatch.monitor.sampling.posterior import pose
 

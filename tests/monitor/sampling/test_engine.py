@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from phasewatch.monitor.errors import RefusedError
 from phasewatch.monitor.sampling import Memory, SamplerConfig, estimate_llc, measure_llc
-from phasewatch.monitor.sampling.engine import LoopEngine, Verdicts, VmapEngine, evaluate
+from phasewatch.monitor.sampling.choice import Verdicts
+from phasewatch.monitor.sampling.engine import LoopEngine, VmapEngine, evaluate
 from phasewatch.monitor.sampling.posterior import pose
 
 

@@ -1,0 +1,48 @@
+"""Looking into probe batches, whatever nest of containers they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def tensors_in(batch: Any) -> Iterator[Tensor]:
+    """Every tensor in a nest of mappings, sequences and plain objects, in a fixed order."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from tensors_in(value)
+    elif isinstance(batch, (list, tuple)):
+        for value in batch:
+            yield from tensors_in(value)
+    elif hasattr(batch, "__dict__"):
+        yield from tensors_in(vars(batch))
+
+
+def leading_size(batch: Any) -> int:
+    """Samples in a batch: the leading dimension of its first tensor that has one."""
+    return next((t.shape[0] for t in tensors_in(batch) if t.ndim > 0), 1)
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two nests hold equal tensors (NaN equals NaN)."""
+    lefts, rights = list(tensors_in(left)), list(tensors_in(right))
+    return len(lefts) == len(rights) and all(map(_equal, lefts, rights))
+
+
+def _equal(left: Tensor, right: Tensor) -> bool:
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    if left.is_floating_point() or left.is_complex():
+        return torch.allclose(left, right, rtol=0.0, atol=0.0, equal_nan=True)
+    return torch.equal(left, right)
+
+
+def describe(batch: Any) -> str:
+    """A batch in a few words: its type and the shapes of its tensors."""
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(batch)) or "no tensors"
+    return f"{type(batch).__name__}: {shapes}"
