@@ -191,7 +191,10 @@ def test_the_default_store_that_cannot_be_written_is_replaced_and_told(tmp_path,
     caplog.set_level(logging.WARNING, logger="phasewatch")
     (tmp_path / "phasewatch.db").mkdir()
     monitor = TransitionMonitor(
-        {"exporter": {"enabled": False}, "sampler": {"num_draws": 8, "num_chains": 2}},
+        {
+            "exporter": {"enabled": False},
+            "sampler": {"num_draws": 8, "max_draws": 8, "num_chains": 2},
+        },
         every_n_steps=2,
     )
     compare(tmp_path, monitor)
@@ -227,7 +230,7 @@ def _exporting(tmp_path, port, **options):
         {
             "store": str(tmp_path / "store.db"),
             "exporter": {"port": port, "targets_dir": str(tmp_path / "targets"), **options},
-            "sampler": {"num_draws": 8, "num_chains": 2},
+            "sampler": {"num_draws": 8, "max_draws": 8, "num_chains": 2},
         }
     )
     return TransitionMonitor(config, every_n_steps=2, run_name="exported")

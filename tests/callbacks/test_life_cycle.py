@@ -19,6 +19,10 @@ from support.zoo_modules import Plain
 
 CASE = find("dropout and BatchNorm")
 COVERED: list[str] = []
+WAYS = [
+    pytest.param(False, id="tuner"),
+    pytest.param(True, id="callback", marks=pytest.mark.slow),
+]
 
 
 def covers(name):
@@ -229,7 +233,7 @@ class _Tunable(Plain):
 
 
 @covers("learning-rate finder")
-@pytest.mark.parametrize("as_callback", [False, True], ids=["tuner", "callback"])
+@pytest.mark.parametrize("as_callback", WAYS)
 def test_the_learning_rate_finder(as_callback, tmp_path):
     def drive(trainer, module, data):
         if not as_callback:
@@ -249,7 +253,7 @@ def test_the_learning_rate_finder(as_callback, tmp_path):
 
 
 @covers("batch-size finder")
-@pytest.mark.parametrize("as_callback", [False, True], ids=["tuner", "callback"])
+@pytest.mark.parametrize("as_callback", WAYS)
 def test_the_batch_size_finder(as_callback, tmp_path):
     options = {"mode": "power", "steps_per_trial": 2, "init_val": 4, "max_trials": 2}
 

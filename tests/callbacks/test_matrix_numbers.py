@@ -158,6 +158,7 @@ def test_tied_weights_give_the_number_of_one_matrix_used_twice(tmp_path):
     assert np.allclose(tied, shared, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["multilayer perceptron", "LSTM", "attention"])
 def test_the_vectorised_chains_give_the_number_of_the_plain_loop(name, tmp_path):
     numbers = {
@@ -180,6 +181,7 @@ class _OwnAutocast(Plain):
         return F.cross_entropy(logits.float(), batch[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["auto", "loop"])
 def test_chains_move_under_the_users_own_autocast(engine, tmp_path):
     _llc(_OwnAutocast, tmp_path, sampler={"engine": engine, "num_draws": 16})
@@ -224,6 +226,7 @@ def test_the_last_weight_norm_is_that_of_the_weights_left(name, tmp_path):
     assert values[-1] == pytest.approx(truth, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_probe_follows_an_explicit_loss_function(tmp_path):
     doubled = _llc(
         Plain, tmp_path / "doubled", loss_fn=lambda m, b: 2 * m.loss(b), sampler={"n_beta": 4.0}

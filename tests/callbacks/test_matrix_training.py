@@ -8,6 +8,7 @@ from support.observers import NORMS, Rude, make_monitor
 from support.training import record_case, unmonitored
 from support.zoo import DATA, OPTIMIZATION, PRECISION
 
+FIXED_STEP = {"step_size": 1e-4}  # saves the search for one
 CASES = (*PRECISION, *OPTIMIZATION, *DATA)
 PARAMETERS = [
     pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow else [])
@@ -20,7 +21,9 @@ def test_training_is_not_touched_by_measuring(case, tmp_path):
     made = []
 
     def monitors():
-        made.append(make_monitor(tmp_path, **case.monitor))
+        made.append(
+            make_monitor(tmp_path, sampler=FIXED_STEP, **({"every_n_steps": 3} | case.monitor))
+        )
         return made
 
     watched = record_case(case, tmp_path, monitors=monitors)

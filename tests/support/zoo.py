@@ -158,7 +158,8 @@ OPTIMIZATION: tuple[Case, ...] = (
          llc="refused", monitor={"every_n_steps": 3}),
     Case("two manual optimizers with a loss_fn", optimization.TwoOptimizers,
          monitor={"every_n_steps": 3, "loss_fn": lambda model, batch: model.loss(batch)}),
-    Case("manual optimization with accumulation", optimization.ManualAccumulation),
+    Case("manual optimization with accumulation", optimization.ManualAccumulation,
+         monitor={"every_n_steps": 2}),
     Case("raw optimizer, global_step stays 0", optimization.RawOptimizer,
          _of(data.dataset, batch_size=2), norms=("weight_norm",)),
     Case("steps that return None", optimization.SkipsSteps),
@@ -170,7 +171,7 @@ OPTIMIZATION: tuple[Case, ...] = (
          callbacks=lambda: [pl.callbacks.ModelPruning("l1_unstructured", amount=0.2)]),
     Case("anomaly detection", modules.Plain, trainer={"detect_anomaly": True}),
     Case("deterministic algorithms", modules.Plain, trainer={"deterministic": True}),
-    Case("loss that turns into NaN", optimization.NonfiniteLoss),
+    Case("loss that turns into NaN", optimization.NonfiniteLoss, monitor={"every_n_steps": 2}),
 )  # fmt: skip
 
 DATA: tuple[Case, ...] = (
@@ -244,7 +245,9 @@ LIFE_CYCLE: tuple[str, ...] = (
 
 OUTCOMES: tuple[str, ...] = (
     "measured",
+    "measured while another raises in the middle",
     "measured in a plain loop",
+    "measured by vmap",
     "raises early",
     "raises in the middle",
     "raises late",
