@@ -22,8 +22,8 @@ Draws = NDArray[np.float64]
 
 MIN_VIRIAL, MAX_VIRIAL = 0.5, 1.15
 SLOW_VIRIAL = 0.65
-"""Below this the soft directions are not filled yet and λ̂ is up to a fifth too low (deep linear nets
-at 128 draws): worth twice the draws, though no reason for a refusal."""
+"""Below this the soft directions are not filled yet and λ̂ is up to a fifth too low (deep linear
+nets at 128 draws): worth twice the draws, though no reason for a refusal."""
 
 MAX_RELATIVE_STDERR = 0.15
 MAX_DRIFT = 0.2

@@ -206,15 +206,18 @@ def _rows(*buffers: Tensor) -> list[tuple[Tensor, ...]]:
     return list(zip(*(buffer.unbind(0) for buffer in buffers), strict=True))
 
 
+_ODD = 0x0001_0001_0001_0001
+"""Makes each of the four levels in a word odd: −32767, −32765 … 32767, symmetric about zero."""
+
+
 def uniform_noise(out: Tensor, spread: float, generator: torch.Generator) -> Tensor:
-    """Fill `out` with noise of mean 0 and standard deviation `spread`, uniform on 65,536 levels.
+    """Fill `out` with noise of mean 0 and standard deviation `spread`, uniform on 32,768 levels.
 
     One draw of 64 random bits serves four numbers.
     """
     count = out.numel()
     words = torch.empty((count + 3) // 4, dtype=torch.int64, device=out.device)
-    words.random_(-(2**63), None, generator=generator)
+    words.random_(-(2**63), None, generator=generator).bitwise_or_(_ODD)
     levels = words.view(torch.int16)[:count].view(out.shape)
-    # Levels k = −32768 … 32767 have mean −1/2 and variance (65536² − 1)/12.
-    scale = spread * math.sqrt(12.0 / (65536.0**2 - 1.0))
-    return out.copy_(levels).add_(0.5).mul_(scale)
+    # Odd levels have variance (65536² − 4)/12.
+    return out.copy_(levels).mul_(spread * math.sqrt(12.0 / (65536.0**2 - 4.0)))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from phasewatch.monitor.sampling import SamplerConfig, estimate_llc
+from phasewatch.monitor.sampling.integrators import uniform_noise
 from support.closed_forms import Quadratic, plain_loss
 
 COPIES = 6000
@@ -93,3 +94,18 @@ def test_the_centre_is_subtracted():
     )
     assert shifted.init_loss == pytest.approx(7.0)
     assert shifted.lambda_hat / COPIES == pytest.approx(plain, rel=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (4, 250_001)])
+def test_the_cheap_noise_has_the_right_moments(shape):
+    generator = torch.Generator().manual_seed(0)
+    noise = uniform_noise(torch.empty(shape), 2.0, generator)
+    limit = 2.0 * 3**0.5
+    assert float(noise.abs().max()) <= limit + 1e-3
+    if noise.numel() > 1000:
+        assert float(noise.mean()) == pytest.approx(0.0, abs=0.01)
+        assert float(noise.std()) == pytest.approx(2.0, rel=5e-3)
+        rows = torch.corrcoef(noise)
+        assert float((rows - torch.eye(len(rows))).abs().max()) < 0.01
+        lagged = (noise[:, 1:] * noise[:, :-1]).mean() / 4.0
+        assert abs(float(lagged)) < 0.01
