@@ -7,8 +7,12 @@ Example:
     True
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from phasewatch.detectors.base import BaseDetector, Detector, StateError
-from phasewatch.detectors.level_shift import LevelShift
 from phasewatch.detectors.registry import (
     StreamKind,
     UnknownDetectorError,
@@ -17,9 +21,18 @@ from phasewatch.detectors.registry import (
     names,
     register,
 )
-from phasewatch.detectors.ruptures_window import RupturesWindow
-from phasewatch.detectors.slope_shift import SlopeShift
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
+
+if TYPE_CHECKING:
+    from phasewatch.detectors.level_shift import LevelShift
+    from phasewatch.detectors.ruptures_window import RupturesWindow
+    from phasewatch.detectors.slope_shift import SlopeShift
+
+_LAZY = {
+    "LevelShift": "level_shift",
+    "RupturesWindow": "ruptures_window",
+    "SlopeShift": "slope_shift",
+}
 
 __all__ = [
     "Alarm",
@@ -38,3 +51,10 @@ __all__ = [
     "names",
     "register",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # scipy and ruptures take their time to import, and the command line has no need of them.
+    if name in _LAZY:
+        return getattr(import_module(f"phasewatch.detectors.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

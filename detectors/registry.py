@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Literal, get_args
 
 from phasewatch.detectors.base import Detector
-from phasewatch.detectors.level_shift import LevelShift
-from phasewatch.detectors.ruptures_window import RupturesWindow
-from phasewatch.detectors.slope_shift import SlopeShift
 
 StreamKind = Literal["loss", "measured", "scalar"]
 
 _DEFAULTS: dict[StreamKind, str] = {
-    "loss": SlopeShift.name,
-    "measured": LevelShift.name,
-    "scalar": RupturesWindow.name,
+    "loss": "slope_shift",
+    "measured": "level_shift",
+    "scalar": "ruptures_window",
 }
 
+
+def _shipped(name: str, attribute: str) -> Callable[..., Detector]:
+    # Imported when made: who only reads a run's history need not wait for scipy and ruptures.
+    def make(**parameters: Any) -> Detector:
+        kind = getattr(import_module(f"phasewatch.detectors.{name}"), attribute)
+        detector: Detector = kind(**parameters)
+        return detector
+
+    return make
+
+
 _FACTORIES: dict[str, Callable[..., Detector]] = {
-    kind.name: kind for kind in (SlopeShift, LevelShift, RupturesWindow)
+    name: _shipped(name, attribute)
+    for name, attribute in (
+        ("level_shift", "LevelShift"),
+        ("ruptures_window", "RupturesWindow"),
+        ("slope_shift", "SlopeShift"),
+    )
 }
 
 

@@ -182,7 +182,7 @@ def test_the_writer_sleeps_while_nothing_is_open(path):
     with Store(path) as store:
         begin(store)
         store.end_run("r1", 1, RunState.FINISHED)
-        (thread,) = [t for t in threading.enumerate() if t.name == "phasewatch-store"]
+        thread = store._writer._thread
         waits = []
         wait = store._writer._wake.wait
 
