@@ -17,10 +17,10 @@ demo: $(STAMP)
 	$(BIN)/python examples/grokking.py --out phasewatch-demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" -q
+	$(BIN)/python -m pytest -m "not slow" -q -n 2
 
 slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow -q
+	$(BIN)/python -m pytest -m slow -q -n 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)
