@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from phasewatch.monitor.errors import RefusedError
+from phasewatch.monitor.isolation.embeddings import prepare_embedding
 from phasewatch.monitor.isolation.functions import rebind_functions
 from phasewatch.monitor.isolation.guard import is_trainable
 
@@ -241,7 +242,7 @@ def _prepare(copied: nn.Module, live: nn.Module, mode: str) -> None:
         copied.__dict__.pop("forward", None)
         copied.__class__ = _Uncompiled
     if isinstance(copied, (nn.Embedding, nn.EmbeddingBag)):
-        copied.sparse = False  # the same gradient; a sparse one cannot be flattened
+        prepare_embedding(copied)
     if isinstance(copied, nn.RNNBase) and isinstance(live, nn.RNNBase):
         _prepare_recurrent(copied, live)
 

@@ -28,8 +28,7 @@ class Case:
         build: Makes the module.
         loaders: Makes what `fit` gets beside the module.
         trainer: Options of the Trainer.
-        llc: "measured": estimates must exist; "refused": none may, and the reason is recorded;
-            "either": one of the two.
+        llc: "measured": estimates must exist; "refused": none may, and the reason is recorded.
         norms: Which of the cheap observables can be measured at all.
         monitor: Options of the monitor that this case needs.
         callbacks: Makes further callbacks.
@@ -46,7 +45,7 @@ class Case:
         }
     )
     trainer: Mapping[str, Any] = field(default_factory=dict)
-    llc: Literal["measured", "refused", "either"] = "measured"
+    llc: Literal["measured", "refused"] = "measured"
     norms: tuple[str, ...] = ("gradient_norm", "weight_norm", "update_ratio")
     monitor: Mapping[str, Any] = field(default_factory=dict)
     callbacks: Callable[[], list[Any]] = list
@@ -106,7 +105,7 @@ KINDS: tuple[Case, ...] = (
     Case("attention", layers.Attention),
     Case("frozen layers", layers.Frozen),
     Case("gradient hooks, weights edited after the batch", modules.HookedParameters),
-    Case("embedding with max_norm", layers.MaxNormEmbedding, llc="either"),
+    Case("embedding with max_norm", layers.MaxNormEmbedding),
     Case("child LightningModule, stored trainer", modules.ChildModules),
     Case("reads trainer, schedulers and hyperparameters", modules.ReadsTrainer),
     Case("keeps tensors of inference mode", modules.KeepsInferenceTensor),
