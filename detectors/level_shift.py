@@ -12,6 +12,8 @@ with the known, unequal σⱼ (standard errors) and an extra variance τ² betwe
 from what neighbouring values differ by beyond their standard errors (a robust median, so that one
 jump does not hide itself). The largest ratio alarms when it passes `threshold`, and when
 
+- the first point after the split and the median of all after it lie nearer to the new level (one
+  wild point is no change);
 - effect: the levels differ by more than `effect`, relative to the larger one;
 - not a trend: two levels fit better by `margin` than a parabola, a bent line and an exponential
   approach to a level through the same points: a slow drift is no change of level.
@@ -160,6 +162,9 @@ class LevelShift(BaseDetector):
             self._statistic = ratio
             return None
         small = self._effect if logarithmic else self._effect * max(abs(m1), abs(m2))
+        moved = (values[first + best :] - m1) / (m2 - m1) if m2 != m1 else np.zeros(1)
+        if min(float(moved[0]), float(np.median(moved))) < 0.5:
+            return None  # one wild point, or points of the new level behind one of the old
         if abs(m2 - m1) <= small or _smooth_gain(values, variances) + self._margin > ratio:
             return None
         self._statistic = ratio

@@ -86,6 +86,10 @@ class PastScale:
         self._up += ((square if past > 0.0 else 0.0) - self._up) / self._count
         self._down += ((square if past < 0.0 else 0.0) - self._down) / self._count
 
+    def forget_latest(self) -> None:
+        """Drop the values held back: a change was found in them."""
+        self._waiting.clear()
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes."""
         return {"waiting": list(self._waiting), "squares": [self._up, self._down, self._count]}

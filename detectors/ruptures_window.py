@@ -7,7 +7,8 @@ point detection (ruptures `KernelCPD`, linear kernel, penalised; Celisse et al. 
 change found alarms when
 
 - its gain n₁n₂/(n₁+n₂)·(z̄₂ − z̄₁)² passes `penalty` × (1+φ)/(1−φ), φ the lag-one autocorrelation
-  of the residuals within the segments, and
+  of the residuals within the segments,
+- the residuals were nearer to 0 before it than after it, and
 - effect: the values after it have left the line through those before it by more than `effect`
   of the stream's range so far, and at least `min_effect`; and their level has moved that way by
   half as much (a curve that flattens has not fallen).
@@ -38,7 +39,7 @@ CLIP = 5.0
 SLACK, SUSPICION = 0.5, 8.0
 """Slack and threshold of the CUSUM that decides whether a search is worth its cost."""
 
-BELIEVED = 3
+BELIEVED = 15
 """So many clipped residuals in a row are no longer wild points."""
 
 CALM = 3.0
@@ -46,6 +47,9 @@ CALM = 3.0
 
 MEAN_TO_SIGMA = 1.2533
 """Standard deviation of a Gaussian over its mean absolute deviation."""
+
+ROUNDING = 1e-9
+"""Smallest noise scale assumed, as a share of the largest size so far."""
 
 RELATIVE_FLOOR = 1e-6
 """Smallest noise scale assumed, as a share of the range so far."""
@@ -83,7 +87,7 @@ class RupturesWindow(BaseDetector):
     def __init__(
         self,
         *,
-        penalty: float = 60.0,
+        penalty: float = 70.0,
         effect: float = 0.15,
         min_effect: float = 0.0,
         window: int = 100,
@@ -152,7 +156,7 @@ class RupturesWindow(BaseDetector):
         self._values.append(value)
         self._statistic = 0.0
         alarm = None if error is None else self._take(step, error)
-        # One wild point must not bend the line that the points after it are measured against.
+        # Wild points must not bend the line that the points after them are measured against.
         wild = 0 < self._wild < BELIEVED
         self._latest.append(value - error if wild and error is not None else value)
         return alarm
@@ -165,6 +169,7 @@ class RupturesWindow(BaseDetector):
                 self._noise = scale(np.array(self._errors))
             return None
         floor = RELATIVE_FLOOR * (self._highest - self._lowest)
+        floor = max(floor, ROUNDING * max(abs(self._highest), abs(self._lowest)))
         noise = max(self._noise, floor, np.finfo(np.float64).tiny)
         z = min(max(error / noise, -CLIP), CLIP)
         self._wild = self._wild + 1 if abs(z) == CLIP else 0
@@ -193,6 +198,8 @@ class RupturesWindow(BaseDetector):
         segments = np.split(residuals, ends[:-1])
         before, after = segments[-2], segments[-1]
         jump = float(after.mean() - before.mean())
+        if abs(after.mean()) <= abs(before.mean()):
+            return None  # back on the line, or beyond it on the way back
         phi = autocorrelation(np.concatenate([part - part.mean() for part in segments]))
         gain = before.size * after.size / (before.size + after.size) * jump**2
         gain /= inflation(phi) ** 2
@@ -200,7 +207,7 @@ class RupturesWindow(BaseDetector):
         old, carried_on, now = self._levels(back)
         change = now - carried_on
         smallest = max(self._effect * (self._highest - self._lowest), self._min_effect)
-        if abs(change) <= smallest or (now - old) * np.sign(change) < smallest / 2.0:
+        if min(change * np.sign(jump), 2.0 * (now - old) * np.sign(jump)) <= smallest:
             return None
         self._statistic = gain
         if gain < self._penalty:
@@ -209,7 +216,7 @@ class RupturesWindow(BaseDetector):
         return Alarm(
             detected_step=step,
             onset_step=self._steps[-back],
-            direction=Direction.UP if change > 0.0 else Direction.DOWN,
+            direction=Direction.UP if jump > 0.0 else Direction.DOWN,
             score=gain / self._penalty,
             run_length=back,
             value_before=old,

@@ -1,7 +1,7 @@
 """A sudden fall of a loss: its slope in log10 turns several times steeper, at any time scale.
 
 Two straight lines are fitted, to the last w points ("new") and to the 3w before ("old"), for
-w = 4, 6, 12, 24 points and, on means of 2, 4, 8, … points, for w = 48, 96, 192, … . A fall is a
+w = 4, 6, 12, 16, 24 points and, on means of 2, 4, 8, … points, for w = 48, 96, 192, … . A fall is a
 `hit` when all of this holds:
 
 - effect: the latest level lies `gate` (0.1 dex, or 3 % of the range so far if that is more) below
@@ -37,7 +37,7 @@ from phasewatch.detectors.base import BaseDetector, require
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 from phasewatch.detectors.windows import Level, TwinLines
 
-WIDTHS = (4, 6, 12, 24)
+WIDTHS = (4, 6, 12, 16, 24)
 """Window widths on single points; the largest is also the width on means."""
 
 HITS = {4: 2}
@@ -62,8 +62,9 @@ FINE_SHARE = 0.03
 """Windows of up to this share of the points so far are fine, whatever they hold."""
 
 MIN_STANDARD_ERRORS = 6.0
+TINY = 1e-300
 NO_NOISE = 1e-9
-"""Smallest noise scale assumed, in dex or in units of the range."""
+"""Smallest noise scale assumed, in dex or in units of the stream's size."""
 
 
 class SlopeShift(BaseDetector):
@@ -74,7 +75,8 @@ class SlopeShift(BaseDetector):
     97 means per doubling of the stream's length, at most `levels`).
 
     Args:
-        gate: Smallest fall, in dex; in shares of the range so far on the linear scale.
+        gate: Smallest fall, in dex; on the linear scale in shares of the stream's
+            largest size so far.
         gate_share: Smallest fall as a share of the range so far.
         ratio: How many times steeper the new line must be, for windows up to 24 points.
         coarse_ratio: The same for wider windows that hold more than 3 % of the points so far.
@@ -83,7 +85,7 @@ class SlopeShift(BaseDetector):
         memory: Memory of that past, in window widths.
         share: Largest share of the points so far that a window above 24 points may take.
         release: The episode ends below this share of the peak speed.
-        rise_gate: Smallest sudden rise that is an instability, in dex (shares of the range).
+        rise_gate: Smallest sudden rise that is an instability, in dex (shares of that size).
         quiet: Points without a new rise that end an instability.
         levels: Levels of means; 12 reach windows of 49 152 points.
         scale: "log" takes log10(value + floor); "linear" takes the value; "auto" starts with
@@ -196,8 +198,11 @@ class SlopeShift(BaseDetector):
         return y if self._linear else max(10.0 ** min(y, 300.0) - self._floor, 0.0)
 
     def _unit(self) -> float:
-        """What the gates are measured in: a dex, or the range so far."""
-        return max(self._highest - self._lowest, NO_NOISE) if self._linear else 1.0
+        """What the gates are measured in: a dex, or the largest size or range so far."""
+        if not self._linear:
+            return 1.0
+        low, high = self._lowest, self._highest
+        return max(high - low, abs(high), abs(low), TINY)
 
     def _judge(self, step: int, index: int, level: Level, window: TwinLines) -> Alarm | None:
         """One pair of windows after one point: count hits, learn from the past, perhaps alarm."""
@@ -209,7 +214,8 @@ class SlopeShift(BaseDetector):
         rise = 0.0
         if fresh and index < RISE_LEVELS and window.new_slope > 0.0:
             rise = self._rise_score(level, window)
-        window.learn(level.count)
+        if self._ended < 0 or self._count - 4 * window.width * level.stride >= self._ended:
+            window.learn(level.count)
         window.hits = window.hits + 1 if hit else 0
         window.rises = window.rises + 1 if rise >= 1.0 else 0
         if window.rises >= RISES:
@@ -265,8 +271,7 @@ class SlopeShift(BaseDetector):
         self._falling = {
             "level": index, "width": window.width, "peak": -window.new_slope, "slow": 0,
         }  # fmt: skip
-        before = window.old_end if window.old_slope <= 0.0 else window.old_mean
-        return self._alarm(step, level, window, before, window.score)
+        return self._alarm(step, level, window, window.score)
 
     def _begin_instability(
         self, step: int, level: Level, window: TwinLines, score: float
@@ -278,18 +283,18 @@ class SlopeShift(BaseDetector):
         self._unstable = {"base": window.old_end, "peak": peak, "left": self._quiet}
         if known:
             return None
-        return self._alarm(step, level, window, window.old_end, score, AlarmKind.INSTABILITY)
+        return self._alarm(step, level, window, score, AlarmKind.INSTABILITY)
 
     def _alarm(
         self,
         step: int,
         level: Level,
         window: TwinLines,
-        before: float,
         score: float,
         kind: AlarmKind = AlarmKind.SHIFT,
     ) -> Alarm:
         back = round(window.crossing())
+        until_onset = list(level.values)[: len(level.values) - back][-3:]
         return Alarm(
             detected_step=step,
             onset_step=level.steps[-1 - back],
@@ -297,7 +302,7 @@ class SlopeShift(BaseDetector):
             kind=kind,
             score=score,
             run_length=back * level.stride + 1,
-            value_before=self._from_scale(before),
+            value_before=self._from_scale(sum(until_onset) / len(until_onset)),
             value_after=self._from_scale(level.latest),
         )
 
@@ -331,6 +336,7 @@ class SlopeShift(BaseDetector):
         for level in self._levels:
             for window in level.windows:
                 window.hits = window.rises = 0
+                window.past.forget_latest()
 
     def _state(self) -> dict[str, Any]:
         return {

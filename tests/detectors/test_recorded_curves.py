@@ -1,0 +1,60 @@
+"""What the default detector reaches on recorded, annotated training curves, with some margin."""
+
+import math
+
+import pytest
+
+from phasewatch.detectors import default
+from phasewatch.detectors.scoring import always_alarm, evaluate, load_curves
+from support.needs import need_test_data
+
+
+@pytest.fixture(scope="module")
+def curves():
+    return load_curves(need_test_data("training_curves.json"))
+
+
+@pytest.fixture(scope="module")
+def score(curves):
+    return evaluate(curves, lambda: default("loss"))
+
+
+def test_the_curves_are_all_there(curves):
+    assert len(curves) == 41
+    assert sum(len(curve.transitions) for curve in curves) == 30
+
+
+def test_f1_holds(score):
+    assert score.f1 >= 0.93
+    assert score.strict_f1 >= 0.90
+
+
+def test_false_alarms_are_rare(score):
+    assert score.num_null_points > 25_000
+    assert score.false_alarms_per_1000 <= 0.02
+
+
+def test_the_delay_is_a_small_part_of_a_transition(score):
+    assert score.median_relative_delay <= 0.2
+    assert score.median_delay <= 20
+
+
+@pytest.mark.parametrize(("every", "floor"), [(2, 0.91), (4, 0.75)])
+def test_f1_holds_for_curves_logged_less_often(curves, every, floor):
+    assert evaluate([c.every(every) for c in curves], lambda: default("loss")).f1 >= floor
+
+
+def test_it_beats_an_alarm_at_every_point_by_far(curves, score):
+    baseline = always_alarm(curves)
+    assert baseline.recall == 1.0
+    assert baseline.f1 < 0.01
+    assert score.f1 > 50 * baseline.f1
+
+
+def test_no_recorded_curve_is_called_unstable(curves):
+    for curve in curves:
+        detector = default("loss")
+        for step, value in zip(curve.steps, curve.values, strict=True):
+            alarm = detector.update(step, value)
+            assert alarm is None or alarm.kind == "shift"
+            assert math.isfinite(detector.statistic)

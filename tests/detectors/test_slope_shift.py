@@ -1,0 +1,251 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from phasewatch.detectors import AlarmKind, Direction, SlopeShift, default
+from support.curves import (
+    autoregressive,
+    feed,
+    grokking_val_loss,
+    memorising_train_loss,
+    power_law,
+    sigmoid_fall,
+    spiky,
+    warm_up_start,
+)
+
+
+def fed(values, **parameters):
+    return feed(SlopeShift(**parameters), values)
+
+
+# What must be found.
+
+
+def test_generalisation_in_a_validation_loss_is_found_once_and_the_flat_tail_is_quiet():
+    steps, losses = grokking_val_loss()
+    detector = default("loss")
+    found = [detector.update(int(s), float(v)) for s, v in zip(steps, losses, strict=True)]
+    (alarm,) = [alarm for alarm in found if alarm]
+    assert alarm.kind is AlarmKind.SHIFT
+    assert alarm.direction is Direction.DOWN
+    assert 1250 <= alarm.onset_step <= alarm.detected_step <= 1500
+    at_onset = np.interp(alarm.onset_step, steps, losses)
+    assert alarm.value_before == pytest.approx(at_onset, rel=0.2)
+    assert alarm.value_after < alarm.value_before
+    assert not detector.active
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01, 0.03, 0.1])
+def test_a_fall_of_a_dex_is_found_under_noise(noise):
+    values = sigmoid_fall(1000, 0.08) * 10.0 ** autoregressive(1000, 0.3, noise, seed=8)
+    (alarm,) = fed(values)
+    assert 400 <= alarm.onset_step <= 560
+    assert 440 <= alarm.detected_step <= 600
+
+
+@pytest.mark.parametrize("every", [1, 4, 8, 32])
+def test_the_same_run_gives_the_same_transition_however_often_it_is_logged(every):
+    steps = np.arange(0, 40_000, every)
+    values = sigmoid_fall(40_000, 0.06)[::every]
+    values = values * 10.0 ** autoregressive(steps.size, 0.0, 0.02, seed=every)
+    (alarm,) = feed(SlopeShift(), values, every=every)
+    assert 17_000 <= alarm.onset_step <= 20_000
+    assert 18_500 <= alarm.detected_step <= 21_500
+
+
+def test_a_fall_over_thousands_of_points_is_found():
+    values = sigmoid_fall(60_000, 0.08) * 10.0 ** autoregressive(60_000, 0.5, 0.05, seed=2)
+    (alarm,) = fed(values)
+    assert 24_000 <= alarm.onset_step <= 30_000
+    assert alarm.run_length > 200
+
+
+def test_two_transitions_give_two_alarms():
+    values = sigmoid_fall(1200, 0.05, middle=0.3) * sigmoid_fall(1200, 0.05, middle=0.7)
+    assert [round(alarm.onset_step, -2) for alarm in fed(values)] == [300, 800]
+
+
+def test_the_episode_lasts_as_long_as_the_fall():
+    detector = SlopeShift()
+    active = []
+    for step, value in enumerate(sigmoid_fall(1000, 0.1)):
+        detector.update(step, value)
+        active.append(detector.active)
+    assert np.flatnonzero(active).min() == pytest.approx(460, abs=30)
+    assert np.flatnonzero(active).max() == pytest.approx(560, abs=30)
+    assert np.flatnonzero(np.diff(np.array(active, dtype=int))).size == 2
+
+
+def test_a_fall_out_of_a_fall_of_the_old_kind_needs_a_steeper_slope():
+    decay = -0.01 * np.arange(400.0)
+    steeper = np.where(np.arange(400) > 200, -0.01 * (np.arange(400) - 200), 0.0)
+    assert fed(10.0 ** (decay + steeper)) == []
+    assert len(fed(10.0 ** (decay + 4.0 * steeper))) == 1
+
+
+# What must stay quiet.
+
+
+@pytest.mark.parametrize("exponent", [0.1, 0.4, 1.0])
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_power_law_decay_is_no_transition(exponent, noise):
+    values = power_law(5000, exponent=exponent)
+    assert fed(values * 10.0 ** autoregressive(5000, 0.0, noise, seed=1)) == []
+
+
+def test_a_train_loss_that_falls_from_the_start_and_flattens_at_1e_6_is_quiet():
+    assert fed(memorising_train_loss()) == []
+
+
+@pytest.mark.parametrize("warm_up", [0, 20, 100, 500])
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_the_start_of_a_run_is_no_transition(warm_up, noise):
+    values = warm_up_start(1500, warm_up)
+    assert fed(values * 10.0 ** autoregressive(1500, 0.0, noise, seed=warm_up)) == []
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.6, 0.9])
+@pytest.mark.parametrize("noise", [0.03, 0.1])
+def test_autocorrelated_noise_is_no_transition(phi, noise):
+    assert fed(2.0 * 10.0 ** autoregressive(15_000, phi, noise, seed=4)) == []
+
+
+def test_heavy_tails_are_no_transition():
+    noise = np.random.default_rng(0).standard_t(3, 15_000)
+    assert fed(2.0 * 10.0 ** (0.05 * noise)) == []
+
+
+def test_minibatch_noise_of_a_small_loss_is_no_transition():
+    rng = np.random.default_rng(3)
+    losses = (0.02 + np.exp(-np.arange(10_000) / 1000.0)) * rng.gamma(4.0, 0.25, 10_000)
+    assert fed(losses) == []
+
+
+def test_a_flat_tail_with_rounding_noise_is_quiet():
+    rounding = 2e-8 * np.random.default_rng(1).standard_normal(8_000)
+    assert fed(np.maximum(1e-6 * np.exp(-np.arange(8_000) / 5e3) + rounding, 0.0)) == []
+
+
+def test_a_loss_that_is_exactly_zero_is_quiet():
+    assert fed([0.0] * 500) == []
+
+
+def test_a_fall_below_the_gate_is_quiet():
+    assert fed(sigmoid_fall(1000, 0.05, dex=0.08)) == []
+    assert len(fed(sigmoid_fall(1000, 0.05, dex=0.3))) == 1
+
+
+# Instability.
+
+
+def test_a_stream_that_spikes_for_ever_is_told_about_a_few_times():
+    alarms = fed(spiky(20_000, period=100))
+    assert {alarm.kind for alarm in alarms} == {AlarmKind.INSTABILITY}
+    assert 1 <= len(alarms) <= 4
+    assert alarms[0].direction is Direction.UP
+    assert alarms[0].onset_step == pytest.approx(100, abs=10)
+
+
+def test_coming_back_from_a_spike_is_no_transition():
+    (alarm,) = fed(spiky(900, period=500))
+    assert alarm.kind is AlarmKind.INSTABILITY
+
+
+def test_an_instability_ends_when_the_stream_is_quiet_again():
+    detector = SlopeShift()
+    feed(detector, spiky(520, period=500))
+    assert detector.active
+    feed_on = spiky(200, period=500)
+    for i, value in enumerate(feed_on):
+        detector.update(1000 + i, value)
+    assert not detector.active
+
+
+def test_a_divergence_is_one_instability():
+    rise = np.clip((np.arange(3000) - 1000) * 0.02, 0.0, 3.0)
+    (alarm,) = fed(2.0 * 10.0 ** (rise + autoregressive(3000, 0.0, 0.02, seed=1)))
+    assert alarm.kind is AlarmKind.INSTABILITY
+    assert alarm.value_after > alarm.value_before
+
+
+def test_a_single_odd_point_is_no_instability():
+    values = 2.0 * 10.0 ** autoregressive(1000, 0.0, 0.02, seed=1)
+    values[500] *= 10.0
+    assert fed(values) == []
+
+
+def test_a_transition_after_a_spike_is_still_found():
+    values = spiky(1500, period=1000)[:500]
+    spike = spiky(900, period=300)[:580]
+    fall = 1e-6 * 10.0 ** (autoregressive(500, 0.0, 0.01, seed=2)) * sigmoid_fall(500, 0.05) / 2.0
+    alarms = fed(np.concatenate([values, spike, fall]))
+    assert [alarm.kind for alarm in alarms] == [AlarmKind.INSTABILITY, AlarmKind.SHIFT]
+
+
+# Scales and parameters.
+
+
+def test_a_stream_that_turns_negative_is_watched_on_the_linear_scale():
+    rng = np.random.default_rng(0)
+    levels = np.where(np.arange(1600) < 800, -100.0, -300.0)
+    detector = SlopeShift()
+    (alarm,) = feed(detector, levels + 5.0 * rng.standard_normal(1600))
+    assert alarm.onset_step == pytest.approx(800, abs=10)
+    assert alarm.value_before == pytest.approx(-100.0, abs=20.0)
+
+
+def test_on_the_log_scale_negative_values_count_as_zero():
+    detector = SlopeShift(scale="log")
+    assert feed(detector, [-1.0] * 300) == []
+    linear = SlopeShift(scale="linear")
+    assert feed(linear, sigmoid_fall(600, 0.05)) != []
+
+
+@settings(max_examples=15, deadline=None)
+@given(factor=st.floats(1e-3, 1e3))
+def test_on_the_log_scale_the_unit_of_the_loss_does_not_matter(factor):
+    values = sigmoid_fall(400, 0.08)
+    (mine,) = fed(factor * values, floor=1e-30)
+    (reference,) = fed(values, floor=1e-30)
+    assert (mine.onset_step, mine.detected_step) == (reference.onset_step, reference.detected_step)
+    assert mine.value_before == pytest.approx(factor * reference.value_before)
+
+
+@settings(max_examples=15, deadline=None)
+@given(sign=st.sampled_from([-1, 1]), factor=st.sampled_from([2.0**k for k in range(-8, 9)]))
+def test_on_the_linear_scale_neither_unit_nor_sign_of_the_level_matters(sign, factor):
+    values = sigmoid_fall(400, 0.08) - (2.2 if sign < 0 else 0.0)
+    (mine,) = fed(factor * values, scale="linear")
+    (reference,) = fed(values, scale="linear")
+    assert mine.detected_step == reference.detected_step
+
+
+def test_the_statistic_passes_the_threshold_at_the_alarm_and_not_before():
+    detector = SlopeShift()
+    assert detector.statistic == 0.0
+    for step, value in enumerate(power_law(1000)):
+        detector.update(step, value)
+        assert detector.statistic < detector.threshold
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"gate": 0.0}, r"gate is 0\.0, but must be above 0"),
+        ({"ratio": 1.0}, r"ratio is 1\.0, but must be above 1"),
+        ({"p_value": 1.0}, r"p_value is 1\.0, but must be above 0 and below 1"),
+        ({"levels": 0}, r"levels is 0, but must be at least 1"),
+        ({"scale": "db"}, r"scale is 'db', but must be 'auto', 'log' or 'linear'"),
+    ],
+)
+def test_a_parameter_out_of_range_is_refused(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        SlopeShift(**parameters)
+
+
+def test_the_levels_bound_what_is_held():
+    detector = SlopeShift(levels=2)
+    feed(detector, power_law(3000))
+    assert len(detector.state_dict()["state"]["levels"]) == 3
