@@ -6,8 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from phasewatch.monitor.config import SamplerConfig
 from phasewatch.monitor.errors import MeasurementError, RefusedError
 from phasewatch.monitor.sampling import Memory, measure_llc
@@ -86,15 +84,15 @@ class LLC:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The sharpest direction and its curvature. Chains are not kept: they start cold."""
-        sharpest = self._memory.sharpest
-        return {
-            "sharpness": self._memory.sharpness,
-            "sharpest": None if sharpest is None else sharpest.detach().cpu().clone(),
-        }
+        """The last sharpness.
+
+        Neither chains nor the sharpest direction are kept: each is as large as the model, and a
+        checkpoint must not grow by that. A resumed run starts them cold.
+        """
+        return {"sharpness": self._memory.sharpness}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state of `state_dict`; the mapping is not changed."""
-        sharpness, sharpest = state.get("sharpness"), state.get("sharpest")
+        sharpness = state.get("sharpness")
         self._memory.sharpness = None if sharpness is None else float(sharpness)
-        self._memory.sharpest = None if sharpest is None else torch.as_tensor(sharpest).clone()
+        self._memory.sharpest = None
