@@ -151,7 +151,8 @@ def test_a_transition_travels_to_store_sinks_and_health(settings, caplog) -> Non
         TransitionStatus.CONFIRMED,
         TransitionStatus.ENDED,
     ]
-    (stored,) = Store(settings["store"]).transitions(watch.run_id)
+    with Store(settings["store"]) as store:
+        (stored,) = store.transitions(watch.run_id)
     assert stored == sink.transitions[-1] == watch.transitions[0]
     assert (stored.onset_step, stored.detected_step, stored.end_step) == (45, 50, 80)
     assert sum(watch.health.transitions.values()) == 1

@@ -10,7 +10,7 @@ from torch import nn
 from phasewatch.monitor.config import SamplerConfig
 from phasewatch.monitor.errors import RefusedError
 from phasewatch.monitor.observables.llc import LLC
-from phasewatch.monitor.types import Estimate, EstimateStatus, Observable
+from phasewatch.monitor.types import Estimate, Observable
 
 
 def test_it_is_an_observable():
@@ -56,15 +56,17 @@ def test_the_state_survives_a_checkpoint(context_of, model, data):
     other = LLC(SamplerConfig(num_draws=32, max_draws=0))
     other.load_state_dict(state)
     assert other.state_dict()["sharpness"] == observable.state_dict()["sharpness"] > 0
-    assert torch.equal(other.state_dict()["sharpest"], observable.state_dict()["sharpest"])
+    assert file.getbuffer().nbytes < 4096, "a checkpoint must not grow with the model"
     assert state["sharpness"] == given["sharpness"]
     other.measure(context_of(model, [data]))
 
 
-def test_a_warm_start_of_another_size_is_ignored(context_of, model, data):
+def test_a_sharpness_of_another_model_is_only_a_first_guess(context_of, model, data):
     observable = LLC(SamplerConfig(num_draws=32, max_draws=0))
-    observable.load_state_dict({"sharpness": 3.0, "sharpest": torch.ones(3)})
-    assert observable.measure(context_of(model, [data])).status in set(EstimateStatus)
+    observable.load_state_dict({"sharpness": 1e6})
+    misled = observable.measure(context_of(model, [data]))
+    fresh = LLC(SamplerConfig(num_draws=32, max_draws=0)).measure(context_of(model, [data]))
+    assert misled.detail.sharpness == pytest.approx(fresh.detail.sharpness, rel=0.5)
 
 
 def test_part_of_the_weights(context_of, model, data):
