@@ -43,7 +43,7 @@ class Task:
     p: int = 53
     embedding: int = 32
     hidden: int = 64
-    steps: int = 2000
+    steps: int = 1800
     warmup: int = 200
     val_every: int = 5
     llc_every: int = 40
@@ -116,7 +116,7 @@ class ModularAdder(pl.LightningModule):
 
 
 def monitor_for(
-    task: Task, train: TensorDataset, seed: int, out: Path, progress: Progress
+    task: Task, train: TensorDataset, seed: int, progress: Progress
 ) -> TransitionMonitor:
     """The one thing to add to a Trainer. `TransitionMonitor()` alone would do, too."""
     return TransitionMonitor(
@@ -134,14 +134,14 @@ def monitor_for(
             # γ keeps the chains near w*: with a weaker pull they would wander off to where this
             # small network has forgotten everything, and λ̂ would exceed what the data can tell.
             sampler=SamplerConfig(
-                localization=200.0,
+                localization=170.0,
                 num_chains=task.llc_chains,
                 num_draws=task.llc_draws,
-                max_draws=4 * task.llc_draws,
+                max_draws=2 * task.llc_draws,
                 seed=seed,
             ),
             probe=ProbeConfig(num_samples=len(train)),
-            store=str(out / "phasewatch.db"),
+            store="phasewatch.db",  # under the Trainer's default_root_dir
         ),
         # The loader below repeats one full batch; the probe is each pair once.
         probe=train,
@@ -156,10 +156,11 @@ def train(task: Task, seed: int, out: Path, progress: Progress) -> TransitionMon
     # One epoch of many full batches, for Lightning does much more between epochs than in them.
     train_loader = DataLoader([train_set.tensors] * task.steps, batch_size=None)
     val_loader = DataLoader([val_set.tensors], batch_size=None)
-    monitor = progress.monitor = monitor_for(task, train_set, seed, out, progress)
+    monitor = progress.monitor = monitor_for(task, train_set, seed, progress)
     trainer = pl.Trainer(
         max_epochs=1,
         val_check_interval=task.val_every,
+        log_every_n_steps=task.val_every,
         accelerator="cpu",
         callbacks=[monitor, progress],
         default_root_dir=out,
@@ -238,7 +239,7 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="optimizer steps (default: 2000)")
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: 1800)")
     parser.add_argument("--out", type=Path, default=Path("phasewatch-demo"), help="output folder")
     parser.add_argument("--fast", action="store_true", help="a few seconds: shows no grokking")
     parser.add_argument("--no-progress", action="store_true", help="no live line")

@@ -3,8 +3,9 @@
     python examples/plain_loop.py
 
 A deep linear network learns a matrix of rank two. It learns one direction after the other: the
-loss rests on a plateau, falls, rests, and falls again, and λ̂ climbs a stair with each of them.
-It takes some seconds.
+loss rests on a plateau, falls, rests on the next, and falls again. On a plateau the weights are at
+a saddle, not at a minimum: λ̂ comes out far below zero there, and is marked so. After the last fall
+it is a proper number. It takes some seconds.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def make_data(seed: int) -> tuple[Tensor, Tensor]:
     random = torch.Generator().manual_seed(seed)
     left, _ = torch.linalg.qr(torch.randn(6, 2, generator=random))
     right, _ = torch.linalg.qr(torch.randn(6, 2, generator=random))
-    inputs = torch.randn(600, 6, generator=random)
+    inputs = torch.randn(800, 6, generator=random)
     clean = inputs @ right @ torch.diag(torch.tensor([2.0, 0.7])) @ left.T
     return inputs, clean + NOISE * torch.randn(clean.shape, generator=random)
 
@@ -55,15 +56,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--fast", action="store_true", help="fewer steps: shows no transition")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    steps, every = (60, 20) if options.fast else (3000, 60)
+    steps, every = (60, 20) if options.fast else (1500, 50)
 
     torch.set_num_threads(1)
-    batch = make_data(options.seed)
+    inputs, targets = make_data(options.seed)
+    batch, val_batch = (inputs[:600], targets[:600]), (inputs[600:], targets[600:])
     model = make_model(options.seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=3e-4)
     settings = {
         "run_name": f"plain-seed{options.seed}",
         "every_n_steps": every,
+        "sampler": {"num_draws": 100, "max_draws": 200},
         "store": str(options.out / "phasewatch.db"),
     }
     with Watch(settings, probe=[batch], loss_fn=loss_fn) as watch:
@@ -73,7 +76,10 @@ def main(arguments: list[str] | None = None) -> None:
             loss.backward()
             watch.before_step(step, model.named_parameters())  # for the gradient norm
             optimizer.step()
-            watch.observe(step, {"train_loss": loss.detach()})  # kept, not read: costs nothing
+            with torch.no_grad():
+                val_loss = loss_fn(model, val_batch).mean()
+            # Tensors are kept as they are and read later, many at once: this costs next to nothing.
+            watch.observe(step, {"train_loss": loss.detach(), "val_loss": val_loss})
             if watch.due(step):
                 watch.probe(step, model)  # measures copies: the model is not touched
             if step % (steps // 10) == 0:

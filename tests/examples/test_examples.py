@@ -1,0 +1,110 @@
+"""Every example runs, small, in a process of its own, and leaves what it promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phasewatch.monitor.store import Store
+from phasewatch.monitor.types import RunState
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+HELPERS = {"terminal.py"}
+
+
+def run(script: str, *arguments: str, cwd: Path, timeout: float = 120) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("PHASEWATCH_STORE", None)
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_is_run_here() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} - HELPERS == {
+        "grokking.py",
+        "plain_loop.py",
+    }
+
+
+def test_grokking_says_where_everything_is(tmp_path: Path) -> None:
+    said = run("grokking.py", "--fast", "--out", "demo", cwd=tmp_path)
+    demo = tmp_path / "demo"
+    assert "λ̂ was measured 6 times" in said
+    for what, where in (("report", "report.html"), ("picture", "transition.png")):
+        assert f"{what}   {Path('demo') / where}" in said.replace("picture  ", "picture   ")
+        assert (demo / where).stat().st_size > 10_000
+    assert "http://127.0.0.1:" in said
+    assert "transition" in said
+    assert "phasewatch show grokking-seed0 --store demo/phasewatch.db" in said
+    with Store(demo / "phasewatch.db", create=False) as store:
+        info = store.run("grokking-seed0")
+        assert (info.state, info.last_step) == (RunState.FINISHED, 60)
+        assert len(store.observations(info.id, "llc")) == 6
+        assert len(store.history(info.id, "val_loss")[0]) == 12
+        assert len(store.history(info.id, "train_loss")[0]) == 60
+    assert "grokking-seed0" in (demo / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_plain_loop_prints_what_it_measures(tmp_path: Path) -> None:
+    said = run("plain_loop.py", "--fast", "--out", "demo", cwd=tmp_path)
+    assert "step    60" in said
+    assert "λ̂ -" in said  # on the first plateau: a saddle
+    assert (tmp_path / "demo" / "report.html").exists()
+    with Store(tmp_path / "demo" / "phasewatch.db", create=False) as store:
+        info = store.run("plain-seed0")
+        assert info.state is RunState.FINISHED
+        assert len(store.history(info.id, "train_loss")[0]) == 60
+        assert len(store.history(info.id, "gradient_norm")[0]) == 3
+
+
+def grok(seed: int, folder: Path) -> dict[str, Any]:
+    said = run("grokking.py", "--json", "--seed", str(seed), "--out", str(folder), cwd=folder,
+               timeout=900)  # fmt: skip
+    result: dict[str, Any] = json.loads(said)
+    return result
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1000)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_generalisation_of_a_grokking_run_is_found_and_nothing_after_it(
+    seed: int, tmp_path: Path
+) -> None:
+    result = grok(seed, tmp_path)
+    steps, half = result["steps"], result["half_accuracy_step"]
+    confirmed = [t for t in result["transitions"] if t["status"] in ("confirmed", "ended")]
+    (found,) = [t for t in confirmed if t["kind"] == "generalisation"]
+    assert abs(found["evidence"]["val_loss"] - half) <= 0.1 * steps
+    assert found["onset_step"] < half
+    assert found["end_step"] is not None
+
+    # what comes earlier is the memorising; on the flat tail there is nothing
+    others = [t for t in result["transitions"] if t is not found]
+    assert {t["kind"] for t in others} <= {"memorisation"}
+    assert all(t["detected_step"] < half for t in others)
+
+    llc = result["llc"]
+    assert len(llc) >= 40
+    good = [(step, value) for step, value, _, status in llc if status == "ok"]
+    assert len(good) >= 0.75 * len(llc)
+    peak_step, peak = max(((step, value) for step, value, *_ in llc), key=lambda one: one[1])
+    assert peak > 3 * llc[0][1], "λ̂ rises while the network memorises"
+    assert peak_step < half
+    at_half = min(good, key=lambda one: abs(one[0] - half))[1]
+    assert at_half < peak / 2, "λ̂ falls as the memorised solution gives way"
+    assert good[-1][1] < at_half / 4
