@@ -233,7 +233,12 @@ class Fit:
     def _check(self) -> None:
         """Ask every observable whether it can measure this model, and begin."""
         with self._guarded(self._steps.step):
-            self._watch.check(self._subject.context_to_check(self._steps.step))
+            try:
+                context = self._subject.context_to_check(self._steps.step)
+            except Exception as error:  # no copy, nothing to measure; training goes on
+                self._watch.refuse(f"{type(error).__name__}: {error}")
+                return
+            self._watch.check(context)
         self._measures_from = self._steps.step
 
     def _measure(self, step: int) -> None:

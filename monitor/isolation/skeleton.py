@@ -127,6 +127,11 @@ def refuse_unmeasurable(module: nn.Module) -> None:
         if parameter.is_meta:
             raise RefusedError(f"parameter {name!r} is on the meta device: it has no values")
     for name, child in module.named_modules():
+        if _shards_itself(child):  # between a forward and a backward its parameters look whole
+            raise RefusedError(
+                f"the parameters of module {name or type(child).__name__!r} are sharded: no "
+                "process holds the whole model; losses and logged metrics are still observed"
+            )
         if isinstance(child, torch.jit.ScriptModule):
             raise RefusedError(
                 f"module {name or type(child).__name__!r} is a ScriptModule, whose weights cannot "
@@ -142,6 +147,11 @@ def is_sharded(parameter: torch.Tensor) -> bool:
         or hasattr(parameter, "ds_id")
         or getattr(parameter, "_is_flat_param", False)
     )
+
+
+def _shards_itself(module: nn.Module) -> bool:
+    names = {cls.__name__ for cls in type(module).__mro__}
+    return bool(names & {"FSDPModule", "FullyShardedDataParallel"})
 
 
 def _split(module: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

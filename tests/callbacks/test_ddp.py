@@ -26,6 +26,9 @@ def _free_port():
         return probe.getsockname()[1]
 
 
+SHARDED = "sharded parameters"
+
+
 def _train(folder, modes):
     """Results of both ranks, by mode."""
     arguments = [str(_free_port()), str(folder), ",".join(modes)]
@@ -60,7 +63,7 @@ def quick(tmp_path_factory):
 @pytest.fixture(scope="module")
 def thorough(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp-thorough")
-    return folder, _train(folder, THOROUGH)
+    return folder, _train(folder, (*THOROUGH, SHARDED))
 
 
 def _check(ranks, mode):
@@ -106,3 +109,16 @@ def test_every_way_to_train_in_two_processes(mode, thorough):
         assert first["failures"]["rude"] >= 1
     else:
         assert first["measurements"]["llc"] == 3
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+def test_sharded_parameters_are_skipped_with_the_reason_and_train_untouched(thorough):
+    _, ranks = thorough
+    for result in ranks:
+        assert result[SHARDED]["differences"] == []
+        assert result[SHARDED]["steps"] == 6
+    first, second = (result[SHARDED] for result in ranks)
+    assert "sharded" in first["skipped"]["llc"]
+    assert first["emitted"] > 0  # losses and metrics
+    assert second["emitted"] == 0

@@ -24,7 +24,7 @@ MOMENTS = {
 }
 STOP_STEP = 6
 EVERY = 3
-WAYS_OUT = ("loss_fn", "parameters=")
+WAYS_OUT = ("loss_fn", "parameters=", "copy.deepcopy")
 
 
 @functools.cache
@@ -134,3 +134,16 @@ def test_naming_what_cannot_be_measured_is_an_error_before_the_first_step(case, 
             monitors=lambda: [make_monitor(tmp_path, observables=["weight_norm", "llc"])],
         )
     assert record is None
+
+
+@pytest.mark.parametrize("name", ["dropout and BatchNorm", "frozen BatchNorm"])
+def test_a_probe_in_train_mode_does_not_touch_training_either(name, tmp_path):
+    made = []
+
+    def monitors():
+        made.append(make_monitor(tmp_path, every_n_steps=EVERY, probe_config={"mode": "train"}))
+        return made
+
+    watched = record_case(find(name), tmp_path, monitors=monitors)
+    assert differences(unmonitored(name), watched) == []
+    assert made[0].watch.health.measurements["llc"] == 3

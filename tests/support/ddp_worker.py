@@ -24,13 +24,15 @@ os.environ |= {
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch  # noqa: E402
-from lightning.pytorch.strategies import DDPStrategy  # noqa: E402
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy  # noqa: E402
+from torch.distributed.fsdp import fully_shard  # noqa: E402
 
 from support.bitwise import differences  # noqa: E402
 from support.observers import Rude, make_monitor  # noqa: E402
 from support.training import record  # noqa: E402
 from support.zoo import find  # noqa: E402
 from support.zoo_layers import DropoutBatchNorm  # noqa: E402
+from support.zoo_modules import Plain  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -54,7 +56,27 @@ class CountingSink:
         pass
 
 
+class Sharded(Plain):
+    """Its parameters are spread over the processes."""
+
+    def __init__(self):
+        super().__init__()
+        self.is_sharded = False
+
+    def configure_model(self):
+        if not self.is_sharded:
+            fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+            self.is_sharded = True
+
+
 def strategy(mode):
+    if mode == "sharded parameters":
+        return ModelParallelStrategy(
+            data_parallel_size=2,
+            tensor_parallel_size=1,
+            process_group_backend="gloo",
+            timeout=timedelta(seconds=40),
+        )
     options = {
         "find_unused_parameters": {"find_unused_parameters": True},
         "static graph": {"static_graph": True},
@@ -81,7 +103,7 @@ def run(mode):
 
     def train(**more):
         return record(
-            DropoutBatchNorm,
+            Sharded if mode == "sharded parameters" else DropoutBatchNorm,
             find("multilayer perceptron").loaders,
             own,
             strategy=strategy(mode),

@@ -16,6 +16,7 @@ from torch import nn
 # What torch and Lightning keep on a module for themselves. Hooks are recorded by their number.
 _INTERNAL = {
     "_buffers",
+    "_device_mesh",
     "_fabric",
     "_fabric_optimizers",
     "_jit_is_scripting",
@@ -57,12 +58,15 @@ def freeze(value: Any, depth: int = 0) -> Any:
 
 
 def _freeze_tensor(tensor: torch.Tensor) -> Any:
+    if hasattr(tensor, "to_local"):  # one rank's part
+        tensor = tensor.to_local()
     if tensor.is_meta:
         return ("tensor", "meta", tuple(tensor.shape))
     if tensor.layout != torch.strided:
         whole = tensor.detach().coalesce()
         return ("sparse", _freeze_tensor(whole.indices()), _freeze_tensor(whole.values()))
-    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    # A clone: a view by numpy would pin the storage of a live tensor.
+    raw = tensor.detach().clone().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return ("tensor", str(tensor.dtype), tuple(tensor.shape), digest(raw.tobytes()))
 
 

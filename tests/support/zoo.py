@@ -90,6 +90,7 @@ KINDS: tuple[Case, ...] = (
     Case("forward hook that closes over self", modules.HookClosure),
     Case("lambda that closes over self", modules.LambdaClosure),
     Case("reads itself through a global", modules.ReadsGlobal, llc="refused"),
+    Case("refuses to be copied", modules.RefusesCopies, llc="refused", norms=()),
     Case("bound methods and partials of self", modules.BoundMethods),
     Case("sets trainer.should_stop on an unusual batch", modules.StopsOnWideBatch),
     Case("reads self.optimizers() in the step", modules.ReadsOptimizers),

@@ -146,6 +146,11 @@ class LambdaClosure(Plain):
         return self.head(x)
 
 
+class RefusesCopies(Plain):
+    def __deepcopy__(self, memo):
+        raise TypeError("one of a kind")
+
+
 LIVE: dict[str, nn.Module] = {}
 """Where a user's script keeps its model."""
 
