@@ -145,13 +145,13 @@ def check_steps_must_increase(factory: Factory) -> None:
 def check_bounded_memory(factory: Factory) -> None:
     """Twice the points do not take twice the memory."""
     detector = factory()
-    noise = np.random.default_rng(6).standard_normal(16_000).tolist()
+    noise = np.random.default_rng(6).standard_normal(8_000).tolist()
     stream = [(i, 2.0 + 0.1 * e, 0.1) for i, e in enumerate(noise)]
-    _feed(detector, stream[:8_000])
+    _feed(detector, stream[:4_000])
     half = len(pickle.dumps(detector))
-    _feed(detector, stream[8_000:])
+    _feed(detector, stream[4_000:])
     full = len(pickle.dumps(detector))
-    _require(full <= 1.25 * half, f"it grew from {half} to {full} bytes in 8000 points")
+    _require(full <= 1.25 * half, f"it grew from {half} to {full} bytes in 4000 points")
 
 
 def check_state_round_trip(factory: Factory) -> None:

@@ -29,7 +29,7 @@ t60 = np.linspace(0.0, 1.0, 60)
 def test_a_halving_is_found_once_soon_and_at_its_place(num_points):
     half = num_points // 2
     found = 0
-    for seed in range(20):
+    for seed in range(8):
         (alarm,) = fed([20.0] * half + [10.0] * half, seed)
         assert alarm.direction is Direction.DOWN
         assert abs(alarm.onset_step - half) <= 1
@@ -37,11 +37,11 @@ def test_a_halving_is_found_once_soon_and_at_its_place(num_points):
         assert alarm.value_before == pytest.approx(20.0, rel=0.05)
         assert alarm.value_after == pytest.approx(10.0, rel=0.1)
         found += 1
-    assert found == 20
+    assert found == 8
 
 
 def test_a_rise_by_a_quarter_is_found_in_most_streams():
-    assert share_with_alarm([10.0] * 30 + [12.5] * 30, 40) >= 0.9
+    assert share_with_alarm([10.0] * 30 + [12.5] * 30, 15) >= 0.9
 
 
 def test_a_change_through_zero_is_found_on_the_linear_scale():
@@ -68,27 +68,27 @@ def test_two_changes_give_two_alarms():
     ids=["level", "line", "decay", "fast decay", "parabola", "bend"],
 )
 def test_smooth_courses_are_quiet(levels):
-    assert share_with_alarm(levels, 40) <= 0.05
+    assert share_with_alarm(levels, 20) <= 0.05
 
 
-@pytest.mark.parametrize("num_points", [20, 40, 100, 200])
+@pytest.mark.parametrize("num_points", [20, 40, 150])
 def test_the_course_of_a_grokking_run_is_quiet(num_points):
-    for seed in range(15):
+    for seed in range(5):
         values, stderrs = grokking_llc(num_points, seed)
         assert feed(default("measured"), values, stderrs=stderrs) == []
 
 
-def test_stable_streams_of_200_points_give_at_most_one_false_alarm_in_a_hundred():
-    assert share_with_alarm([10.0] * 200, 100) <= 0.01
+def test_stable_streams_of_200_points_are_quiet():
+    assert share_with_alarm([10.0] * 200, 25) == 0.0
 
 
 def test_standard_errors_that_are_three_times_too_small_are_made_up_for():
     alarms = 0
-    for seed in range(40):
+    for seed in range(20):
         values, stderrs = noisy([10.0] * 60, seed)
         values = 10.0 + 3.0 * (values - 10.0)
         alarms += bool(feed(LevelShift(), values, stderrs=stderrs))
-    assert alarms <= 2
+    assert alarms <= 1
 
 
 def test_precise_points_weigh_more():
@@ -131,7 +131,7 @@ def test_a_stream_of_zeros_is_quiet():
     assert feed(LevelShift(), [0.0] * 50, stderrs=[0.0] * 50) == []
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(factor=st.sampled_from([2.0**k for k in range(-30, 31)]))
 def test_the_unit_of_the_stream_does_not_matter(factor):
     values, stderrs = noisy([20.0] * 20 + [10.0] * 20, seed=5)

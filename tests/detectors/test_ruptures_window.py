@@ -55,12 +55,12 @@ def test_the_episode_ends_after_the_residuals_are_calm():
 @pytest.mark.parametrize(
     "values",
     [
-        autoregressive(15_000, 0.0, 1.0, seed=1),
-        autoregressive(15_000, 0.6, 1.0, seed=1),
-        autoregressive(15_000, 0.9, 1.0, seed=1),
-        np.cumsum(autoregressive(15_000, 0.0, 1.0, seed=1)),
-        np.random.default_rng(0).standard_t(3, 15_000),
-        np.exp(np.random.default_rng(0).standard_normal(15_000)),
+        autoregressive(8_000, 0.0, 1.0, seed=1),
+        autoregressive(8_000, 0.6, 1.0, seed=1),
+        autoregressive(8_000, 0.9, 1.0, seed=1),
+        np.cumsum(autoregressive(8_000, 0.0, 1.0, seed=1)),
+        np.random.default_rng(0).standard_t(3, 8_000),
+        np.exp(np.random.default_rng(0).standard_normal(8_000)),
         power_law(5_000),
         power_law(5_000) + autoregressive(5_000, 0.3, 0.01, seed=1),
         np.sin(np.arange(5_000) / 200.0),
@@ -113,7 +113,7 @@ def test_the_search_is_ruptures_own_with_every_point_a_candidate(monkeypatch):
     assert all(arguments["jump"] == 1 for arguments in seen)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(factor=st.sampled_from([2.0**k for k in range(-20, 21)]))
 def test_the_unit_of_the_stream_does_not_matter(factor):
     values = autoregressive(500, 0.0, 1.0, seed=3)

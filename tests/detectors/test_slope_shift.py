@@ -45,20 +45,20 @@ def test_a_fall_of_a_dex_is_found_under_noise(noise):
     assert 440 <= alarm.detected_step <= 600
 
 
-@pytest.mark.parametrize("every", [1, 4, 8, 32])
+@pytest.mark.parametrize("every", [1, 4, 16])
 def test_the_same_run_gives_the_same_transition_however_often_it_is_logged(every):
-    steps = np.arange(0, 40_000, every)
-    values = sigmoid_fall(40_000, 0.06)[::every]
+    steps = np.arange(0, 20_000, every)
+    values = sigmoid_fall(20_000, 0.06)[::every]
     values = values * 10.0 ** autoregressive(steps.size, 0.0, 0.02, seed=every)
     (alarm,) = feed(SlopeShift(), values, every=every)
-    assert 17_000 <= alarm.onset_step <= 20_000
-    assert 18_500 <= alarm.detected_step <= 21_500
+    assert 8_500 <= alarm.onset_step <= 10_000
+    assert 9_250 <= alarm.detected_step <= 10_750
 
 
 def test_a_fall_over_thousands_of_points_is_found():
-    values = sigmoid_fall(60_000, 0.08) * 10.0 ** autoregressive(60_000, 0.5, 0.05, seed=2)
+    values = sigmoid_fall(30_000, 0.08) * 10.0 ** autoregressive(30_000, 0.5, 0.05, seed=2)
     (alarm,) = fed(values)
-    assert 24_000 <= alarm.onset_step <= 30_000
+    assert 12_000 <= alarm.onset_step <= 15_000
     assert alarm.run_length > 200
 
 
@@ -91,8 +91,8 @@ def test_a_fall_out_of_a_fall_of_the_old_kind_needs_a_steeper_slope():
 @pytest.mark.parametrize("exponent", [0.1, 0.4, 1.0])
 @pytest.mark.parametrize("noise", [0.0, 0.05])
 def test_power_law_decay_is_no_transition(exponent, noise):
-    values = power_law(5000, exponent=exponent)
-    assert fed(values * 10.0 ** autoregressive(5000, 0.0, noise, seed=1)) == []
+    values = power_law(3000, exponent=exponent)
+    assert fed(values * 10.0 ** autoregressive(3000, 0.0, noise, seed=1)) == []
 
 
 def test_a_train_loss_that_falls_from_the_start_and_flattens_at_1e_6_is_quiet():
@@ -109,17 +109,17 @@ def test_the_start_of_a_run_is_no_transition(warm_up, noise):
 @pytest.mark.parametrize("phi", [0.0, 0.6, 0.9])
 @pytest.mark.parametrize("noise", [0.03, 0.1])
 def test_autocorrelated_noise_is_no_transition(phi, noise):
-    assert fed(2.0 * 10.0 ** autoregressive(15_000, phi, noise, seed=4)) == []
+    assert fed(2.0 * 10.0 ** autoregressive(8_000, phi, noise, seed=4)) == []
 
 
 def test_heavy_tails_are_no_transition():
-    noise = np.random.default_rng(0).standard_t(3, 15_000)
+    noise = np.random.default_rng(0).standard_t(3, 8_000)
     assert fed(2.0 * 10.0 ** (0.05 * noise)) == []
 
 
 def test_minibatch_noise_of_a_small_loss_is_no_transition():
     rng = np.random.default_rng(3)
-    losses = (0.02 + np.exp(-np.arange(10_000) / 1000.0)) * rng.gamma(4.0, 0.25, 10_000)
+    losses = (0.02 + np.exp(-np.arange(6_000) / 1000.0)) * rng.gamma(4.0, 0.25, 6_000)
     assert fed(losses) == []
 
 
@@ -141,7 +141,7 @@ def test_a_fall_below_the_gate_is_quiet():
 
 
 def test_a_stream_that_spikes_for_ever_is_told_about_a_few_times():
-    alarms = fed(spiky(20_000, period=100))
+    alarms = fed(spiky(8_000, period=100))
     assert {alarm.kind for alarm in alarms} == {AlarmKind.INSTABILITY}
     assert 1 <= len(alarms) <= 4
     assert alarms[0].direction is Direction.UP
@@ -203,7 +203,7 @@ def test_on_the_log_scale_negative_values_count_as_zero():
     assert feed(linear, sigmoid_fall(600, 0.05)) != []
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(factor=st.floats(1e-3, 1e3))
 def test_on_the_log_scale_the_unit_of_the_loss_does_not_matter(factor):
     values = sigmoid_fall(400, 0.08)
@@ -213,7 +213,7 @@ def test_on_the_log_scale_the_unit_of_the_loss_does_not_matter(factor):
     assert mine.value_before == pytest.approx(factor * reference.value_before)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(sign=st.sampled_from([-1, 1]), factor=st.sampled_from([2.0**k for k in range(-8, 9)]))
 def test_on_the_linear_scale_neither_unit_nor_sign_of_the_level_matters(sign, factor):
     values = sigmoid_fall(400, 0.08) - (2.2 if sign < 0 else 0.0)
