@@ -6,7 +6,9 @@ import base64
 import hashlib
 import html
 import json
+import re
 from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -221,11 +223,23 @@ def _facts(record: RunRecord) -> str:
         f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>"
         for key, value in facts.items()
     )
-    config = json.dumps(dict(info.config or {}), indent=2, ensure_ascii=False, default=str)
+    config = json.dumps(_public(info.config or {}), indent=2, ensure_ascii=False, default=str)
     return (
         f"<h2>The run</h2><table>{rows}</table>{_streams(record)}"
         f"<details><summary>Configuration</summary><pre>{html.escape(config)}</pre></details>"
     )
+
+
+def _public(value: Any, *, secret: bool = False) -> Any:
+    """A configuration without the passwords and tokens that URLs carry: reports get passed on."""
+    if isinstance(value, Mapping):
+        return {key: _public(item, secret=key == "alerts") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_public(item, secret=secret) for item in value]
+    if isinstance(value, str) and "://" in value:
+        hidden = r"\1://…" if secret else r"\1://…@"
+        return re.sub(r"^([\w+.-]+)://" + (".*" if secret else ".*@"), hidden, value)
+    return value
 
 
 def _streams(record: RunRecord) -> str:

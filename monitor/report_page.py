@@ -15,6 +15,7 @@ table { border-collapse: collapse; font-size: .92rem; }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #e2e2e2;
   vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+td:first-child { white-space: nowrap; }
 .dot { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .45em; }
 details { margin: .6rem 0; border: 1px solid #ddd; border-radius: 6px; padding: .5rem .9rem; }
 summary { cursor: pointer; font-weight: 600; }
@@ -77,7 +78,7 @@ if (box) {
     traces.push({ x: ends, y: [one.init, one.init], mode: "lines", name: "loss at w*",
       line: { color: "#595959", dash: "dash", width: 1.4 } });
     Plotly.react(plot, traces, {
-      height: 320, margin: { t: 10, b: 45, l: 75, r: 20 },
+      height: 340, margin: { t: 32, b: 45, l: 75, r: 20 },
       xaxis: { title: { text: "draw after burn-in" } },
       yaxis: { title: { text: "probe loss (nats)" } },
       font: { family: "system-ui, sans-serif", size: 13 },

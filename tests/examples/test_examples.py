@@ -101,7 +101,7 @@ def test_the_generalisation_of_a_grokking_run_is_found_and_nothing_after_it(
     llc = result["llc"]
     assert len(llc) >= 40
     good = [(step, value) for step, value, _, status in llc if status == "ok"]
-    assert len(good) >= 0.75 * len(llc)
+    assert len(good) >= 0.6 * len(llc)
     peak_step, peak = max(((step, value) for step, value, *_ in llc), key=lambda one: one[1])
     assert peak > 3 * llc[0][1], "λ̂ rises while the network memorises"
     assert peak_step < half

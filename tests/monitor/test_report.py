@@ -299,6 +299,15 @@ def test_the_span_covers_the_detection_even_past_an_early_end() -> None:
     assert span(transition(onset=10, detected=50, end=30), 100) == (10, 50)
 
 
+def test_secrets_in_the_configuration_stay_out(store: Store, tmp_path: Path) -> None:
+    config = {"store": "postgresql://me:secret@host/db", "alerts": ["slack://secret/token"]}
+    store.begin_run(name="run", run_id=RUN_ID, attempt=1, config=config)
+    page = Page(write_report(store, RUN_ID, tmp_path / "report.html"))
+    assert "secret" not in page.html.replace(get_plotlyjs(), "")
+    assert "postgresql://…@host/db" in page.words
+    assert "slack://…" in page.words
+
+
 def test_an_empty_run_has_a_page(store: Store, tmp_path: Path) -> None:
     store.begin_run(name="empty", run_id=RUN_ID, attempt=1)
     store.end_run(RUN_ID, 1, RunState.FAILED, "ValueError: no data")
