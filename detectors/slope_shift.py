@@ -71,7 +71,7 @@ class SlopeShift(BaseDetector):
     """Detects abrupt falls of a loss, and sudden rises as instabilities.
 
     Expect about 0.02 false alarms per 1000 points or fewer; ordinary decay, learning-rate warm-up
-    and autocorrelated noise stay quiet. Cost: about 10 µs a point, constant memory (one level of
+    and autocorrelated noise stay quiet. Cost: about 15 µs a point, constant memory (one level of
     97 means per doubling of the stream's length, at most `levels`).
 
     Args:
