@@ -112,6 +112,7 @@ class Planner:
         self._unattributed = 0.0
         self._attributed = 0.0
         self._exempt = 0.0
+        self._charged: list[_Account] = []
         self._expected_seconds = math.inf
         self._decided = -1
         self._due: tuple[str, ...] = ()
@@ -278,9 +279,10 @@ class Planner:
             self._exempt += seconds
         else:
             account.credit -= seconds
-            account.cost = max(seconds, 0.5 * (account.cost + seconds))
+            account.cost = seconds
             account.first_cost = max(account.first_cost, seconds)
         self._attributed += seconds
+        self._charged.append(account)
         account.schedule_after(step)
         self._due = tuple(other for other in self._due if other != name)
         self._next_step = step + 1
@@ -293,6 +295,7 @@ class Planner:
             return
         self._depth = 1
         self._attributed = self._exempt = 0.0
+        self._charged.clear()
         begin = self._clock()
         try:
             yield
@@ -302,13 +305,23 @@ class Planner:
 
     def _book(self, seconds: float) -> None:
         self._total_spent += seconds
-        if self._attributed and self._attributed == self._exempt:
-            seconds = 0.0  # only first measurements: their set-up is theirs
-            if self._ledger_start is None:
-                self._ledger_start = self._accrued_at = self._clock()
-        if self._ledger_start is not None:
+        first = bool(self._charged) and self._attributed == self._exempt
+        common = max(0.0, seconds - self._attributed)
+        if self._charged:
+            # Copying the model and shielding training is part of what measuring costs.
+            for account in self._charged:
+                share = common / len(self._charged)
+                account.cost = (account.cost or 0.0) + share
+                if first:
+                    account.first_cost = account.cost
+                else:
+                    account.credit -= share
+        elif self._ledger_start is not None:
+            self._unattributed += common
+        if first and self._ledger_start is None:
+            self._ledger_start = self._accrued_at = self._clock()
+        if self._ledger_start is not None and not first:
             self._spent += max(0.0, seconds - self._exempt)
-            self._unattributed += max(0.0, seconds - self._attributed)
 
     def state_dict(self) -> dict[str, Any]:
         """Last measured step by observable."""

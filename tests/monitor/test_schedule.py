@@ -114,6 +114,26 @@ def test_overhead_outside_measurements_is_taken_from_the_budget() -> None:
     assert loop.planner.overhead_ratio <= 0.06
 
 
+def test_what_measurements_share_is_counted_as_their_cost() -> None:
+    loop = Loop({"cheap": None, "dear": None}, 0.05, {"cheap": 0.0001, "dear": 0.5})
+    shield = 0.02  # copying the model costs more than the cheap observable itself
+    for _ in range(60_000):
+        loop.step += 1
+        loop.clock.now += loop.step_seconds
+        if loop.planner.due(loop.step):
+            with loop.planner.spending():
+                loop.clock.now += shield
+                for name in loop.planner.due_names(loop.step):
+                    loop.clock.now += loop.costs[name]
+                    loop.measured[name].append(loop.step)
+                    loop.planner.charge(name, loop.step, loop.costs[name])
+        loop.ratios.append(loop.planner.overhead_ratio)
+    assert max(loop.ratios[1000:]) <= 0.06
+    assert loop.ratios[-1] >= 0.025
+    assert len(loop.measured["dear"]) >= 3
+    assert len(loop.measured["cheap"]) >= 50
+
+
 def test_nested_spending_counts_once() -> None:
     clock = Clock()
     planner = Planner({}, 1.0, clock=clock)
