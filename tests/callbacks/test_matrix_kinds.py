@@ -38,7 +38,8 @@ def _options(case, outcome, rude):
     if outcome == "diverges":
         return {"sampler": {"scheme": "sgld", "step_size": 1e30}}
     if outcome in QUICK:
-        return {"observables": [*NORMS, *(["llc"] if case.llc == "measured" else []), rude]}
+        named = [*NORMS, *(["llc"] if case.llc == "measured" else [])]
+        return {"observables": [*named, rude], "sampler": {"engine": "auto"}}
     return {"observables": ["weight_norm", rude]}
 
 

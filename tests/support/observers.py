@@ -19,12 +19,16 @@ NORMS = ("gradient_norm", "weight_norm", "update_ratio")
 
 
 def make_monitor(folder: Path, *, sampler: Mapping[str, Any] | None = None, **options: Any) -> Any:
-    """A monitor that measures often and cheaply, and serves nothing."""
+    """A monitor that measures often and cheaply, and serves nothing.
+
+    Chains run in a loop unless `sampler` says otherwise: choosing an engine takes a while.
+    """
     config = MonitorConfig.load(
         {
             "store": str(folder / "store.db"),
             "exporter": {"enabled": False},
-            "sampler": {"num_chains": 2, "num_draws": 8, "max_draws": 8, **(sampler or {})},
+            "sampler": {"num_chains": 2, "num_draws": 8, "max_draws": 8, "engine": "loop"}
+            | dict(sampler or {}),
             "probe": {"num_samples": 16, **options.pop("probe_config", {})},
         }
     )
