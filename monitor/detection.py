@@ -15,7 +15,7 @@ from phasewatch.monitor.config import MonitorConfig
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.scalars import Column
 from phasewatch.monitor.streams import Stream, Streams
-from phasewatch.monitor.transitions import Point, TransitionTracker
+from phasewatch.monitor.transitions import Point, TransitionTracker, is_validation
 from phasewatch.monitor.types import EstimateStatus, Observation, Transition, TransitionStatus
 
 log = logging.getLogger("phasewatch")
@@ -67,6 +67,7 @@ class Detection:
             Every state that a transition newly took, in the order of steps.
         """
         points: list[Point] = []
+        self._tracker.has_validation |= any(map(is_validation, columns))
         for name, column in columns.items():
             stream = self._streams.get(name)
             if stream.detector is None:

@@ -92,6 +92,11 @@ class TransitionTracker:
     Args:
         run: Identity of the run; part of every transition's id.
         attempt: Which fit of the run this is.
+
+    Attributes:
+        found: Every transition, by id.
+        following: Streams whose every point matters now.
+        has_validation: Whether the run has a stream of held-out data.
     """
 
     run: str
@@ -101,6 +106,7 @@ class TransitionTracker:
     _pending: deque[tuple[str, Alarm]] = field(default_factory=lambda: deque(maxlen=MAX_PENDING))
     _ordinals: dict[str, int] = field(default_factory=dict)
     following: set[str] = field(default_factory=set)
+    has_validation: bool = False
 
     def update(self, point: Point) -> list[Transition]:
         """Take one point of a followed stream, or one with an alarm.
@@ -166,7 +172,7 @@ class TransitionTracker:
         old = episode.transition
         evidence = {**old.evidence, name: alarm}
         status = old.status
-        kind = classify(evidence)
+        kind = classify(evidence, has_validation=self.has_validation)
         agreed = len(evidence) > 1 or kind is TransitionKind.INSTABILITY
         if status is TransitionStatus.SUSPECTED and agreed:
             status = TransitionStatus.CONFIRMED
@@ -248,6 +254,7 @@ class TransitionTracker:
         """Everything found and everything open, as plain containers."""
         return {
             "found": [_TRANSITION.dump_python(t, mode="json") for t in self.found.values()],
+            "has_validation": self.has_validation,
             "ordinals": dict(self._ordinals),
             "pending": [
                 [name, _ALARM.dump_python(alarm, mode="json")] for name, alarm in self._pending
@@ -269,6 +276,7 @@ class TransitionTracker:
         """Take over what `state_dict` gave."""
         found = [_TRANSITION.validate_python(item) for item in state["found"]]
         self.found = {t.id: t for t in found}
+        self.has_validation = bool(state["has_validation"])
         self._ordinals = {name: int(n) for name, n in state["ordinals"].items()}
         self._pending.clear()
         self._pending.extend(
@@ -308,13 +316,13 @@ def severity(before: Mapping[str, float], after: Mapping[str, float]) -> float:
     return max(effect for effect in effects if math.isfinite(effect))
 
 
-def classify(evidence: Mapping[str, Alarm]) -> TransitionKind:
+def classify(evidence: Mapping[str, Alarm], *, has_validation: bool = True) -> TransitionKind:
     """Kind of a transition from what moved which way, in order of precedence.
 
     instability: any alarm of that kind. generalisation: validation improves while no training
     loss does. memorisation: a training loss falls and validation does not improve.
     simplification: λ̂ falls without a loss moving. acquisition: training and validation improve
-    together, or λ̂ rises.
+    together, or λ̂ rises; without any validation stream, also where training improves alone.
     """
     if any(alarm.kind is AlarmKind.INSTABILITY for alarm in evidence.values()):
         return TransitionKind.INSTABILITY
@@ -323,9 +331,9 @@ def classify(evidence: Mapping[str, Alarm]) -> TransitionKind:
     llc = evidence.get("llc")
     if validation and not train:
         return TransitionKind.GENERALISATION
-    if train and not validation:
+    if train and not validation and has_validation:
         return TransitionKind.MEMORISATION
-    if train and validation:
+    if train:
         return TransitionKind.ACQUISITION
     if llc is not None:
         down = llc.direction is Direction.DOWN

@@ -166,6 +166,17 @@ def test_kind_comes_from_what_moved_which_way(evidence, kind) -> None:
     assert classify({n: alarm(direction=d) for n, d in evidence.items()}) is kind
 
 
+def test_without_held_out_data_nobody_can_say_that_it_memorises() -> None:
+    evidence = {"train_loss": alarm()}
+    assert classify(evidence, has_validation=False) is TransitionKind.ACQUISITION
+    tracker = TransitionTracker("run", 1)
+    (unknown,) = tracker.update(point("train_loss", 120, alarm=alarm()))
+    assert unknown.kind is TransitionKind.ACQUISITION
+    tracker.has_validation = True
+    (known,) = tracker.update(point("train_loss", 520, alarm=alarm(500, 520)))
+    assert known.kind is TransitionKind.MEMORISATION
+
+
 def test_held_out_data_is_told_by_whole_words() -> None:
     assert all(map(is_validation, ("val_loss", "valid/loss", "Test-acc", "loss_val")))
     assert not any(map(is_validation, ("value_loss", "interval_loss", "train_loss")))
