@@ -281,7 +281,13 @@ def _averaging(stochastic):
 @covers("weight averaging, monitor last")
 @covers("stochastic weight averaging, monitor first")
 @covers("stochastic weight averaging, monitor last")
-@pytest.mark.parametrize("stochastic", [False, True], ids=["exponential", "stochastic"])
+@pytest.mark.parametrize(
+    "stochastic",
+    [
+        pytest.param(False, id="exponential"),
+        pytest.param(True, id="stochastic", marks=pytest.mark.slow),
+    ],
+)
 def test_weight_averaging_in_both_orders(stochastic, tmp_path):
     norms = []
     for last in (False, True):

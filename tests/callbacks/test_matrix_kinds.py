@@ -87,7 +87,7 @@ def _check_measured(case, outcome, monitor, rude):
 
 
 def _marked(case, outcome):
-    slow = case.slow or outcome not in QUICK
+    slow = case.is_slow or outcome not in QUICK
     marks = [pytest.mark.slow] if slow else []
     return pytest.param(case, outcome, marks=marks, id=f"{case.name}, {outcome}")
 

@@ -70,7 +70,20 @@ EXACT = (
 )
 
 
-@pytest.mark.parametrize("name", EXACT)
+QUICK = (
+    "dropout and BatchNorm",
+    "tied weights",
+    "LSTM",
+    "activation checkpointing, non-reentrant",
+    "weight_norm by hook",
+    "manual optimization",
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in EXACT],
+)
 def test_loss_and_gradient_on_the_copy_are_those_of_a_true_copy(name, tmp_path):
     made = []
 
@@ -197,6 +210,7 @@ def test_chains_move_under_the_users_own_autocast(engine, tmp_path):
         assert len(set(chain)) > len(chain) // 2, chain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -101,7 +101,24 @@ def test_every_case_of_the_zoo_repeats_itself(case, tmp_path):
     assert len(first.events) > 10
 
 
-@pytest.mark.parametrize("act", PERTURBATIONS.values(), ids=PERTURBATIONS)
+QUICK = (
+    "draws from torch",
+    "iterates the loader",
+    "changes a weight by 1e-7",
+    "writes gradients",
+    "changes a buffer",
+    "adds an attribute",
+    "logs a metric",
+)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        pytest.param(act, id=name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name, act in PERTURBATIONS.items()
+    ],
+)
 def test_the_recorder_catches_a_callback_that(act, tmp_path, restored_modes):
     clean = record_case(BASE, tmp_path)
     touched = record_case(BASE, tmp_path, monitors=lambda: [_Perturb(act)])

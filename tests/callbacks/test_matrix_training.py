@@ -11,7 +11,7 @@ from support.zoo import DATA, OPTIMIZATION, PRECISION
 FIXED_STEP = {"step_size": 1e-4}  # saves the search for one
 CASES = (*PRECISION, *OPTIMIZATION, *DATA)
 PARAMETERS = [
-    pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.slow else [])
+    pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.is_slow else [])
     for case in CASES
 ]
 

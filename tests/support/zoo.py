@@ -51,6 +51,10 @@ class Case:
     callbacks: Callable[[], list[Any]] = list
     slow: bool = False
 
+    @property
+    def is_slow(self) -> bool:
+        return self.slow or self.name in LONG_PART
+
 
 def _loaders(make: Callable[[], Any]) -> Callable[[], dict[str, Any]]:
     return lambda: {"train_dataloaders": make(), "val_dataloaders": data.val_loader()}
@@ -71,6 +75,31 @@ def _checkpointed(use_reentrant: bool) -> Callable[[], pl.LightningModule]:
 def compiled_whole() -> pl.LightningModule:
     return torch.compile(modules.Silent(), backend="eager")
 
+
+LONG_PART = frozenset(
+    {
+        "clipping by value",
+        "shuffling by the loader's own generator",
+        "weighted sampler",
+        "named tuples",
+        "dataset of whole batches",
+        "tuple of loaders",
+        "loaders made anew each epoch",
+        "accumulation that changes with the epoch",
+        "two parameter groups and a scheduler",
+        "deterministic algorithms",
+        "part of an iterable dataset",
+        "explicit sampler that draws globally",
+        "gradients zeroed by the user",
+        "batch sampler",
+        "weight_norm by parametrization",
+        "one block under two names",
+        "generators of the instance",
+        "reads itself through a global",
+        "manual optimization with probe_loss",
+    }
+)
+"""Cases close to another one; they run in the long part, as those marked slow do."""
 
 KINDS: tuple[Case, ...] = (
     Case("multilayer perceptron", modules.Plain),
