@@ -7,6 +7,7 @@ muted copy.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -29,6 +30,8 @@ from phasewatch.monitor.errors import MeasurementError, RefusedError
 from phasewatch.monitor.isolation.batches import clone_batch, same_batch
 from phasewatch.monitor.isolation.rng import RngState
 from phasewatch.monitor.types import LossFn, MeasureContext
+
+log = logging.getLogger("phasewatch")
 
 SURVEY_SEEDS = (1, 2)
 
@@ -132,8 +135,10 @@ class ProbeLoss:
             attached, self._resettable = self._resettable, None
             try:
                 self._mutes_metrics = _same(loss, self._evaluate(context, first, SURVEY_SEEDS[0]))
-            except Exception:
-                self._mutes_metrics = False  # the step needs what its metrics say
+            except Exception as error:
+                # The step needs what its metrics say: they stay, and are reset after each look.
+                log.debug("the step does not run without its metrics: %s", error)
+                self._mutes_metrics = False
             if self._mutes_metrics:
                 attached = Resettable(context.model)
             else:

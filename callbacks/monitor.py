@@ -191,12 +191,21 @@ class MonitorHooks:
         fit, self._fit = self._fit, None
         if fit is None or self._watch is None:
             return
-        # Kept for a second fit and for checkpoints that are written after the end.
-        self._pending = {**fit.state_dict(), "watch": self._watch.state_dict()}
+        try:
+            # Kept for a second fit and for checkpoints that are written after the end.
+            self._pending = {**fit.state_dict(), "watch": self._watch.state_dict()}
+        except Exception:
+            self._failed("keeping the state of run %s failed; a second fit starts afresh")
         try:
             self._watch.finish(state, reason)
         except Exception:
-            log.exception("ending run %s failed; what was stored before is safe", self._run_name)
+            self._failed("ending run %s failed; what was stored before is safe")
+
+    def _failed(self, message: str) -> None:
+        """Count and log a failure at the end of a fit, which must not hide training's own."""
+        if self._watch is not None:
+            self._watch.health.measurement_failures["monitor"] += 1
+            log.exception(message, self._watch.run_name)
 
     # ---- training
 

@@ -8,6 +8,7 @@ of the parameters, and it copies modules that `copy.deepcopy` alone refuses.
 from __future__ import annotations
 
 import copy
+import logging
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,8 @@ from phasewatch.monitor.errors import RefusedError
 from phasewatch.monitor.isolation.embeddings import prepare_embedding
 from phasewatch.monitor.isolation.functions import rebind_functions
 from phasewatch.monitor.isolation.guard import is_trainable
+
+log = logging.getLogger("phasewatch")
 
 _INTERNAL = frozenset({"_parameters", "_buffers", "_modules"})
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), type)
@@ -75,6 +78,7 @@ def skeleton(
         copied = copy.deepcopy(module, memo := seeds.memo())
     except Exception:
         shared = seeds.share_what_refuses(module)
+        log.debug("the copy shares what cannot be copied: %s", ", ".join(shared) or "nothing")
         try:
             copied = copy.deepcopy(module, memo := seeds.memo())
         except Exception as error:

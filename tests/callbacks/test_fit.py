@@ -10,6 +10,7 @@ from phasewatch.callbacks.fit import Fit
 from phasewatch.monitor.config import MonitorConfig
 from phasewatch.monitor.errors import RefusedError
 from phasewatch.monitor.health import Health
+from phasewatch.monitor.types import RunState
 
 
 class FakeWatch:
@@ -246,3 +247,27 @@ def test_an_unstarted_monitor_has_an_empty_state_and_history():
 def test_the_state_key_follows_the_run_name_and_not_what_is_tuned():
     assert TransitionMonitor().state_key == TransitionMonitor(every_n_steps=3).state_key
     assert TransitionMonitor(run_name="a").state_key != TransitionMonitor(run_name="b").state_key
+
+
+@pytest.mark.parametrize("broken", ["finish", "state_dict"])
+def test_a_failure_at_the_end_of_a_fit_is_counted_and_does_not_hide_trainings_own(broken, caplog):
+    def fail(*args, **kwargs):
+        raise OSError("disk gone")
+
+    ended = []
+    watch = types.SimpleNamespace(
+        health=Health(),
+        run_name="mine",
+        state_dict=dict,
+        finish=lambda state, reason: ended.append((state, reason)),
+    )
+    setattr(watch, broken, fail)
+    monitor = TransitionMonitor()
+    monitor._watch, monitor._fit = watch, types.SimpleNamespace(state_dict=dict)
+    monitor.on_exception(None, None, ValueError("training's own"))
+    assert watch.health.measurement_failures["monitor"] == 1
+    assert "run mine failed" in caplog.text
+    assert "disk gone" in caplog.text
+    assert ended == (
+        [] if broken == "finish" else [(RunState.FAILED, "ValueError: training's own")]
+    )
