@@ -21,6 +21,9 @@ WANTED_MEASUREMENTS = 10
 SHORTEST_FRACTION = 0.25
 """A measurement is never asked to finish in less than this share of its full cost."""
 
+COST_MARGIN = 1.5
+"""Costs vary: the whole budget must have room for this many times the predicted cost."""
+
 CREDIT_CAP = 2.0
 """Unused credit is kept up to so many measurements; the rest goes to the other observables."""
 
@@ -197,25 +200,42 @@ class Planner:
 
     def _decide(self, step: int) -> tuple[str, ...]:
         ready = [n for n, a in self._accounts.items() if step >= a.next_step > a.last_step]
-        if self._budget < 1.0:
-            self._accrue()
-            due = tuple(n for n in ready if self._affordable(self._accounts[n]))
-        else:
-            due = tuple(ready)
+        due = tuple(ready) if self._budget >= 1.0 else self._affordable(ready)
         waiting = [self._accounts[n] for n in ready if n not in due]
         later = (a.next_step for n, a in self._accounts.items() if n not in ready)
         self._next_step = min(later, default=2**63) if not due else step + 1
-        self._next_time = min(
-            (
-                self._clock() + (self._predicted(account) - account.credit) / self._budget
-                for account in waiting
-            ),
-            default=math.inf,
-        )
+        self._next_time = min(map(self._affordable_at, waiting), default=math.inf)
         return due
 
-    def _affordable(self, account: _Account) -> bool:
-        return account.cost is None or account.credit >= self._predicted(account)
+    def _affordable(self, names: list[str]) -> tuple[str, ...]:
+        """Those that both their own credit and the budget as a whole have room for."""
+        self._accrue()
+        due = []
+        planned = 0.0
+        for name in names:
+            account = self._accounts[name]
+            if account.cost is not None:
+                predicted = self._predicted(account)
+                if account.credit < predicted or not self._has_room(planned + predicted):
+                    continue
+                planned += predicted
+            due.append(name)
+        return tuple(due)
+
+    def _has_room(self, seconds: float) -> bool:
+        if self._ledger_start is None:
+            return True
+        allowed = self._budget * (self._clock() - self._ledger_start)
+        return self._spent + COST_MARGIN * seconds <= allowed
+
+    def _affordable_at(self, account: _Account) -> float:
+        """Earliest time at which a waiting observable can be afforded."""
+        predicted = self._predicted(account)
+        by_credit = self._clock() + (predicted - account.credit) / self._budget
+        if self._ledger_start is None:
+            return by_credit
+        by_room = self._ledger_start + (self._spent + COST_MARGIN * predicted) / self._budget
+        return max(by_credit, by_room)
 
     def _predicted(self, account: _Account) -> float:
         return min(account.cost or 0.0, self._target(account))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from phasewatch.monitor.schedule import EveryNSteps, LogSpaced, Planner
@@ -132,6 +133,29 @@ def test_what_measurements_share_is_counted_as_their_cost() -> None:
     assert loop.ratios[-1] >= 0.025
     assert len(loop.measured["dear"]) >= 3
     assert len(loop.measured["cheap"]) >= 50
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_costs_that_vary_and_drains_in_between_do_not_break_the_budget(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    loop = Loop({"cheap": None, "dear": None}, 0.05, {"cheap": 0.002, "dear": 0.3})
+    for step in range(1, 180_001):
+        loop.clock.now += loop.step_seconds
+        if step % 256 == 0:
+            with loop.planner.spending():
+                loop.clock.now += 0.004
+        if loop.planner.due(step):
+            with loop.planner.spending():
+                loop.clock.now += 0.003
+                for name in loop.planner.due_names(step):
+                    cost = loop.costs[name] * random.uniform(0.5, 1.5)
+                    loop.clock.now += cost
+                    loop.measured[name].append(step)
+                    loop.planner.charge(name, step, cost)
+        loop.ratios.append(loop.planner.overhead_ratio)
+    assert max(loop.ratios[300:]) <= 0.06
+    assert loop.ratios[-1] >= 0.025
+    assert len(loop.measured["dear"]) >= 5
 
 
 def test_nested_spending_counts_once() -> None:
