@@ -13,8 +13,9 @@ w = 4, 6, 12, 16, 24 points and, on means of 2, 4, 8, … points, for w = 48, 96
 
 An old line that rises counts as flat, and the effect is then measured from the lowest point of its
 window: coming back from a spike is no fall. Windows above 24 points need a run that is long against
-them (w ≤ `share` of the points so far), and a steeper turn where it is not much longer. A few hits
-in a row raise the alarm. The episode ends when the speed stays below `release` of its peak.
+them (w ≤ `share` of the points so far), and a steeper turn where it is not much longer. Beyond 2048
+points, windows of less than 1/256 of the stream look only around a jump. A few hits in a row raise
+the alarm. The episode ends when the speed stays below `release` of its peak.
 
 A sudden rise by `rise_gate` is an instability; it ends when the stream has been quiet for `quiet`
 points. Those that follow within four times as long are counted as the same one; after each alarm
@@ -57,6 +58,21 @@ MUTE = 4
 """Growth, from alarm to alarm, of the time in which a further instability is the same one."""
 
 MAX_MUTES = 6
+
+LONG = 2048
+"""From so many points on, a calm stream is looked at by windows of more than 1/256 of it only."""
+
+FINEST_SHARE = 1.0 / 256.0
+"""What is finer costs most of the time, and is a blink of such a run; jumps wake it up."""
+
+WAKING = 64
+"""Points for which a jump keeps the finer windows awake."""
+
+FAST, SLOW = 1.0 / 3.0, 1.0 / 32.0
+"""Weights of the two running means whose distance is a jump."""
+
+WAKING_SHARE = 0.75
+"""Share of the smallest fall that is a jump."""
 
 FINE_SHARE = 0.03
 """Windows of up to this share of the points so far are fine, whatever they hold."""
@@ -162,6 +178,8 @@ class SlopeShift(BaseDetector):
         self._lowest = self._highest = 0.0
         self._ended = -1
         self._muted_until = 0
+        self._fast = self._slow = 0.0
+        self._awake_until = 0
         self._falling: dict[str, Any] | None = None
         self._unstable: dict[str, Any] | None = None
 
@@ -175,6 +193,7 @@ class SlopeShift(BaseDetector):
         self._count += 1
         if self._unstable is not None:
             self._follow_instability(y)
+        finest = self._finest(y)
         mean: float | None = y
         alarm: Alarm | None = None
         index = 0
@@ -182,7 +201,7 @@ class SlopeShift(BaseDetector):
             if index == len(self._levels):
                 self._levels.append(self._new_level(index))
             level = self._levels[index]
-            mean = level.push(step, mean)
+            mean = level.push(step, mean, finest)
             if self._falling is not None and self._falling["level"] == index:
                 self._follow_fall(level, self._falling)
             for window in level.windows:
@@ -190,6 +209,19 @@ class SlopeShift(BaseDetector):
                     alarm = self._judge(step, index, level, window) or alarm
             index += 1
         return alarm
+
+    def _finest(self, y: float) -> float:
+        """Points of the smallest window that looks: all of them, but on a long, calm stream."""
+        count = self._count
+        if count == 1:
+            self._fast = self._slow = y
+        self._fast += FAST * (y - self._fast)
+        self._slow += SLOW * (y - self._slow)
+        if count <= LONG or self._in_episode:
+            return 0.0
+        if abs(self._fast - self._slow) >= WAKING_SHARE * self._gate * self._unit():
+            self._awake_until = count + WAKING
+        return 0.0 if count < self._awake_until else FINEST_SHARE * count
 
     def _new_level(self, index: int) -> Level:
         return Level(2**index, WIDTHS if index == 0 else WIDTHS[-1:], self._memory)
@@ -346,6 +378,8 @@ class SlopeShift(BaseDetector):
             "range": [self._lowest, self._highest],
             "ended": self._ended,
             "muted_until": self._muted_until,
+            "means": [self._fast, self._slow],
+            "awake_until": self._awake_until,
             "falling": dict(self._falling) if self._falling else None,
             "unstable": dict(self._unstable) if self._unstable else None,
             "num_unstable": self._num_unstable,
@@ -357,6 +391,8 @@ class SlopeShift(BaseDetector):
         self._lowest, self._highest = state["range"]
         self._ended = int(state["ended"])
         self._muted_until = int(state["muted_until"])
+        self._fast, self._slow = state["means"]
+        self._awake_until = int(state["awake_until"])
         self._falling = dict(state["falling"]) if state["falling"] else None
         self._unstable = dict(state["unstable"]) if state["unstable"] else None
         self._num_unstable = int(state["num_unstable"])

@@ -98,6 +98,13 @@ class TwinLines:
         self.new_slope = (self._new_moment - self._new_half * self._new_sum) * self._new_scale
         self.excess = mean + slope * 2.0 * w - self.new_mean
 
+    def sleep(self) -> None:
+        """Look no more until the next `update`, which computes the sums afresh."""
+        if self.ready:
+            self.ready = False
+            self.hits = self.rises = 0
+            self.score = 0.0
+
     def learn(self, count: int) -> None:
         """Add the excess to its past: a few times a window width."""
         if count % self._looks == 0:
@@ -165,7 +172,7 @@ class Level:
         count: Means so far.
     """
 
-    __slots__ = ("_half", "count", "steps", "stride", "values", "windows")
+    __slots__ = ("_asleep", "_half", "_widest", "count", "steps", "stride", "values", "windows")
 
     def __init__(self, stride: int, widths: Sequence[int], memory: int) -> None:
         self.stride = stride
@@ -175,21 +182,40 @@ class Level:
         self.steps: deque[int] = deque(maxlen=length)
         self.count = 0
         self._half: float | None = None
+        self._widest = stride * max(widths)
+        self._asleep = False
 
-    def push(self, step: int, value: float) -> float | None:
-        """Take a mean of this level; every second call gives the next level its mean."""
+    def push(self, step: int, value: float, finest: float = 0.0) -> float | None:
+        """Take a mean of this level; every second call gives the next level its mean.
+
+        Args:
+            step: Step at which the mean is complete.
+            value: The mean.
+            finest: Windows of fewer points than this sleep.
+        """
         self.values.append(value)
         self.steps.append(step)
         self.count += 1
-        for window in self.windows:
-            if self.count >= 4 * window.width:
-                window.update(self.values, self.count)
+        if self._widest >= finest:
+            self._move(finest)
+        elif not self._asleep:
+            self._asleep = True
+            for window in self.windows:
+                window.sleep()
         if self._half is None:
             self._half = value
             return None
         mean = (self._half + value) / 2.0
         self._half = None
         return mean
+
+    def _move(self, finest: float) -> None:
+        self._asleep = False
+        for window in self.windows:
+            if window.width * self.stride < finest:
+                window.sleep()
+            elif self.count >= 4 * window.width:
+                window.update(self.values, self.count)
 
     @property
     def latest(self) -> float:

@@ -249,3 +249,53 @@ def test_the_levels_bound_what_is_held():
     detector = SlopeShift(levels=2)
     feed(detector, power_law(3000))
     assert len(detector.state_dict()["state"]["levels"]) == 3
+
+
+# Long, calm streams: the fine windows sleep.
+
+
+def long_stream(seed=0, length=8000):
+    random = np.random.default_rng(seed)
+    decay = 2.0 * (1.0 + np.arange(length) / 50.0) ** -0.3
+    return decay * 10.0 ** (0.02 * random.standard_normal(length))
+
+
+def looks(values):
+    """How many windows are awake after each point."""
+    detector = SlopeShift()
+    awake = []
+    for step, value in enumerate(values):
+        detector.update(step, float(value))
+        awake.append(sum(w.ready for level in detector._levels[:1] for w in level.windows))
+    return awake
+
+
+def test_on_a_long_calm_stream_the_fine_windows_sleep_and_a_jump_wakes_them():
+    values = long_stream()
+    values[7000:7030] *= 10.0
+    awake = looks(values)
+    assert awake[2000] == 5
+    assert max(awake[6500:7000]) == 0
+    assert awake[7003] == 5
+    assert awake[7900] == 0
+
+
+def test_a_spike_of_a_few_points_in_a_long_stream_is_still_an_instability():
+    values = long_stream()
+    values[7000:7030] *= 10.0
+    ((_, alarm),) = [(i, a) for i, a in enumerate(fed_all(values)) if a]
+    assert alarm.kind is AlarmKind.INSTABILITY
+    assert 7000 <= alarm.detected_step <= 7010
+
+
+def test_a_sudden_fall_in_a_long_stream_is_still_found_within_a_few_points():
+    values = long_stream()
+    values[7000:] *= 0.5
+    ((_, alarm),) = [(i, a) for i, a in enumerate(fed_all(values)) if a]
+    assert alarm.kind is AlarmKind.SHIFT
+    assert 6980 <= alarm.onset_step <= 7000 <= alarm.detected_step <= 7020
+
+
+def fed_all(values):
+    detector = SlopeShift()
+    return [detector.update(step, float(value)) for step, value in enumerate(values)]
