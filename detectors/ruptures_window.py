@@ -51,6 +51,8 @@ MEAN_TO_SIGMA = 1.2533
 ROUNDING = 1e-9
 """Smallest noise scale assumed, as a share of the largest size so far."""
 
+TINY = 1e-300
+
 RELATIVE_FLOOR = 1e-6
 """Smallest noise scale assumed, as a share of the range so far."""
 
@@ -149,9 +151,12 @@ class RupturesWindow(BaseDetector):
         error = None
         if len(self._latest) == self._trend:
             error = value - sum(map(mul, self._weights, self._latest))
-        first = not self._values
-        self._lowest = value if first else min(self._lowest, value)
-        self._highest = value if first else max(self._highest, value)
+        if not self._values:
+            self._lowest = self._highest = value
+        elif value < self._lowest:
+            self._lowest = value
+        elif value > self._highest:
+            self._highest = value
         self._steps.append(step)
         self._values.append(value)
         self._statistic = 0.0
@@ -168,11 +173,16 @@ class RupturesWindow(BaseDetector):
             if len(self._errors) == self._trend:
                 self._noise = scale(np.array(self._errors))
             return None
-        floor = RELATIVE_FLOOR * (self._highest - self._lowest)
-        floor = max(floor, ROUNDING * max(abs(self._highest), abs(self._lowest)))
-        noise = max(self._noise, floor, np.finfo(np.float64).tiny)
-        z = min(max(error / noise, -CLIP), CLIP)
-        self._wild = self._wild + 1 if abs(z) == CLIP else 0
+        low, high = self._lowest, self._highest
+        noise = max(
+            self._noise, RELATIVE_FLOOR * (high - low), ROUNDING * high, -ROUNDING * low, TINY
+        )
+        z = error / noise
+        if -CLIP < z < CLIP:
+            self._wild = 0
+        else:
+            self._wild += 1
+            z = CLIP if z > 0.0 else -CLIP
         size = min(abs(error), CALM * noise) * MEAN_TO_SIGMA
         self._noise = max(self._noise + (size - self._noise) / self._window, 0.0)
         if self._calm >= 0:
@@ -182,9 +192,9 @@ class RupturesWindow(BaseDetector):
                 self._begin()
             return None
         self._residuals.append(z)
-        self._up = max(self._up + z - SLACK, 0.0)
-        self._down = max(self._down - z - SLACK, 0.0)
-        if max(self._up, self._down) < SUSPICION or len(self._residuals) < 4 * self._min_size:
+        up = self._up = max(self._up + z - SLACK, 0.0)
+        down = self._down = max(self._down - z - SLACK, 0.0)
+        if (up < SUSPICION and down < SUSPICION) or len(self._residuals) < 4 * self._min_size:
             return None
         self._wait = (self._wait + 1) % self._min_size
         return self._search(step) if self._wait == 1 else None

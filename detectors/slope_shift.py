@@ -77,6 +77,9 @@ WAKING_SHARE = 0.75
 FINE_SHARE = 0.03
 """Windows of up to this share of the points so far are fine, whatever they hold."""
 
+ALWAYS = 2**62
+"""More points than any run has."""
+
 MIN_STANDARD_ERRORS = 6.0
 TINY = 1e-300
 NO_NOISE = 1e-9
@@ -204,9 +207,8 @@ class SlopeShift(BaseDetector):
             mean = level.push(step, mean, finest)
             if self._falling is not None and self._falling["level"] == index:
                 self._follow_fall(level, self._falling)
-            for window in level.windows:
-                if window.ready:
-                    alarm = self._judge(step, index, level, window) or alarm
+            if level.looking:
+                alarm = self._judge(step, index, level) or alarm
             index += 1
         return alarm
 
@@ -236,43 +238,51 @@ class SlopeShift(BaseDetector):
         low, high = self._lowest, self._highest
         return max(high - low, abs(high), abs(low), TINY)
 
-    def _judge(self, step: int, index: int, level: Level, window: TwinLines) -> Alarm | None:
-        """One pair of windows after one point: count hits, learn from the past, perhaps alarm."""
-        window.score = self._fall_score(level, window)
-        if self._falling is not None or self._unstable is not None:
-            return None  # a change is no part of what is usual
-        fresh = self._count - window.width * level.stride >= self._ended
-        hit = fresh and window.score >= 1.0
-        rise = 0.0
-        if fresh and index < RISE_LEVELS and window.new_slope > 0.0:
-            rise = self._rise_score(level, window)
-        if self._ended < 0 or self._count - 4 * window.width * level.stride >= self._ended:
-            window.learn(level.count)
-        window.hits = window.hits + 1 if hit else 0
-        window.rises = window.rises + 1 if rise >= 1.0 else 0
-        if window.rises >= RISES:
-            return self._begin_instability(step, level, window, rise)
-        if window.hits >= HITS.get(window.width, DEFAULT_HITS):
-            return self._begin_fall(step, index, level, window)
-        return None
+    def _judge(self, step: int, index: int, level: Level) -> Alarm | None:
+        """All windows of a level after one point: count hits, learn from the past, perhaps alarm.
 
-    def _fall_score(self, level: Level, window: TwinLines) -> float:
-        """Smallest of the conditions' margins; the costly ones only where the cheap ones hold."""
-        new_slope, old_slope = window.new_slope, window.old_slope
-        if new_slope >= 0.0:
-            return 0.0
+        Nearly every point of a run passes here without a further call: the time goes here.
+        """
+        alarm: Alarm | None = None
+        count, stride, latest, unit = self._count, level.stride, level.latest, self._unit()
+        since = count - self._ended if self._ended >= 0 else ALWAYS
+        gate = max(self._gate * unit, self._gate_share * (self._highest - self._lowest))
+        highest_base = latest - self._rise_gate * unit if index < RISE_LEVELS else -math.inf
+        for window in level.windows:
+            if not window.ready:
+                continue
+            width = window.width * stride
+            score = rise = 0.0
+            if window.new_slope < 0.0:
+                base = window.old_mean if window.old_slope >= 0.0 else window.old_end
+                score = (base - latest) / gate
+                if score > 0.0:
+                    score = self._fall_score(level, window, gate, score)
+            elif window.old_end <= highest_base and since >= width:
+                rise = self._rise_score(level, window)
+            window.score = score
+            if self._falling is not None or self._unstable is not None:
+                continue  # a change is no part of what is usual
+            if since >= 4 * width:
+                window.learn(level.count)
+            window.rises = window.rises + 1 if rise >= 1.0 else 0
+            window.hits = window.hits + 1 if score >= 1.0 and since >= width else 0
+            if window.rises >= RISES:
+                alarm = self._begin_instability(step, level, window, rise) or alarm
+            elif window.hits and window.hits >= HITS.get(window.width, DEFAULT_HITS):
+                alarm = self._begin_fall(step, index, level, window)
+        return alarm
+
+    def _fall_score(self, level: Level, window: TwinLines, gate: float, margin: float) -> float:
+        """Smallest margin of all conditions of a fall; the costly ones come last."""
         width = window.width * level.stride
         wide = width > WIDTHS[-1]
         if wide and width > self._share * self._count:
             return 0.0
-        gate = self._gate * self._unit() if self._linear else self._gate
-        gate = max(gate, self._gate_share * (self._highest - self._lowest))
-        rising = old_slope >= 0.0
-        margin = ((window.old_mean if rising else window.old_end) - level.latest) / gate
-        if not rising and margin > 0.0:
+        if window.old_slope < 0.0:
             coarse = wide and width > FINE_SHARE * self._count
             ratio = self._coarse_ratio if coarse else self._ratio
-            margin = min(margin, new_slope / (ratio * old_slope))
+            margin = min(margin, window.new_slope / (ratio * window.old_slope))
         return margin if margin < 1.0 else self._significance(level, window, margin, gate)
 
     def _significance(self, level: Level, window: TwinLines, margin: float, gate: float) -> float:
@@ -293,7 +303,7 @@ class SlopeShift(BaseDetector):
         """The same for a sudden rise, which is an instability; 1 is a hit."""
         gate = self._unit() * self._rise_gate
         margin = (level.latest - window.old_end) / gate
-        if margin < 1.0 or window.new_slope <= self._ratio * abs(window.old_slope):
+        if window.new_slope <= self._ratio * abs(window.old_slope):
             return 0.0
         old, _ = window.split(level.values)
         margin = min(margin, (level.latest - float(old.max())) / gate)

@@ -70,16 +70,16 @@ class TwinLines:
 
     def update(self, values: deque[float], count: int) -> None:
         """Move on to the latest of `values`, of which `count` (at least 4w) have been seen."""
-        w = self.width
         if not self.ready or count % REFRESH == 0:
             self._refresh(values)
         else:
-            crossing, leaving = values[-w - 1], values[-4 * w - 1]
+            w = self.width
+            newest, crossing, leaving = values[-1], values[-w - 1], values[-4 * w - 1]
             # Σ (j−1) y_j over the points that stay, and the newcomer at the end.
             self._old_moment += (3 * w - 1) * crossing - (self._old_sum - leaving)
-            self._new_moment += (w - 1) * values[-1] - (self._new_sum - crossing)
+            self._new_moment += (w - 1) * newest - (self._new_sum - crossing)
             self._old_sum += crossing - leaving
-            self._new_sum += values[-1] - crossing
+            self._new_sum += newest - crossing
         self._fit()
 
     def _refresh(self, values: Sequence[float] | deque[float]) -> None:
@@ -170,9 +170,13 @@ class Level:
         values: The latest means.
         steps: Step at which each of them was complete.
         count: Means so far.
+        looking: Whether one of the windows looked at the latest mean.
     """
 
-    __slots__ = ("_asleep", "_half", "_widest", "count", "steps", "stride", "values", "windows")
+    __slots__ = (
+        "_half", "_narrowest", "_widest", "count", "looking", "steps", "stride", "values",
+        "windows",
+    )  # fmt: skip
 
     def __init__(self, stride: int, widths: Sequence[int], memory: int) -> None:
         self.stride = stride
@@ -183,7 +187,8 @@ class Level:
         self.count = 0
         self._half: float | None = None
         self._widest = stride * max(widths)
-        self._asleep = False
+        self._narrowest = min(widths)
+        self.looking = False
 
     def push(self, step: int, value: float, finest: float = 0.0) -> float | None:
         """Take a mean of this level; every second call gives the next level its mean.
@@ -198,8 +203,8 @@ class Level:
         self.count += 1
         if self._widest >= finest:
             self._move(finest)
-        elif not self._asleep:
-            self._asleep = True
+        elif self.looking:
+            self.looking = False
             for window in self.windows:
                 window.sleep()
         if self._half is None:
@@ -210,7 +215,7 @@ class Level:
         return mean
 
     def _move(self, finest: float) -> None:
-        self._asleep = False
+        self.looking = self.count >= 4 * self._narrowest
         for window in self.windows:
             if window.width * self.stride < finest:
                 window.sleep()
@@ -239,5 +244,6 @@ class Level:
         self.steps.extend(int(step) for step in state["steps"])
         self.count = int(state["count"])
         self._half = state["half"]
+        self.looking = any(saved["ready"] for saved in state["windows"])
         for window, saved in zip(self.windows, state["windows"], strict=True):
             window.load_state_dict(saved)

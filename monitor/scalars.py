@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -57,15 +58,20 @@ class ScalarBuffer:
             return {}
         from phasewatch.monitor.observables.norms import to_floats  # imports torch
 
-        numbers = iter(to_floats([value for *_, s in entries for value in s.values()]))
+        numbers = to_floats([value for *_, s in entries for value in s.values()])
         columns: dict[str, Column] = {}
-        for step, epoch, timestamp, scalars in entries:
-            for name in scalars:
+        begin = 0
+        # Steps that logged the same names, as nearly all do, become columns in one cut.
+        for names, group in itertools.groupby(entries, key=lambda entry: tuple(entry[3])):
+            steps, epochs, timestamps, _ = map(list, zip(*group, strict=True))
+            end = begin + len(steps) * len(names)
+            for index, name in enumerate(names):
                 column = columns.setdefault(name, Column())
-                column.steps.append(step)
-                column.values.append(next(numbers))
-                column.epochs.append(epoch)
-                column.timestamps.append(timestamp)
+                column.steps += steps
+                column.values += numbers[begin + index : end : len(names)]
+                column.epochs += epochs
+                column.timestamps += timestamps
+            begin = end
         return columns
 
 

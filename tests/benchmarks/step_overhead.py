@@ -25,7 +25,7 @@ from phasewatch.callbacks import TransitionMonitor
 from phasewatch.monitor import Watch
 
 STREAMS = ("train_loss", "val_loss", "accuracy", "entropy", "perplexity")
-PAIRS = 24
+PAIRS = 96
 
 
 def interval(differences: list[float]) -> tuple[float, float, float]:
@@ -149,7 +149,7 @@ def drains(folder: Path, steps: int) -> None:
         nonlocal count
         noise = 1.0 + 0.05 * rng.standard_normal((steps, len(STREAMS)))
         values = [[torch.tensor(v) for v in row] for row in noise]
-        time.sleep(0.4)  # let the writer finish the window before
+        time.sleep(0.2)  # let the writer finish the window before
         begin = time.perf_counter()
         for row in values:
             work()
@@ -214,7 +214,7 @@ def budget_mode(folder: Path, seconds: float) -> None:
 def main() -> None:
     """Print the three figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=768, help="steps a window")
+    parser.add_argument("--steps", type=int, default=256, help="steps a window")
     parser.add_argument("--seconds", type=float, default=60.0, help="length of the budget run")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -33,7 +33,8 @@ def test_check_detector_runs_them_all():
 
 
 class AlarmsAlways(SlopeShift):
-    def _judge(self, step, index, level, window):
+    def _judge(self, step, index, level):
+        window = next(window for window in level.windows if window.ready)
         self._falling = {"level": 0, "width": 4, "peak": 1.0, "slow": 0}
         return self._alarm(step, level, window, 0.0, 1.0)
 
@@ -45,7 +46,7 @@ class AlwaysActive(SlopeShift):
 
 
 class Deaf(SlopeShift):
-    def _judge(self, step, index, level, window):
+    def _judge(self, step, index, level):
         return None
 
 
