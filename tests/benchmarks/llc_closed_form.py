@@ -17,8 +17,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from phasewatch.monitor.sampling import SamplerConfig, estimate_llc
+from phasewatch.monitor.sampling.closed_forms import all_cases, squared_error
 from phasewatch.monitor.types import EstimateStatus
-from support.closed_forms import all_cases, squared_error
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ from torch import nn
 
 from phasewatch.monitor.errors import MeasurementError, RefusedError
 from phasewatch.monitor.sampling import SamplerConfig, estimate_llc, measure_llc
+from phasewatch.monitor.sampling.closed_forms import Quadratic, plain_loss
 from phasewatch.monitor.types import EstimateStatus
-from support.closed_forms import Quadratic, plain_loss
 
 
 def fingerprint(model):

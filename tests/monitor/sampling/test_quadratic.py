@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from phasewatch.monitor.sampling import SamplerConfig, estimate_llc
+from phasewatch.monitor.sampling.closed_forms import Quadratic, plain_loss
 from phasewatch.monitor.sampling.integrators import uniform_noise
-from support.closed_forms import Quadratic, plain_loss
 
 COPIES = 6000
 """Independent directions of each curvature: they average the chains' noise away."""

@@ -33,13 +33,15 @@ class Case:
 
     @property
     def n_samples(self) -> int:
+        """n, the samples of the probe."""
         return len(self.batch[0])
 
 
 def squared_error(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
     """Gaussian negative log-likelihood of each sample, unit variance, without its constant."""
     x, y = batch
-    return 0.5 * (model(x) - y).square().sum(dim=-1)
+    losses: Tensor = 0.5 * (model(x) - y).square().sum(dim=-1)
+    return losses
 
 
 class Monomial(nn.Module):
@@ -51,6 +53,7 @@ class Monomial(nn.Module):
         self.w = nn.Parameter(torch.zeros(len(exponents)))
 
     def forward(self, x: Tensor) -> Tensor:
+        """√(2 K(w)) for each sample, so that the squared error is K."""
         value = torch.ones((), dtype=x.dtype)
         for index, exponent in enumerate(self.exponents):
             value = value * self.w[index] ** exponent
@@ -60,32 +63,37 @@ class Monomial(nn.Module):
 class Quadratic(nn.Module):
     """K(w) = ½ Σ h_i w_i², the same for each sample."""
 
+    h: Tensor
+
     def __init__(self, curvatures: Sequence[float], center: float = 0.0) -> None:
         super().__init__()
         self.w = nn.Parameter(torch.full((len(curvatures),), center))
         self.register_buffer("h", torch.as_tensor(curvatures, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
+        """K(w) for each sample."""
         return 0.5 * (self.h * self.w.square()).sum().expand(len(x))
 
 
 def plain_loss(model: nn.Module, batch: Tensor) -> Tensor:
     """The model's own output is the loss of each sample."""
-    return model(batch)
+    losses: Tensor = model(batch)
+    return losses
 
 
 class DeepLinear(nn.Module):
-    """y = W_L … W_1 x."""
+    """y = W_L … W_1 x; `weights` holds W_1 to W_L, each of shape (outputs, inputs)."""
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b, bias=False) for a, b in itertools.pairwise(widths)
+        self.weights = nn.ParameterList(
+            torch.zeros(outputs, inputs) for inputs, outputs in itertools.pairwise(widths)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = layer(x)
+        """W_L … W_1 x."""
+        for weight in self.weights:
+            x = nn.functional.linear(x, weight)
         return x
 
 
@@ -116,14 +124,13 @@ def deep_linear_case(
     generator = torch.Generator().manual_seed(seed)
     model = DeepLinear(widths)
     with torch.no_grad():
-        for layer in model.layers:
-            layer.weight.zero_()
+        for weight in model.weights:
             block = torch.randn(rank, rank, generator=generator)
             # Singular values near one: the point is as singular as it gets, yet well conditioned.
             u, _, vh = torch.linalg.svd(block) if rank else (block, None, block)
-            layer.weight[:rank, :rank] = u @ vh
+            weight[:rank, :rank] = u @ vh
         x = torch.randn(num_samples, widths[0], generator=generator)
-        y = model(x)
+        y: Tensor = model(x)
     value, multiplicity = deep_linear_lambda(widths, rank)
     return Case(
         f"deep linear {','.join(map(str, widths))} r{rank}", model, (x, y), value, multiplicity
@@ -135,9 +142,9 @@ def regular_case(inputs: int, outputs: int, num_samples: int = NUM_SAMPLES) -> C
     generator = torch.Generator().manual_seed(1)
     model = DeepLinear([inputs, outputs])
     with torch.no_grad():
-        model.layers[0].weight.copy_(torch.randn(outputs, inputs, generator=generator))
+        model.weights[0].copy_(torch.randn(outputs, inputs, generator=generator))
         x = torch.randn(num_samples, inputs, generator=generator)
-        y = model(x)
+        y: Tensor = model(x)
     return Case(f"regular {inputs}x{outputs}", model, (x, y), inputs * outputs / 2)
 
 
@@ -165,8 +172,10 @@ DEEP_LINEAR = (
 def all_cases(num_samples: int = NUM_SAMPLES) -> list[Case]:
     """Regular models, monomials, and six deep linear networks."""
     cases = [regular_case(4, 4, num_samples), regular_case(10, 10, num_samples)]
-    for exponents in ((1,), (2,), (1, 1), (1, 2), (2, 2)):
-        cases.append(monomial_case(exponents, num_samples))
-    for widths, rank, _, _ in DEEP_LINEAR:
-        cases.append(deep_linear_case(widths, rank, num_samples=num_samples))
-    return cases
+    exponents = ((1,), (2,), (1, 1), (1, 2), (2, 2))
+    cases += [monomial_case(powers, num_samples) for powers in exponents]
+    nets = (
+        deep_linear_case(widths, rank, num_samples=num_samples)
+        for widths, rank, _, _ in DEEP_LINEAR
+    )
+    return [*cases, *nets]
