@@ -46,7 +46,9 @@ class SamplerConfig(_Model):
         num_draws: Steps of each chain, burn-in included.
         max_draws: Chains go on beyond `num_draws`, up to this, while more draws can bring the
             error or the checks within bounds and time is left. At most `num_draws`: never.
-        burnin_fraction: Share of the draws dropped at the start.
+        burnin_fraction: Share of the draws dropped at the start; None finds where the plateau
+            begins.
+        warm_start: Chains of a live run go on from where they stood at the measurement before.
         n_beta: nβ; None takes n / log n from the probe's n.
         localization: γ, the strength of the pull back to w*. It is part of the number: keep it
             fixed through a run.
@@ -62,7 +64,8 @@ class SamplerConfig(_Model):
     num_chains: PositiveInt = 4
     num_draws: Annotated[int, Field(ge=8)] = 128
     max_draws: NonNegativeInt = 2048
-    burnin_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.25
+    burnin_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    warm_start: bool = True
     n_beta: PositiveFloat | None = None
     localization: NonNegativeFloat = 1.0
     step_size: PositiveFloat | None = None

@@ -82,6 +82,8 @@ class Estimate:
         lambda_stderr: Standard error of `lambda_hat`.
         nu_hat: Singular fluctuation ν̂ = (β/2) Σ_i Var_w[log p(x_i|w)]; None without per-sample
             losses.
+        functional_variance: V = Σ_i Var_w[log p(x_i|w)]; None without per-sample losses.
+        waic: T_n + (β/n) V in nats a sample (Watanabe 2010); None without per-sample losses.
         wbic: n·E_w[L_n(w)] in nats; None unless β = 1/log n (Watanabe 2013).
         init_loss: L_n(w*) on the probe, in nats.
         chain_loss: L_n along the chains after burn-in, shape (chains, draws), in nats.
@@ -94,6 +96,7 @@ class Estimate:
         num_chains: Chains started.
         num_draws: Kept draws of each chain.
         num_burnin: Draws of each chain that were dropped as burn-in.
+        warm: Whether the chains went on from where they stood at an earlier measurement.
         rhat: Rank-normalised split R-hat of the chain losses.
         ess: Effective sample size over all chains.
         num_diverged: Chains that left and were excluded.
@@ -124,6 +127,8 @@ class Estimate:
     duration_seconds: float
     reason: str = ""
     nu_hat: float | None = None
+    functional_variance: float | None = None
+    waic: float | None = None
     wbic: float | None = None
     chain_loss: NDArray[np.float64] = field(
         default_factory=lambda: np.empty((0, 0)), repr=False, compare=False
@@ -139,6 +144,7 @@ class Estimate:
     sharpness: float | None = None
     sampler: str = ""
     engine: str = ""
+    warm: bool = False
     probe_mode: str = "eval"
 
 

@@ -16,8 +16,9 @@ from phasewatch.monitor.types import MeasureContext, Observation
 class LLC:
     """Local learning coefficient λ̂ = nβ (E_w[L_n(w)] − L_n(w*)) on the fixed probe.
 
-    Chains start cold at each measurement. What is kept between two: which engine to use, and the
-    sharpest direction, so that the step size is known after few gradients.
+    What is kept between two measurements: which engine to use; the sharpest direction, so that the
+    step size is known after few gradients; and where the chains stood, so that burn-in is paid
+    once (`SamplerConfig.warm_start`).
 
     Args:
         config: How the local posterior is sampled.

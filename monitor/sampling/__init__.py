@@ -4,5 +4,13 @@ from __future__ import annotations
 
 from phasewatch.monitor.config import SamplerConfig
 from phasewatch.monitor.sampling.measure import Memory, estimate_llc, measure_llc
+from phasewatch.monitor.sampling.temperatures import Reweighted, reweight
 
-__all__ = ["Memory", "SamplerConfig", "estimate_llc", "measure_llc"]
+__all__ = [
+    "Memory",
+    "Reweighted",
+    "SamplerConfig",
+    "estimate_llc",
+    "measure_llc",
+    "reweight",
+]

@@ -14,6 +14,7 @@ from torch import Tensor
 from phasewatch.monitor.sampling.calibration import Sharpness, measure_sharpness
 from phasewatch.monitor.sampling.engine import Engine, Evaluation, evaluate, join
 from phasewatch.monitor.sampling.integrators import Chains, Integrator
+from phasewatch.monitor.sampling.pointwise import TermSums
 from phasewatch.monitor.sampling.posterior import Problem
 
 BLOW_UP_PER_PARAMETER, BLOW_UP = 5.0, 50.0
@@ -33,11 +34,18 @@ FIRST_CHECK = 1
 doubling. The first step is the longest: from the initial weights of a transformer it led to places
 10⁴ times as sharp, and a first look at draw 8 came after the blow-up."""
 
+MAX_REHEAT = 4.0
+"""Where the change of the landscape between two measurements changes the virial of the same
+displacements by more than this factor, they tell nothing about the new one."""
+
 MIN_DRAWS = 32
 """Draws that a deadline cannot take away: fewer say nothing."""
 
 VIRIAL_EVERY = 4
 """The virial costs two passes over the state; neighbouring draws would say the same."""
+
+TERMS_EVERY, TERM_BLOCK = 4, 16
+"""Loss terms are summed at every fourth draw, in sums over sixteen: burn-in is dropped by sums."""
 
 
 class Recorder:
@@ -47,13 +55,14 @@ class Recorder:
         losses: Per draw, the loss of each chain.
         baselines: Per draw, L at w* on the very same batches.
         virials: Per recorded draw, (draw, V of each chain).
+        terms: Sums of the loss terms, `TERM_BLOCK` draws each.
     """
 
     def __init__(self) -> None:
         self.losses: list[list[float]] = []
         self.baselines: list[float] = []
         self.virials: list[tuple[int, Tensor]] = []
-        self.blocks: list[_TermBlock] = []
+        self.terms: list[TermSums] = []
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -72,23 +81,6 @@ class Recorder:
         """V after burn-in, shape (chains, records)."""
         kept = [values.double().cpu().numpy() for draw, values in self.virials if draw >= burnin]
         return np.asarray(kept, dtype=np.float64).T
-
-
-class _TermBlock:
-    """Sums over some draws of each loss term and of its square, all chains together."""
-
-    def __init__(self, first: int) -> None:
-        self.first = first
-        self.count = 0
-        self.total: Tensor | None = None
-        self.square: Tensor | None = None
-
-    def add(self, deviations: Tensor) -> None:
-        """`deviations` of the terms from their values at w*, shape (chains, terms)."""
-        total, square = deviations.sum(0), deviations.square().sum(0)
-        self.count += len(deviations)
-        self.total = total if self.total is None else self.total.add_(total)
-        self.square = square if self.square is None else self.square.add_(square)
 
 
 class Run:
@@ -133,6 +125,7 @@ class Run:
         self.alive = [True] * num_chains
         self.num_resets = 0
         self.num_restarts = 0
+        self.warm = False
         self.sharpness: Sharpness | None = None
         self.curvature = 0.0
         self._generator = generator
@@ -141,7 +134,7 @@ class Run:
         self._partial = pick is not None
         self._points = torch.empty_like(self.chains.x)
         self._center_losses: list[float] = []
-        self._center_terms = torch.empty(0)
+        self.center_terms = torch.empty(0)
         self._vectors = self.chains.x
         self._next_check = FIRST_CHECK
 
@@ -166,6 +159,33 @@ class Run:
         self.integrator.start(self.chains, self._generator)
         return at_center
 
+    def resume(self, displacement: Tensor, heat: float) -> None:
+        """Put the chains where those of an earlier measurement stood, if they fit in here.
+
+        The landscape may have changed since. Chains that are hotter or colder in it by less than
+        `MAX_REHEAT` are brought back to the heat they had, by one factor on all displacements (V
+        grows with their square on a quadratic); what is further off starts at w*.
+
+        Args:
+            displacement: Where they stood, shape (chains, d).
+            heat: Their mean V in the landscape of then.
+        """
+        if displacement.shape != self.chains.x.shape or not heat > 0.0:
+            return
+        found = self._evaluate(displacement, self._all)
+        ratio = float(self._virial(displacement, found.grad).mean()) / heat
+        lost = self._lost(found.loss.tolist(), self.baseline(self._all))
+        if lost or not 1.0 / MAX_REHEAT < ratio < MAX_REHEAT:
+            return
+        torch.mul(displacement, ratio**-0.5, out=self.chains.x)
+        self.chains.velocity.normal_(generator=self._generator)
+        self.warm = True
+
+    def heat(self) -> float:
+        """Mean V where the chains stand."""
+        x = self.chains.x
+        return float(self._virial(x, self._evaluate(x, self._all).grad).mean())
+
     def _evaluate_center(self) -> Evaluation:
         """L, its terms and its gradient at w*; the loss of each batch is the paired baseline."""
         points = self.problem.center.expand_as(self.chains.x).contiguous()
@@ -173,7 +193,7 @@ class Run:
         # One number for each batch: all chains are at w*, so their losses differ by rounding only.
         self._center_losses = [float(part.loss.double().mean()) for part in parts]
         whole = join(parts, self.problem.weights)
-        self._center_terms = whole.terms[:1].clone()
+        self.center_terms = whole.terms[0].clone()
         return whole
 
     def baseline(self, indices: Sequence[int]) -> float:
@@ -210,19 +230,19 @@ class Run:
         self.record.losses.append(values)
         self.record.baselines.append(base)
         if draw % VIRIAL_EVERY == 0:
-            self.record.virials.append((draw, self._virial(found.grad)))
-        if not self._partial and found.terms.shape[1] > len(self._all):
+            self.record.virials.append((draw, self._virial(self.chains.x, found.grad)))
+        # Single loss terms exist where a batch gives more than one number.
+        if draw % TERMS_EVERY == 0 and not self._partial and found.terms.shape[1] > len(self._all):
             self._keep_terms(draw, found.terms)
 
     def _keep_terms(self, draw: int, terms: Tensor) -> None:
-        """Single loss terms exist where a batch gives more than one number."""
-        if draw % MIN_DRAWS == 0:
-            self.record.blocks.append(_TermBlock(draw))
-        self.record.blocks[-1].add(terms - self._center_terms)
+        sums = self.record.terms
+        if not sums or draw - sums[-1].first >= TERM_BLOCK:
+            sums.append(TermSums(draw, terms.shape[1], terms))
+        sums[-1].add(terms[self.alive] - self.center_terms)
 
-    def _virial(self, grad: Tensor) -> Tensor:
+    def _virial(self, x: Tensor, grad: Tensor) -> Tensor:
         """V = x·(nβ∇L + γx)/d of each chain."""
-        x = self.chains.x
         forces: Tensor = torch.linalg.vecdot(x, grad) * self.n_beta
         pull: Tensor = torch.linalg.vecdot(x, x) * self.localization
         return (forces + pull) / x.shape[1]
@@ -273,12 +293,15 @@ class Run:
         self.num_resets += len(fresh)
         if fresh and self.adaptive and self.num_restarts < MAX_RESTARTS:
             self.num_restarts += 1
+            self.warm = False
             self.curvature *= RESTART_FACTOR
             self._set_curvature()
             self.record = Recorder()
             self._next_check = FIRST_CHECK
             self.integrator.start(self.chains, self._generator)
             return True
+        if fresh:  # their earlier draws are in these sums
+            self.record.terms.clear()
         for index in lost:
             self.alive[index] = False
             self.chains.x[index] = 0.0

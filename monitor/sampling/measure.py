@@ -16,19 +16,27 @@ from phasewatch.monitor.config import SamplerConfig
 from phasewatch.monitor.errors import RefusedError
 from phasewatch.monitor.isolation import guard, measure_context
 from phasewatch.monitor.sampling import diagnostics, estimators
-from phasewatch.monitor.sampling.chains import Run
+from phasewatch.monitor.sampling.burnin import plateau
+from phasewatch.monitor.sampling.chains import MIN_DRAWS, Run
 from phasewatch.monitor.sampling.choice import Verdicts
 from phasewatch.monitor.sampling.diagnostics import Summary
 from phasewatch.monitor.sampling.integrators import Baoab, Integrator, Sgld
 from phasewatch.monitor.sampling.memory import plan_memory
+from phasewatch.monitor.sampling.pointwise import pointwise
 from phasewatch.monitor.sampling.posterior import Problem, pose
-from phasewatch.monitor.types import Estimate, LossFn, MeasureContext
+from phasewatch.monitor.types import Estimate, EstimateStatus, LossFn, MeasureContext
 
 logger = logging.getLogger("phasewatch.monitor.sampling")
 
 SLOW_GROWTH = 4
 """Chains that have not settled go on up to this many times `num_draws`: what is not in equilibrium
 by then will not be soon. Noise alone is worth `max_draws`, where that promises to suffice."""
+
+WARM_SHARE = 0.5
+"""Share of `num_draws` after which warm chains look at their error for the first time."""
+
+MAX_WARM_BYTES = 2**28
+"""Chains larger than this are not kept between two measurements."""
 
 
 @dataclass(slots=True)
@@ -39,11 +47,15 @@ class Memory:
         verdicts: Which engine to use.
         sharpest: Unit vector near the sharpest direction, shape (d,).
         sharpness: The sharpness found there.
+        displacement: Where the chains ended, relative to the weights of then, shape (chains, d).
+        heat: Their mean virial there.
     """
 
     verdicts: Verdicts = field(default_factory=Verdicts)
     sharpest: Tensor | None = None
     sharpness: float | None = None
+    displacement: Tensor | None = None
+    heat: float = math.nan
 
 
 def estimate_llc(
@@ -122,6 +134,7 @@ def measure_llc(
         MeasurementError: The loss at w* is not finite.
     """
     started = time.monotonic()
+    keeps_chains = memory is not None and config.warm_start
     memory = memory if memory is not None else Memory()
     problem = pose(context, parameters)
     n_beta = _n_beta(context, config)
@@ -141,11 +154,40 @@ def measure_llc(
     )
     with engine.session():
         run.prepare(memory.sharpest, memory.sharpness)
+        if memory.displacement is not None:
+            run.resume(memory.displacement, memory.heat)
         summary, burnin = _sample(run, config, context.n_samples)
+        estimate = _estimate(context, config, run, summary, burnin, started)
+        memory.displacement = None
+        if keeps_chains and _sound(run, estimate):
+            memory.displacement, memory.heat = run.chains.x, run.heat()
     if run.sharpness is not None:
         memory.sharpest = run.sharpness.top.clone()
         memory.sharpness = run.sharpness.value
-    return _estimate(context, config, run, summary, burnin, started)
+    return estimate
+
+
+def _sound(run: Run, estimate: Estimate) -> bool:
+    """Whether the chains may serve the next measurement, and are small enough to be kept."""
+    x = run.chains.x
+    fits = x.numel() * x.element_size() <= MAX_WARM_BYTES
+    return fits and all(run.alive) and estimate.status is not EstimateStatus.NEGATIVE
+
+
+def _first_look(config: SamplerConfig, warm: bool) -> int:
+    """Draws after which the chains are judged for the first time."""
+    if not warm:
+        return config.num_draws
+    return max(math.ceil(WARM_SHARE * config.num_draws), min(MIN_DRAWS, config.num_draws))
+
+
+def _remember(memory: Memory, run: Run, estimate: Estimate, config: SamplerConfig) -> None:
+    """Keep the chains for the next measurement, where they are sound and small enough."""
+    x = run.chains.x
+    sound = all(run.alive) and estimate.status in (EstimateStatus.OK, EstimateStatus.UNCONVERGED)
+    fits = x.numel() * x.element_size() <= MAX_WARM_BYTES
+    memory.displacement = x if config.warm_start and sound and fits else None
+    memory.heat = estimate.virial
 
 
 def check_llc(
@@ -214,14 +256,16 @@ def _picker(
 
 def _sample(run: Run, config: SamplerConfig, n_samples: int) -> tuple[Summary | None, int]:
     """Draw; then draw on while more draws could mend the estimate and there is time for it."""
-    target = config.num_draws
+    target = _first_look(config, run.warm)
     while True:
         run.extend(target)
         burnin = _burnin(run, config)
         summary = _summarise(run, burnin)
         if summary is None or len(run.record) < target:
             return summary, burnin
-        wanted = _draws_wanted(summary, n_samples, config, target)
+        wanted = max(
+            _draws_wanted(summary, n_samples, config, target), _first_look(config, run.warm)
+        )
         if wanted <= target:
             return summary, burnin
         target = wanted
@@ -245,6 +289,8 @@ def _draws_wanted(summary: Summary, n_samples: int, config: SamplerConfig, drawn
 
 
 def _burnin(run: Run, config: SamplerConfig) -> int:
+    if config.burnin_fraction is None:
+        return plateau(run.record.excess()[run.alive])
     return min(int(len(run.record) * config.burnin_fraction), max(len(run.record) - 1, 0))
 
 
@@ -267,6 +313,7 @@ def _estimate(
 ) -> Estimate:
     num_chains, num_diverged = len(run.alive), run.alive.count(False)
     status, reason = diagnostics.judge(summary, context.n_samples, num_diverged, num_chains)
+    terms = pointwise(run.record.terms, burnin, run.center_terms, run.n_beta, context.n_samples)
     nan = math.nan
     init_loss = run.baseline(range(len(run.problem.batches)))
     value = summary.value if summary else nan
@@ -275,7 +322,9 @@ def _estimate(
         step=context.step,
         lambda_hat=value,
         lambda_stderr=summary.stderr if summary else nan,
-        nu_hat=estimators.nu_hat(run.record.blocks, burnin, run.n_beta),
+        nu_hat=terms.nu_hat if terms else None,
+        functional_variance=terms.functional_variance if terms else None,
+        waic=terms.waic if terms else None,
         wbic=estimators.wbic(mean_loss, run.n_beta, context.n_samples) if summary else None,
         init_loss=init_loss,
         chain_loss=run.record.chain_loss()[run.alive][:, burnin:],
@@ -297,6 +346,7 @@ def _estimate(
         sharpness=run.sharpness.value if run.sharpness else None,
         sampler=config.scheme,
         engine=run.engine.name,
+        warm=run.warm,
         probe_mode=context.probe_mode,
         status=status,
         reason=reason,

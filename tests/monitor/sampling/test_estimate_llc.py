@@ -237,7 +237,8 @@ def test_a_blow_up_restarts_with_a_shorter_step(context_of, model, data, quick):
         estimate = measure_llc(context_of(model, [data]), quick())
     assert estimate.num_resets == 1
     assert estimate.num_diverged == 0
-    assert estimate.num_draws == calm.num_draws
+    assert len(calm.chain_loss[0]) == calm.num_draws
+    assert estimate.num_draws + estimate.num_burnin == calm.num_draws + calm.num_burnin
     assert estimate.step_size == pytest.approx(calm.step_size / 4, rel=0.5)
 
 
@@ -246,7 +247,8 @@ def test_a_deadline_shortens_the_chains(context_of, model, data):
         context_of(model, [data], deadline_seconds=0.0), SamplerConfig(num_draws=4096)
     )
     assert estimate.num_draws + estimate.num_burnin == 32
-    assert estimate.num_burnin == 8
+    assert estimate.num_burnin % 4 == 0
+    assert estimate.num_burnin <= 16
 
 
 def test_chains_go_on_until_the_error_is_small(context_of, data):

@@ -1,0 +1,96 @@
+"""What the single loss terms tell: functional variance, singular fluctuation, WAIC.
+
+With ℓ_i(w) = −log p(x_i | w) and averages over the draws w:
+
+    V   = Σ_i Var_w[ℓ_i(w)]                   functional variance, summed over all n samples
+    ν̂   = (β/2) V                             singular fluctuation; d/2 for a regular model
+    T_n = −(1/n) Σ_i log E_w[exp(−ℓ_i(w))]    Bayes training loss
+    WAIC = T_n + (β/n) V                      estimates the Bayes generalisation loss, in nats
+
+Source: Watanabe 2009, Algebraic Geometry and Statistical Learning Theory, §6; Watanabe 2010, JMLR
+11:3571. All need losses that are normalised negative log-likelihoods in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Pointwise:
+    """Statistics of the loss terms.
+
+    Attributes:
+        functional_variance: V, in nats².
+        nu_hat: ν̂.
+        waic: WAIC a sample, in nats.
+    """
+
+    functional_variance: float
+    nu_hat: float
+    waic: float
+
+
+class TermSums:
+    """Sums over some draws, all chains together, for each loss term.
+
+    Deviations from the terms at w* are summed, not the terms: they are small beside them.
+
+    Args:
+        first: Number of the first draw.
+        num_terms: Loss terms.
+        like: A tensor of the wanted device and dtype.
+    """
+
+    def __init__(self, first: int, num_terms: int, like: Tensor) -> None:
+        self.first = first
+        self.count = 0
+        self.total = like.new_zeros(num_terms)
+        self.square = like.new_zeros(num_terms)
+        self.log_likelihood = like.new_full((num_terms,), -torch.inf)
+
+    def add(self, deviations: Tensor) -> None:
+        """One draw: ℓ_i(w) − ℓ_i(w*) of each chain, shape (chains, terms)."""
+        self.count += len(deviations)
+        self.total += deviations.sum(0)
+        self.square += deviations.square().sum(0)
+        joint = torch.logsumexp(-deviations, dim=0)
+        torch.logaddexp(self.log_likelihood, joint, out=self.log_likelihood)
+
+
+def pointwise(
+    sums: Sequence[TermSums], burnin: int, center_terms: Tensor, n_beta: float, n_samples: int
+) -> Pointwise | None:
+    """The statistics; None without single loss terms, or with fewer than two draws.
+
+    Variances are the unbiased ones over the draws of all chains. A probe with fewer terms than n
+    stands for all of them.
+
+    Args:
+        sums: Sums over consecutive draws.
+        burnin: Those that begin before this draw are left out.
+        center_terms: ℓ_i(w*), shape (terms,).
+        n_beta: nβ.
+        n_samples: n.
+    """
+    used = [part for part in sums if part.first >= burnin]
+    count = sum(part.count for part in used)
+    if count < 2:
+        return None
+    total = torch.stack([part.total for part in used]).double().sum(0)
+    square = torch.stack([part.square for part in used]).double().sum(0)
+    likelihood = torch.stack([part.log_likelihood for part in used]).double().logsumexp(0)
+    variance = float(((square - total.square() / count) / (count - 1)).mean())
+    mean_likelihood = (likelihood - math.log(count) - center_terms.double()).mean()
+    functional_variance = n_samples * variance
+    beta = n_beta / n_samples
+    return Pointwise(
+        functional_variance=functional_variance,
+        nu_hat=beta / 2.0 * functional_variance,
+        waic=-float(mean_likelihood) + beta * variance,
+    )

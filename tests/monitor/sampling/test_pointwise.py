@@ -1,0 +1,68 @@
+"""Statistics of the loss terms against the same numbers computed plainly from all draws."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from phasewatch.monitor.config import SamplerConfig
+from phasewatch.monitor.sampling import estimate_llc
+from phasewatch.monitor.sampling.pointwise import TermSums, pointwise
+
+N_BETA, N_SAMPLES = 30.0, 50
+
+
+@pytest.fixture
+def terms():
+    """ℓ_i at w*, and along 4 chains of 32 draws: shapes (terms,) and (draws, chains, terms)."""
+    generator = torch.Generator().manual_seed(0)
+    center = torch.rand(25, generator=generator)
+    return center, center + torch.randn(32, 4, 25, generator=generator)
+
+
+def summed(center, draws, block=8):
+    parts = []
+    for index, draw in enumerate(draws):
+        if index % block == 0:
+            parts.append(TermSums(index, len(center), center))
+        parts[-1].add(draw - center)
+    return parts
+
+
+@pytest.mark.parametrize("burnin", [0, 8, 9])
+def test_the_sums_give_what_the_definitions_say(terms, burnin):
+    center, draws = terms
+    found = pointwise(summed(center, draws), burnin, center, N_BETA, N_SAMPLES)
+    kept = draws[8 * math.ceil(burnin / 8) :].flatten(0, 1).double()
+    variance = float(N_SAMPLES * kept.var(dim=0).mean())
+    training_loss = -float((torch.logsumexp(-kept, dim=0) - math.log(len(kept))).mean())
+    beta = N_BETA / N_SAMPLES
+    assert found.functional_variance == pytest.approx(variance, rel=1e-5)
+    assert found.nu_hat == pytest.approx(beta / 2 * variance, rel=1e-5)
+    assert found.waic == pytest.approx(training_loss + beta / N_SAMPLES * variance, rel=1e-5)
+
+
+def test_without_draws_there_are_no_statistics(terms):
+    center, draws = terms
+    assert pointwise([], 0, center, N_BETA, N_SAMPLES) is None
+    assert pointwise(summed(center, draws), 32, center, N_BETA, N_SAMPLES) is None
+
+
+def test_waic_estimates_the_loss_on_new_data(loss):
+    """Regular regression: the Bayes generalisation loss exceeds the entropy by λ/n at β = 1."""
+    generator = torch.Generator().manual_seed(1)
+    gaps = []
+    for _ in range(12):
+        x = torch.randn(400, 8, generator=generator)
+        y = torch.randn(400, 1, generator=generator)
+        model = nn.Linear(8, 1, bias=False)
+        with torch.no_grad():
+            model.weight.copy_(torch.linalg.lstsq(x, y).solution.T)
+        config = SamplerConfig(n_beta=400.0, localization=0.1)
+        found = estimate_llc(model, [(x, y)], loss, n_samples=400, config=config)
+        # The loss leaves out the constant log(2π)/2; its entropy is then 1/2.
+        gaps.append(found.waic - found.init_loss)
+        assert found.nu_hat == pytest.approx(4.0, rel=0.25)
+    # E[WAIC] = 1/2 + λ/n, and the loss at the minimum is 1/2 − λ/n on average.
+    assert sum(gaps) / len(gaps) == pytest.approx(2 * 4.0 / 400, rel=0.2)
