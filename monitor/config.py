@@ -54,7 +54,9 @@ class SamplerConfig(_Model):
             fixed through a run.
         step_size: ε in Lau's convention; None sets it from the measured sharpness.
         batch_size: Batches drawn a step by "sgld"; None uses every probe batch at each step.
-        engine: "auto" tries one vmap over all chains, and falls back to a loop over chains.
+        engine: "auto" takes what fits and is faster: one vmap over all chains or over some at a
+            time, or a "loop" over chains; "inplace", one chain after another in the memory of the
+            weights, where nothing else fits.
         max_bytes: Memory that chains and their gradients may take; None is a quarter of what is
             free.
         seed: Seed of the chains' own generators.
@@ -70,7 +72,7 @@ class SamplerConfig(_Model):
     localization: NonNegativeFloat = 1.0
     step_size: PositiveFloat | None = None
     batch_size: PositiveInt | None = None
-    engine: Literal["auto", "vmap", "loop"] = "auto"
+    engine: Literal["auto", "vmap", "loop", "inplace"] = "auto"
     max_bytes: PositiveInt | None = None
     seed: NonNegativeInt = 0
 

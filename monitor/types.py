@@ -105,7 +105,7 @@ class Estimate:
         drift: |last half − last quarter| of the mean loss over its excess, dimensionless.
         sharpness: Largest Hessian eigenvalue of the probe loss at w*, if measured.
         sampler: Name of the sampling scheme.
-        engine: "vmap" or "loop": how the chains were run.
+        engine: "vmap", "loop" or "inplace": how the chains were run.
         probe_mode: "eval" or "train": the mode of the measured copy.
         status: How far to trust the number.
         reason: Why the status is not OK; empty when it is.
@@ -246,6 +246,8 @@ class MeasureContext:
         params: w*: detached copies of the trainable parameters, by name: in fp32, in fp64 or
             complex where training is.
         buffers: Copies of the buffers, by name. Also frozen parameters, which are never sampled.
+        lent: Memory of live weights, by parameter name, in which chains may run if they leave it as
+            they found it. Empty unless the caller of `measure_context` lends it.
         loss_fn: `loss_fn(model, batch)`, in nats; None when the run has no probe loss.
         batches: The fixed probe batches, collated once, on the model's device.
         val_batches: Probe batches of validation data, if given.
@@ -265,6 +267,7 @@ class MeasureContext:
     model: nn.Module
     params: Mapping[str, torch.Tensor]
     buffers: Mapping[str, torch.Tensor]
+    lent: Mapping[str, torch.Tensor] = field(default_factory=dict)
     loss_fn: LossFn | None = None
     batches: Sequence[Any] = ()
     val_batches: Sequence[Any] = ()

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from phasewatch.monitor.isolation.skeleton import Skeleton, skeleton
+from phasewatch.monitor.isolation.skeleton import Skeleton, original_of, skeleton
 from phasewatch.monitor.types import LossFn, MeasureContext
 
 
@@ -26,6 +26,7 @@ def measure_context(
     mode: Literal["eval", "train"] = "eval",
     seed: int = 0,
     substitutes: Mapping[int, object] | None = None,
+    lend: bool = False,
 ) -> MeasureContext:
     """Copy `model` as it is now. Call it inside a `guard`.
 
@@ -42,6 +43,8 @@ def measure_context(
         mode: Mode of the copy.
         seed: Seed of the context's own generator.
         substitutes: Stand-ins for live objects, by identity; see `skeleton`.
+        lend: Let chains run in the memory of the live weights. Their values move while a
+            measurement runs; nothing else may read them meanwhile.
 
     Raises:
         RefusedError: The module cannot be copied.
@@ -53,6 +56,7 @@ def measure_context(
         model=copied.module,
         params=copied.params,
         buffers=copied.buffers,
+        lent=_memory_of(original_of(model), copied) if lend else {},
         loss_fn=loss_fn,
         batches=tuple(batches),
         val_batches=tuple(val_batches),
@@ -62,6 +66,23 @@ def measure_context(
         probe_mode=mode,
         generator=own_generator(copied, seed),
     )
+
+
+def _memory_of(model: nn.Module, copied: Skeleton) -> dict[str, torch.Tensor]:
+    """The trainable weights without their autograd side; nothing where they cannot be moved alone.
+
+    That is where two share memory, are expanded, or are of a kind of their own.
+    """
+    live = dict(model.named_parameters())
+    lent = {name: live[name].data for name in copied.params}
+    places = {weight.untyped_storage().data_ptr() for weight in lent.values()}
+    movable = all(
+        type(weight) is torch.Tensor
+        and not weight.is_inference()
+        and weight.untyped_storage().nbytes() >= weight.nbytes
+        for weight in lent.values()
+    )
+    return lent if movable and len(places) == len(lent) else {}
 
 
 def own_generator(copied: Skeleton, seed: int) -> torch.Generator:

@@ -12,11 +12,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-Gradient = Callable[[Tensor], Tensor]
-"""∇L_n at displacements x, both of shape (chains, d)."""
+Gradient = Callable[[Tensor, float], Tensor]
+"""∇L_n at a distance from the chains: `gradient(vectors, length)` at x + length · vectors, all of
+shape (chains, d)."""
 
 TOLERANCE = 0.1
 """Stop when the estimate moves by less than this share. BAOAB at its default step stays stable up
@@ -47,7 +47,6 @@ class Sharpness:
 
 def measure_sharpness(
     gradient: Gradient,
-    x: Tensor,
     base: Tensor,
     vectors: Tensor,
     *,
@@ -56,32 +55,32 @@ def measure_sharpness(
     guess: float | None = None,
     max_iterations: int = 10,
 ) -> Sharpness:
-    """Largest curvature of L_n at the displacements `x`.
+    """Largest curvature of L_n where the chains are.
 
     Args:
-        gradient: ∇L_n as a function of the displacements.
-        x: Displacements, shape (chains, d).
-        base: ∇L_n at `x`.
-        vectors: Where to start, shape (chains, d).
+        gradient: ∇L_n at a distance from the chains.
+        base: ∇L_n at the chains, shape (chains, d).
+        vectors: Where to start, shape (chains, d); normalised in place.
         n_beta: nβ.
         localization: γ.
         guess: A curvature known before; it sets the first length.
         max_iterations: Gradient evaluations at most.
     """
-    vectors = _normalised(vectors)
+    _normalise(vectors)
     length = 1.0 if guess is None else 1.0 / _kappa(n_beta, guess, localization) ** 0.5
     if guess is None:
         length = min(length, 1.0 / math.sqrt(max(n_beta, localization, 1.0)))
     value, sharpest = 0.0, 0
     for _ in range(max_iterations):
-        products = (gradient(x + length * vectors) - base) / length
+        products = gradient(vectors, length).sub_(base).div_(length)
         sizes = products.norm(dim=1)
         found, index = (float(part) for part in sizes.max(dim=0))
         if not math.isfinite(found):  # stepped over a cliff: look closer
             length /= 10.0
             continue
-        vectors = torch.where(
-            sizes[:, None] > _TINY, products / sizes[:, None].clamp_min(_TINY), vectors
+        flat = sizes <= _TINY
+        vectors = products.div_(sizes.clamp_min(_TINY)[:, None]).addcmul_(
+            vectors, flat[:, None].to(vectors.dtype)
         )
         settled = abs(found - value) <= TOLERANCE * found
         value, sharpest = found, int(index)
@@ -95,6 +94,5 @@ def _kappa(n_beta: float, sharpness: float, localization: float) -> float:
     return max(n_beta * sharpness + localization, _TINY)
 
 
-def _normalised(vectors: Tensor) -> Tensor:
-    lengths: Tensor = vectors.norm(dim=1, keepdim=True).clamp_min(_TINY)
-    return vectors / lengths
+def _normalise(vectors: Tensor) -> None:
+    vectors.div_(vectors.norm(dim=1, keepdim=True).clamp_min_(_TINY))

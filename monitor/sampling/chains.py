@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from phasewatch.monitor.sampling.calibration import Sharpness, measure_sharpness
-from phasewatch.monitor.sampling.engine import Engine, Evaluation, evaluate, join
+from phasewatch.monitor.sampling.engine import Engine, Evaluation, evaluate
 from phasewatch.monitor.sampling.integrators import Chains, Integrator
 from phasewatch.monitor.sampling.pointwise import TermSums
 from phasewatch.monitor.sampling.posterior import Problem
@@ -53,14 +54,14 @@ class Recorder:
 
     Attributes:
         losses: Per draw, the loss of each chain.
-        baselines: Per draw, L at w* on the very same batches.
+        baselines: Per draw, L at w* on the very same batches: one number, or one for each chain.
         virials: Per recorded draw, (draw, V of each chain).
         terms: Sums of the loss terms, `TERM_BLOCK` draws each.
     """
 
     def __init__(self) -> None:
         self.losses: list[list[float]] = []
-        self.baselines: list[float] = []
+        self.baselines: list[Any] = []
         self.virials: list[tuple[int, Tensor]] = []
         self.terms: list[TermSums] = []
 
@@ -70,7 +71,7 @@ class Recorder:
     def excess(self) -> NDArray[np.float64]:
         """K = L − L(w*), paired draw by draw; shape (chains, draws), in nats."""
         baselines = np.asarray(self.baselines, dtype=np.float64)
-        return self.chain_loss() - baselines
+        return self.chain_loss() - baselines.T
 
     def chain_loss(self) -> NDArray[np.float64]:
         """L of each chain and draw, shape (chains, draws), in nats."""
@@ -120,22 +121,21 @@ class Run:
         self.localization = localization
         self.adaptive = adaptive
         self.deadline = deadline
-        self.chains = Chains.at_center(num_chains, problem.center)
+        self.chains = Chains.at_center(problem.displacements(num_chains))
         self.record = Recorder()
         self.alive = [True] * num_chains
         self.num_resets = 0
         self.num_restarts = 0
         self.warm = False
-        self.sharpness: Sharpness | None = None
+        self.sharpness: float | None = None
+        self.latest: Sharpness | None = None
         self.curvature = 0.0
         self._generator = generator
         self._all = range(len(problem.batches))
         self._pick = pick or (lambda: self._all)
         self._partial = pick is not None
-        self._points = torch.empty_like(self.chains.x)
         self._center_losses: list[float] = []
         self.center_terms = torch.empty(0)
-        self._vectors = self.chains.x
         self._next_check = FIRST_CHECK
 
     # -- before the first draw ---------------------------------------------------------------
@@ -152,9 +152,9 @@ class Run:
             shape = self.chains.x.shape
             vectors = torch.empty_like(self.chains.x).normal_(generator=self._generator)
             if warm is not None and warm.shape == shape[1:]:
-                vectors = vectors / math.sqrt(shape[1]) * 0.1 + warm.to(vectors)
-            self.sharpness = self._sharpness(at_center.grad, vectors, guess, max_iterations=10)
-            self.curvature, self._vectors = self.sharpness.value, self.sharpness.vectors
+                vectors.mul_(0.1 / math.sqrt(shape[1])).add_(warm.to(vectors))
+            self.latest = self._sharpness(at_center.grad, vectors, guess, max_iterations=10)
+            self.sharpness = self.curvature = self.latest.value
             self._set_curvature()
         self.integrator.start(self.chains, self._generator)
         return at_center
@@ -188,11 +188,9 @@ class Run:
 
     def _evaluate_center(self) -> Evaluation:
         """L, its terms and its gradient at w*; the loss of each batch is the paired baseline."""
-        points = self.problem.center.expand_as(self.chains.x).contiguous()
-        parts = [evaluate(self.engine, self.problem, points, [index]) for index in self._all]
+        whole = self._evaluate(torch.zeros_like(self.chains.x), self._all)
         # One number for each batch: all chains are at w*, so their losses differ by rounding only.
-        self._center_losses = [float(part.loss.double().mean()) for part in parts]
-        whole = join(parts, self.problem.weights)
+        self._center_losses = whole.batch_losses.double().mean(dim=1).tolist()
         self.center_terms = whole.terms[0].clone()
         return whole
 
@@ -209,21 +207,24 @@ class Run:
         while len(self.record) < num_draws and any(self.alive):
             if len(self.record) >= MIN_DRAWS and time.monotonic() > self.deadline:
                 return
-            indices = self._pick()
-            found = self._evaluate(self.chains.x, indices)
-            values = found.loss.tolist()
-            base = self.baseline(indices)
-            lost = self._lost(values, base)
-            if lost and self._restart(lost):
-                continue
-            self._keep(values, base, found)
-            if self.adaptive and self._next_check == len(self.record) < num_draws:
-                self._check(found)
-            self.integrator.advance(self.chains, found.grad, self._generator)
+            self._draw(num_draws)
+
+    def _draw(self, num_draws: int) -> None:
+        """Keep one draw and move on. Its gradient is let go before the next one is taken."""
+        indices = self._pick()
+        found = self._evaluate(self.chains.x, indices)
+        values = found.loss.tolist()
+        base = self.baseline(indices)
+        lost = self._lost(values, base)
+        if lost and self._restart(lost):
+            return
+        self._keep(values, base, found)
+        if self.adaptive and self.latest and self._next_check == len(self.record) < num_draws:
+            self._check(found, self.latest)
+        self.integrator.advance(self.chains, found.grad, self._generator)
 
     def _evaluate(self, x: Tensor, indices: Sequence[int]) -> Evaluation:
-        torch.add(self.problem.center, x, out=self._points)
-        return evaluate(self.engine, self.problem, self._points, indices)
+        return evaluate(self.engine, self.problem, x, indices)
 
     def _keep(self, values: list[float], base: float, found: Evaluation) -> None:
         draw = len(self.record)
@@ -253,8 +254,11 @@ class Run:
         self, base: Tensor, vectors: Tensor, guess: float | None, max_iterations: int
     ) -> Sharpness:
         return measure_sharpness(
-            lambda x: self._evaluate(x, self._all).grad,
-            self.chains.x,
+            lambda vectors, length: (
+                evaluate(
+                    self.engine, self.problem, self.chains.x, self._all, (vectors, length)
+                ).grad
+            ),
             base,
             vectors,
             n_beta=self.n_beta,
@@ -263,13 +267,12 @@ class Run:
             max_iterations=max_iterations,
         )
 
-    def _check(self, found: Evaluation) -> None:
+    def _check(self, found: Evaluation, latest: Sharpness) -> None:
         """Measure the sharpness where the chains are now; the step is never made longer."""
         base = found.grad
         if self._partial:
             base = self._evaluate(self.chains.x, self._all).grad
-        met = self._sharpness(base, self._vectors, self.curvature, max_iterations=5)
-        self._vectors = met.vectors
+        self.latest = met = self._sharpness(base, latest.vectors, self.curvature, max_iterations=5)
         self.curvature = max(self.curvature, SAFETY * met.value)
         self._set_curvature()
         self._next_check *= 2
@@ -307,3 +310,61 @@ class Run:
             self.chains.x[index] = 0.0
             self.chains.velocity[index] = 0.0
         return False
+
+
+class OneByOne(Run):
+    """Chains one after another, each from w* to its last draw; there is the state of one only.
+
+    The sharpness is shared: each chain begins with the shortest step that one before it needed,
+    and none is begun again because a later one blew up. A chain that is over cannot be drawn
+    further, so for more draws all begin again. A deadline is shared out among them.
+
+    Args:
+        problem: What is sampled.
+        num_chains: Chains.
+        deadline: When to stop, on the monotonic clock.
+        **settings: As for `Run`.
+    """
+
+    def __init__(self, problem: Problem, *args: Any, num_chains: int, **settings: Any) -> None:
+        super().__init__(problem, *args, num_chains=1, **settings)
+        self._num_chains = num_chains
+        self._last = self.deadline
+
+    def resume(self, displacement: Tensor, heat: float) -> None:
+        """Each chain starts at w*: the earlier ones are gone."""
+
+    def extend(self, num_draws: int) -> None:
+        """Draw `num_draws` of each chain, or as many as the deadline leaves to the first."""
+        records, alive = [], []
+        for chain in range(self._num_chains):
+            self.record, self.alive = Recorder(), [True]
+            self.num_restarts, self._next_check = 0, FIRST_CHECK
+            now = time.monotonic()
+            self.deadline = now + (self._last - now) / (self._num_chains - chain)
+            self.integrator.start(self.chains, self._generator)
+            super().extend(num_draws)
+            records.append(self.record)
+            alive += self.alive
+        self.record, self.alive = _side_by_side(records, alive), alive
+
+
+def _side_by_side(records: Sequence[Recorder], alive: Sequence[bool]) -> Recorder:
+    """One record of chains that ran alone, as long as the shortest that lived.
+
+    What a lost chain did not draw is NaN.
+    """
+    living = [record for record, lived in zip(records, alive, strict=True) if lived] or records
+    length = min(map(len, living))
+    virials = [dict(record.virials) for record in records]
+    missing = torch.full_like(records[0].virials[0][1], math.nan)
+    joined = Recorder()
+    for draw in range(length):
+        drawn = [draw < len(record) for record in records]
+        pairs = list(zip(records, drawn, strict=True))
+        joined.losses.append([r.losses[draw][0] if there else math.nan for r, there in pairs])
+        joined.baselines.append([r.baselines[draw] if there else math.nan for r, there in pairs])
+        if draw % VIRIAL_EVERY == 0:
+            joined.virials.append((draw, torch.cat([v.get(draw, missing) for v in virials])))
+    joined.terms = [sums for record in living for sums in record.terms]
+    return joined

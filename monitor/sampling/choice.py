@@ -19,13 +19,15 @@ from torch import Tensor
 from phasewatch.monitor.errors import RefusedError
 from phasewatch.monitor.sampling.batches import describe
 from phasewatch.monitor.sampling.engine import (
-    NO_GRADIENT,
     Engine,
     EngineName,
+    Evaluation,
+    InPlaceEngine,
     LoopEngine,
     VmapEngine,
-    Wanted,
+    evaluate,
 )
+from phasewatch.monitor.sampling.memory import Plan
 from phasewatch.monitor.sampling.posterior import Problem
 
 logger = logging.getLogger("phasewatch.monitor.sampling")
@@ -42,19 +44,23 @@ class Verdict:
     """Which engine to use for one kind of problem, and why.
 
     Attributes:
-        engine: "vmap" or "loop".
-        backward: The loop must use `.backward()`.
+        engine: "vmap", "loop" or "inplace".
         reason: Why, in words.
+        width: Chains that vmap takes at a time.
+        backward: The loop must use `.backward()`.
     """
 
     engine: EngineName
-    backward: bool
     reason: str
+    width: int = 1
+    backward: bool = False
 
     def build(self, problem: Problem) -> Engine:
         """The engine, for this problem."""
         if self.engine == "vmap":
-            return VmapEngine(problem)
+            return VmapEngine(problem, self.width)
+        if self.engine == "inplace":
+            return InPlaceEngine(problem)
         return LoopEngine(problem, backward=self.backward)
 
 
@@ -64,16 +70,16 @@ class Verdicts:
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], Verdict] = {}
 
-    def engine_for(self, problem: Problem, wanted: Wanted, num_chains: int) -> Engine:
+    def engine_for(self, problem: Problem, plan: Plan) -> Engine:
         """The engine for this problem: tried, checked and timed the first time it is seen.
 
         Raises:
             RefusedError: The loss does not react to the copied weights, or "vmap" was demanded
                 and is not possible.
         """
-        key = (*_key(problem), wanted, num_chains)
+        key = (*_key(problem), plan)
         if key not in self._known:
-            verdict = _decide(problem, wanted, num_chains)
+            verdict = _decide(problem, plan)
             self._known[key] = verdict
             logger.info("LLC chains run as %s: %s", verdict.engine, verdict.reason)
         return self._known[key].build(problem)
@@ -82,49 +88,62 @@ class Verdicts:
 def _key(problem: Problem) -> tuple[Any, ...]:
     flags = tuple(module.training for module in problem.loss.model.modules())
     shapes = tuple(describe(batch) for batch in problem.batches)
-    device = str(problem.center.device)
+    device = str(problem.device)
     return (problem.layout, shapes, flags, problem.written, problem.copies_batch, device)
 
 
-def _decide(problem: Problem, wanted: Wanted, num_chains: int) -> Verdict:
-    points = _perturbed(problem, num_chains)
-    loop = _reacting_loop(problem, points[0])
-    if wanted == "loop":
-        return Verdict("loop", loop.backward, "the configuration asks for it")
+def _decide(problem: Problem, plan: Plan) -> Verdict:
+    x = _perturbed(problem, plan.width)
+    if plan.engine == "inplace":
+        _check_reaction(InPlaceEngine(problem), problem, x[:1])
+        return Verdict("inplace", plan.reason)
+    loop = _working_loop(problem, x[:1])
+    _check_reaction(loop, problem, x[:1])
+    if plan.engine == "loop":
+        return Verdict("loop", plan.reason, backward=loop.backward)
+    few = x[:2]
     started = time.perf_counter()
-    expected = loop.batch(points[:2], 0)
+    expected = evaluate(loop, problem, few, [0])
     seconds = time.perf_counter() - started
-    vmapped = VmapEngine(problem)
-    fault = _fault(vmapped, points[:2], expected)
+    vmapped = VmapEngine(problem, plan.width)
+    fault = _fault(vmapped, few, expected)
     if fault is not None:
-        if wanted == "vmap":
+        if plan.engine == "vmap":
             raise RefusedError(f"engine='vmap' is not possible here: {fault}; use engine='auto'")
-        return Verdict("loop", loop.backward, fault)
-    if wanted == "vmap":
-        return Verdict("vmap", loop.backward, "the configuration asks for it")
+        return Verdict("loop", fault, backward=loop.backward)
+    if plan.engine == "vmap":
+        return Verdict("vmap", plan.reason, plan.width)
     if seconds > SLOW_SECONDS:
-        return Verdict("vmap", loop.backward, "its gradient equals the plain one")
+        reason = f"its gradient equals the plain one; {plan.reason}"
+        return Verdict("vmap", reason, plan.width)
     with vmapped.session():
-        looped, batched = _race(lambda: loop.batch(points, 0), lambda: vmapped.batch(points, 0))
-    times = f"{batched * 1e3:.2f} ms a step by vmap, {looped * 1e3:.2f} ms by a loop over chains"
-    return Verdict("vmap" if batched <= looped else "loop", loop.backward, times)
+        looped, batched = _race(
+            lambda: evaluate(loop, problem, x, [0]), lambda: evaluate(vmapped, problem, x, [0])
+        )
+    times = (
+        f"{plan.width} chains take {batched * 1e3:.2f} ms a step by vmap, {looped * 1e3:.2f} ms in "
+        f"a loop; {plan.reason}"
+    )
+    if batched <= looped:
+        return Verdict("vmap", times, plan.width)
+    return Verdict("loop", times, backward=loop.backward)
 
 
 def _perturbed(problem: Problem, num_chains: int) -> Tensor:
-    """Points near w*, different for each chain; no generator is asked for them."""
-    center = problem.center
-    scale = 0.01 * float(center.square().mean().sqrt()) + 1e-3
-    index = torch.arange(num_chains * len(center), device=center.device, dtype=center.dtype)
-    return center + scale * torch.sin(12.9898 * index + 78.233).view(num_chains, -1)
+    """Displacements from w*, different for each chain; no generator is asked for them."""
+    squares = sum(float(part.double().square().sum()) for part in problem.params.values())
+    scale = 0.01 * math.sqrt(squares / problem.layout.num_parameters) + 1e-3
+    x = problem.displacements(num_chains)
+    index = torch.arange(x.numel(), device=x.device, dtype=x.dtype)
+    return index.mul_(12.9898).add_(78.233).sin_().mul_(scale).view(x.shape)
 
 
-def _reacting_loop(problem: Problem, point: Tensor) -> LoopEngine:
-    """The plain engine in the form that yields a gradient, or the reason why there is none."""
-    loop = _working_loop(problem, point)
-    for index in range(len(problem.batches)):
-        _, grad = loop.one(point, index)
-        if grad is not None and bool(grad.any()):
-            return loop
+def _check_reaction(engine: Engine, problem: Problem, x: Tensor) -> None:
+    """Refuse a loss whose gradient is zero on every batch."""
+    with engine.session():
+        for index in range(len(problem.batches)):
+            if bool(engine.batch(x, index)[1].any()):
+                return
     raise RefusedError(
         "the gradient of the probe loss is zero beside the current weights: the loss does not "
         "react to them. It may read the live model through a closure; give loss_fn=, a function "
@@ -132,34 +151,35 @@ def _reacting_loop(problem: Problem, point: Tensor) -> LoopEngine:
     )
 
 
-def _working_loop(problem: Problem, point: Tensor) -> LoopEngine:
+def _working_loop(problem: Problem, x: Tensor) -> LoopEngine:
     """`autograd.grad` if it yields a gradient, else `.backward()`."""
     failure: RuntimeError | None = None
     for loop in (LoopEngine(problem), LoopEngine(problem, backward=True)):
         try:
-            _, grad = loop.one(point, 0)
+            loop.batch(x, 0)
         except RuntimeError as error:  # reentrant checkpointing refuses autograd.grad
             failure = error
         else:
-            if grad is not None:
-                return loop
-    raise RefusedError(
-        NO_GRADIENT if failure is None else f"the loss cannot be differentiated: {failure}"
-    ) from failure
+            return loop
+    raise RefusedError(f"the loss cannot be differentiated: {failure}") from failure
 
 
-def _fault(engine: VmapEngine, points: Tensor, expected: tuple[Tensor, Tensor]) -> str | None:
+def _fault(engine: VmapEngine, x: Tensor, expected: Evaluation) -> str | None:
     """Why vmap cannot be used; None if it can."""
     try:
         with engine.session():
-            found = engine.batch(points, 0)
+            found = evaluate(engine, engine.problem, x, [0])
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         return f"vmap cannot trace the loss ({type(error).__name__}: {first[:200]})"
-    if found[0].shape != expected[0].shape:
-        shapes = f"{tuple(found[0].shape)}, not {tuple(expected[0].shape)}"
+    if found.terms.shape != expected.terms.shape:
+        shapes = f"{tuple(found.terms.shape)}, not {tuple(expected.terms.shape)}"
         return f"vmap gives loss terms of shape {shapes}"
-    for name, value, truth in zip(("loss", "gradient"), found, expected, strict=True):
+    pairs = {
+        "loss": (found.terms, expected.terms),
+        "gradient": (found.grad, expected.grad),
+    }
+    for name, (value, truth) in pairs.items():
         gap = float((value - truth).norm() / truth.norm().clamp_min(1e-30))
         if not gap <= tolerance_of(engine.problem):
             return f"the {name} by vmap differs from the plain one by {gap:.1e} of its size"

@@ -1,11 +1,12 @@
-"""Losses and gradients of all chains at once: one `vmap`, or a plain loop over chains.
+"""Losses and gradients of chains: by `vmap`, in a plain loop, or in place of the model's weights.
 
-Both engines give the same numbers; `choice` decides which one runs.
+All engines give the same numbers. They differ in how many chains they take at a time, and in the
+memory that takes; `memory` says how much, `choice` decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -15,10 +16,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from phasewatch.monitor.errors import RefusedError
-from phasewatch.monitor.sampling.posterior import Problem, checked_terms
+from phasewatch.monitor.sampling.posterior import PREFIX, Problem, checked_terms
 
-EngineName = Literal["vmap", "loop"]
-Wanted = Literal["auto", "vmap", "loop"]
+EngineName = Literal["vmap", "loop", "inplace"]
+Wanted = Literal["auto", "vmap", "loop", "inplace"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,50 +31,64 @@ class Evaluation:
         grad: ∇L_n, shape (chains, d).
         terms: Loss terms, shape (chains, terms): single ones where the loss gives them, else one
             mean a batch.
+        batch_losses: Mean loss of each batch, shape (batches, chains).
     """
 
     loss: Tensor
     grad: Tensor
     terms: Tensor
+    batch_losses: Tensor
 
 
 class Engine(Protocol):
-    """Evaluates one probe batch at the points of all chains."""
+    """Evaluates one probe batch at the points of some chains.
+
+    Attributes:
+        name: "vmap", "loop" or "inplace".
+        width: How many chains it takes at a time.
+    """
 
     name: EngineName
+    width: int
 
     def session(self) -> AbstractContextManager[None]:
         """What must be in force around calls of `batch`."""
         ...
 
-    def batch(self, points: Tensor, index: int) -> tuple[Tensor, Tensor]:
-        """Terms (chains, terms) and gradient (chains, d) of batch `index` at `points`."""
+    def batch(self, x: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """Terms (width, terms) and gradient (width, d) of batch `index` at displacements `x`."""
         ...
 
 
 class VmapEngine:
-    """All chains in one vectorised forward pass; one ordinary backward pass through it.
+    """Chains in one vectorised forward pass; one ordinary backward pass through it.
 
     The chains do not interact, so the gradient of the sum of their losses holds each chain's own.
     Only the forward pass is traced by `vmap`: that succeeds under autocast, where `vmap(grad)`
     does not, and it saves one layer of dispatch.
+
+    Args:
+        problem: What to evaluate.
+        width: How many chains at a time.
     """
 
     name: EngineName = "vmap"
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, width: int) -> None:
         self.problem = problem
+        self.width = width
+        self._center = problem.center()
         self._written = tuple(problem.written)
 
     def session(self) -> AbstractContextManager[None]:
         """Attention by plain matrix products: its fused kernels have no batching rule."""
         return _plain_attention()
 
-    def batch(self, points: Tensor, index: int) -> tuple[Tensor, Tensor]:
-        """Terms and gradients of batch `index` at `points` (chains, d)."""
+    def batch(self, x: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """Terms and gradients of batch `index` at the displacements `x` (width, d)."""
         problem = self.problem
-        leaf = points.detach().requires_grad_()
-        swapped = {**problem.layout.unflatten(leaf), **self._own_buffers(len(points))}
+        leaf = (self._center + x).requires_grad_()
+        swapped = {**problem.layout.unflatten(leaf), **self._own_buffers(len(x))}
         names, batch = tuple(swapped), problem.batch(index)
 
         def one(*tensors: Tensor) -> Tensor:
@@ -103,34 +118,103 @@ class LoopEngine:
     """
 
     name: EngineName = "loop"
+    width = 1
 
     def __init__(self, problem: Problem, *, backward: bool = False) -> None:
         self._problem = problem
+        self._center = problem.center()
         self.backward = backward
 
     def session(self) -> AbstractContextManager[None]:
         """Nothing: the user's own kernels run."""
         return nullcontext()
 
-    def batch(self, points: Tensor, index: int) -> tuple[Tensor, Tensor]:
-        """Terms and gradients of batch `index` at `points` (chains, d)."""
-        grads = torch.empty_like(points)
-        rows = []
-        for chain, point in enumerate(points):
-            terms, grad = self.one(point, index)
-            if grad is None:
-                raise RefusedError(NO_GRADIENT)
-            grads[chain] = grad
-            rows.append(terms)
-        return torch.stack(rows), grads
-
-    def one(self, point: Tensor, index: int) -> tuple[Tensor, Tensor | None]:
-        """Terms (terms,) and gradient (d,) of batch `index` at one point (d,)."""
+    def batch(self, x: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """Terms and gradient of batch `index` at the displacement `x` (1, d)."""
         problem = self._problem
-        leaf = point.detach().clone().requires_grad_()
+        leaf = (self._center + x[0]).requires_grad_()
         values = {**problem.constants(), **problem.layout.unflatten(leaf)}
         losses, grad = problem.call(values, problem.batch(index), leaf, self.backward)
-        return checked_terms(losses).to(problem.layout.state_dtype), grad
+        if grad is None:
+            raise RefusedError(NO_GRADIENT)
+        return checked_terms(losses).to(problem.layout.state_dtype)[None], grad[None]
+
+
+class InPlaceEngine:
+    """One chain after another, in the memory of the live weights where the context lends it.
+
+    The weights move to w* + x, and are put back when the session ends, however it ends. They move
+    behind the back of the live parameters: their `.grad`, hooks, `requires_grad` and version
+    counters do not see it. The chain's own state stays in x, in fp32 or wider, also where the
+    weights are bf16. Where nothing is lent, the engine moves weights of its own.
+    """
+
+    name: EngineName = "inplace"
+    width = 1
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._weights: dict[str, Tensor] = {}
+        self._parts: dict[str, Tensor] = {}
+        self._reached = False
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """The weights may move; at the end they are what they were, bit for bit."""
+        problem = self._problem
+        lent = dict(zip(problem.layout.names, problem.layout.dtypes, strict=True))
+        for name, dtype in lent.items():
+            if name in problem.lent:
+                weight = problem.lent[name].detach()
+            else:
+                weight = torch.empty_like(problem.params[name], dtype=dtype)
+            weight.requires_grad_().register_post_accumulate_grad_hook(self._taker(name))
+            self._weights[name] = weight
+        try:
+            yield
+        finally:
+            try:
+                self._move({})
+            except BaseException:  # a Ctrl-C in the middle must not leave it half done
+                self._move({})
+                raise
+            self._weights, self._parts = {}, {}
+
+    def batch(self, x: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """Terms and gradient of batch `index` at the displacement `x` (1, d)."""
+        problem, layout = self._problem, self._problem.layout
+        self._move(layout.cut(x[0]))
+        grad = torch.zeros_like(x)
+        self._parts, self._reached = layout.cut(grad[0]), False
+        torch.clear_autocast_cache()  # it would serve the weights of an earlier step
+        values = {PREFIX + name: weight for name, weight in self._weights.items()}
+        leaf = next(iter(values.values()))
+        losses, _ = problem.call(
+            {**problem.constants(), **values}, problem.batch(index), leaf, True
+        )
+        if not self._reached:
+            raise RefusedError(NO_GRADIENT)
+        return checked_terms(losses).to(layout.state_dtype)[None], grad
+
+    def _move(self, displacements: Mapping[str, Tensor]) -> None:
+        """Put the weights at w* + x; at w* itself without displacements."""
+        with torch.no_grad():
+            for name, weight in self._weights.items():
+                center = self._problem.params[name]
+                if name in displacements:
+                    torch.add(center, displacements[name], out=weight)
+                else:
+                    weight.copy_(center)
+
+    def _taker(self, name: str) -> Callable[[Tensor], None]:
+        """A hook that takes the gradient of one weight as soon as it is there, and frees it."""
+
+        def take(weight: Tensor) -> None:
+            if weight.grad is not None:
+                self._parts[name].add_(weight.grad)
+                weight.grad, self._reached = None, True
+
+        return take
 
 
 NO_GRADIENT = (
@@ -152,27 +236,57 @@ def _plain_attention() -> Iterator[None]:
 
 
 def evaluate(
-    engine: Engine, problem: Problem, points: Tensor, indices: Sequence[int]
+    engine: Engine,
+    problem: Problem,
+    x: Tensor,
+    indices: Sequence[int],
+    shift: tuple[Tensor, float] | None = None,
 ) -> Evaluation:
-    """Loss, gradient and terms over some batches, each weighted by its number of terms."""
-    parts = (_single(*engine.batch(points, index)) for index in indices)
-    return join(parts, [problem.weights[index] for index in indices])
+    """Loss, gradient and terms over some batches, each weighted by its number of terms.
 
-
-def _single(terms: Tensor, grad: Tensor) -> Evaluation:
-    return Evaluation(terms.mean(dim=1), grad, terms)
-
-
-def join(parts: Iterable[Evaluation], weights: Sequence[float]) -> Evaluation:
-    """Weighted mean of evaluations at the same points; the parts' gradients are used up."""
+    Args:
+        engine: How the gradients are computed.
+        problem: Whose loss.
+        x: Displacements of the chains from w*, shape (chains, d).
+        indices: Batches.
+        shift: Vectors (chains, d) and a length: evaluate at x + length · vectors instead. No more
+            chains are shifted at a time than the engine takes.
+    """
+    weights = [problem.weights[index] for index in indices]
     shares = [weight / sum(weights) for weight in weights]
-    pairs = zip(parts, shares, strict=True)
-    first, share = next(pairs)
+    width = engine.width
+
+    def some(first: int) -> Evaluation:
+        rows = x[first : first + width]
+        if shift is not None:
+            rows = torch.add(rows, shift[0][first : first + width], alpha=shift[1])
+        return _joined((engine.batch(rows, index) for index in indices), shares)
+
+    if len(x) <= width:
+        return some(0)
+    grad = torch.empty_like(x)
+    parts = []
+    for first in range(0, len(x), width):
+        part = some(first)
+        grad[first : first + width] = part.grad
+        parts.append((part.loss, part.terms, part.batch_losses))
+        del part  # its gradient, before the next chains run
+    loss, terms, batch_losses = zip(*parts, strict=True)
+    return Evaluation(torch.cat(loss), grad, torch.cat(terms), torch.cat(batch_losses, dim=1))
+
+
+def _joined(batches: Iterator[tuple[Tensor, Tensor]], shares: Sequence[float]) -> Evaluation:
+    """Weighted mean over batches at the same points."""
+    terms, grad = next(batches)
     if len(shares) == 1:
-        return first
-    loss, grad, terms = first.loss * share, first.grad.mul_(share), [first.terms]
-    for part, share in pairs:
-        loss += part.loss * share
-        grad.add_(part.grad, alpha=share)
-        terms.append(part.terms)
-    return Evaluation(loss, grad, torch.cat(terms, dim=1))
+        loss = terms.mean(dim=1)
+        return Evaluation(loss, grad, terms, loss[None])
+    grad = grad.mul_(shares[0])
+    found = [terms]
+    for share in shares[1:]:
+        terms, part = next(batches)
+        grad.add_(part, alpha=share)
+        found.append(terms)
+    batch_losses = torch.stack([terms.mean(dim=1) for terms in found])
+    loss = torch.tensordot(batch_losses.new_tensor(shares), batch_losses, dims=1)
+    return Evaluation(loss, grad, torch.cat(found, dim=1), batch_losses)

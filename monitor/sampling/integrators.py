@@ -21,19 +21,15 @@ class Chains:
         x: Displacements w − w*, shape (chains, d). Kept apart from w: near w* they are small, and
             would lose their digits in the sum.
         velocity: Velocities of the underdamped scheme, shape (chains, d).
-        spare: A buffer of the same shape.
     """
 
     x: Tensor
     velocity: Tensor
-    spare: Tensor
 
     @classmethod
-    def at_center(cls, num_chains: int, center: Tensor) -> Chains:
-        """All chains at w*, at rest."""
-        shape = (num_chains, len(center))
-        x = torch.zeros(shape, dtype=center.dtype, device=center.device)
-        return cls(x, torch.zeros_like(x), torch.empty_like(x))
+    def at_center(cls, x: Tensor) -> Chains:
+        """All chains at w*, at rest; `x` is zero."""
+        return cls(x, torch.zeros_like(x))
 
 
 class Integrator(Protocol):
@@ -138,15 +134,14 @@ class Baoab:
         h = self._step
         c = math.exp(-h * self.friction)
         spread = math.sqrt(-math.expm1(-2 * h * self.friction))
-        for x, v, g, noise in _rows(chains.x, chains.velocity, grad, chains.spare):
-            uniform_noise(noise, spread, generator)
+        for x, v, g in _blocks(chains.x, chains.velocity, grad):
+            noise = uniform_noise(torch.empty_like(x), spread, generator)
             v.add_(g, alpha=-h * self._n_beta)
             if self._localization:
                 v.add_(x, alpha=-h * self._localization)
             x.add_(v, alpha=h / 2)
-            noise.add_(v, alpha=c)
-            x.add_(noise, alpha=h / 2)
-        chains.velocity, chains.spare = chains.spare, chains.velocity
+            torch.add(noise, v, alpha=c, out=v)
+            x.add_(v, alpha=h / 2)
 
 
 class Sgld:
@@ -189,21 +184,23 @@ class Sgld:
     def advance(self, chains: Chains, grad: Tensor, generator: torch.Generator) -> None:
         """One step of all chains."""
         step = self._step
-        for x, g, noise in _rows(chains.x, grad, chains.spare):
-            noise.normal_(0.0, math.sqrt(step), generator=generator)
+        for x, g in _blocks(chains.x, grad):
+            noise = torch.empty_like(x).normal_(0.0, math.sqrt(step), generator=generator)
             noise.add_(x, alpha=1.0 - step * self._localization / 2)
             torch.add(noise, g, alpha=-step * self._n_beta / 2, out=x)
 
 
-ROW_ELEMENTS = 1 << 15
-"""From this size on a row at a time stays in the processor's cache through all its updates."""
+BLOCK, ACCELERATOR_BLOCK = 1 << 16, 1 << 24
+"""Numbers updated at a time: few enough to stay in a processor's cache through all updates, and to
+make their noise small beside the chains."""
 
 
-def _rows(*buffers: Tensor) -> list[tuple[Tensor, ...]]:
-    """The buffers whole, or chain by chain where they are large."""
-    if buffers[0].is_cuda or buffers[0].shape[1] < ROW_ELEMENTS:
+def _blocks(*buffers: Tensor) -> list[tuple[Tensor, ...]]:
+    """The buffers, cut alike."""
+    size = BLOCK if buffers[0].device.type == "cpu" else ACCELERATOR_BLOCK
+    if buffers[0].numel() <= size:
         return [buffers]
-    return list(zip(*(buffer.unbind(0) for buffer in buffers), strict=True))
+    return list(zip(*(buffer.reshape(-1).split(size) for buffer in buffers), strict=True))
 
 
 _ODD = 0x0001_0001_0001_0001

@@ -17,7 +17,7 @@ from phasewatch.monitor.errors import RefusedError
 from phasewatch.monitor.isolation import guard, measure_context
 from phasewatch.monitor.sampling import diagnostics, estimators
 from phasewatch.monitor.sampling.burnin import plateau
-from phasewatch.monitor.sampling.chains import MIN_DRAWS, Run
+from phasewatch.monitor.sampling.chains import MIN_DRAWS, OneByOne, Run
 from phasewatch.monitor.sampling.choice import Verdicts
 from phasewatch.monitor.sampling.diagnostics import Summary
 from phasewatch.monitor.sampling.integrators import Baoab, Integrator, Sgld
@@ -72,7 +72,9 @@ def estimate_llc(
     λ̂ = nβ (E_w[L_n(w)] − L_n(w*)) under p(w) ∝ exp(−nβ L_n(w) − γ/2 ‖w − w*‖²).
 
     The model is measured on a copy in eval mode. It is not changed, nor is anything else that
-    training could notice: gradients, buffers, modes, global random generators.
+    training could notice: gradients, buffers, modes, global random generators. Only where the
+    chains do not fit beside it do they run in the memory of its weights, which are put back bit
+    for bit, also after an exception.
 
     Args:
         model: The model at w*.
@@ -110,6 +112,7 @@ def estimate_llc(
             batches=tuple(batches),
             n_samples=n_samples,
             seed=config.seed,
+            lend=True,
         )
         return measure_llc(context, config, parameters=parameters)
 
@@ -139,8 +142,8 @@ def measure_llc(
     problem = pose(context, parameters)
     n_beta = _n_beta(context, config)
     plan = plan_memory(problem, config)
-    engine = memory.verdicts.engine_for(problem, plan.engine, plan.num_chains)
-    run = Run(
+    engine = memory.verdicts.engine_for(problem, plan)
+    run = (OneByOne if engine.name == "inplace" else Run)(
         problem,
         engine,
         _integrator(config, n_beta),
@@ -148,7 +151,7 @@ def measure_llc(
         localization=config.localization,
         generator=context.generator,
         adaptive=config.step_size is None,
-        num_chains=plan.num_chains,
+        num_chains=config.num_chains,
         pick=_picker(problem, config, context.generator),
         deadline=started + context.deadline_seconds,
     )
@@ -161,16 +164,15 @@ def measure_llc(
         memory.displacement = None
         if keeps_chains and _sound(run, estimate):
             memory.displacement, memory.heat = run.chains.x, run.heat()
-    if run.sharpness is not None:
-        memory.sharpest = run.sharpness.top.clone()
-        memory.sharpness = run.sharpness.value
+    if run.latest is not None:
+        memory.sharpest, memory.sharpness = run.latest.top.clone(), run.sharpness
     return estimate
 
 
 def _sound(run: Run, estimate: Estimate) -> bool:
     """Whether the chains may serve the next measurement, and are small enough to be kept."""
     x = run.chains.x
-    fits = x.numel() * x.element_size() <= MAX_WARM_BYTES
+    fits = len(x) == len(run.alive) and x.numel() * x.element_size() <= MAX_WARM_BYTES
     return fits and all(run.alive) and estimate.status is not EstimateStatus.NEGATIVE
 
 
@@ -179,15 +181,6 @@ def _first_look(config: SamplerConfig, warm: bool) -> int:
     if not warm:
         return config.num_draws
     return max(math.ceil(WARM_SHARE * config.num_draws), min(MIN_DRAWS, config.num_draws))
-
-
-def _remember(memory: Memory, run: Run, estimate: Estimate, config: SamplerConfig) -> None:
-    """Keep the chains for the next measurement, where they are sound and small enough."""
-    x = run.chains.x
-    sound = all(run.alive) and estimate.status in (EstimateStatus.OK, EstimateStatus.UNCONVERGED)
-    fits = x.numel() * x.element_size() <= MAX_WARM_BYTES
-    memory.displacement = x if config.warm_start and sound and fits else None
-    memory.heat = estimate.virial
 
 
 def check_llc(
@@ -208,7 +201,7 @@ def check_llc(
     _n_beta(context, config)
     _picker(problem, config, context.generator)
     plan = plan_memory(problem, config)
-    memory.verdicts.engine_for(problem, plan.engine, plan.num_chains)
+    memory.verdicts.engine_for(problem, plan)
 
 
 def _n_beta(context: MeasureContext, config: SamplerConfig) -> float:
@@ -343,7 +336,7 @@ def _estimate(
         num_resets=run.num_resets,
         virial=summary.virial if summary else nan,
         drift=summary.drift if summary else nan,
-        sharpness=run.sharpness.value if run.sharpness else None,
+        sharpness=run.sharpness,
         sampler=config.scheme,
         engine=run.engine.name,
         warm=run.warm,

@@ -1,16 +1,25 @@
 """How much memory the chains will take, before any of it is taken.
 
-For C chains of d parameters with a state of s bytes a number, and a bytes of activations that one
-chain's forward pass keeps for its backward pass:
+With C chains of d parameters, S = d s the bytes of one vector of state (s bytes a number: fp32 or
+wider), W = d p those of the weights themselves, and a the bytes that one chain's forward pass keeps
+for its backward pass, a measurement takes beyond its context, which holds w* (S):
 
-    loop:  5 C d s + 3 d s + a      (x, velocity, spare, points, gradients; one chain's graph)
-    vmap:  5 C d s + 3 C d s + C a  (the graphs of all chains at once)
+    vmap:     5 C S + 2 C S + S + C a   all chains at once
+    vmap, k:  5 C S + 3 k S + S + k a   k chains at a time, for k < C
+    loop:     5 C S + 3 S + S + a       one chain at a time
+    inplace:  5 S + G + a               one chain from beginning to end, then the next
+
+The five are displacement, velocity, sharpest direction, and two gradients while the sharpness is
+measured. Then, for the chains that are evaluated together: their weights, the gradient of each
+parameter, and these joined; and w* once more, flat. In place the weights are moved where they
+are, so only the gradient of the largest parameter (G) is added, and W where no weights are lent.
+A probe of several batches adds one gradient of the chains that are evaluated together.
 """
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,15 +29,9 @@ from phasewatch.monitor.errors import RefusedError
 from phasewatch.monitor.sampling.engine import Wanted
 from phasewatch.monitor.sampling.posterior import Problem
 
-logger = logging.getLogger("phasewatch.monitor.sampling")
-
 STATE_COPIES = 5
-GRAPH_COPIES = 3
 FREE_SHARE = 0.25
 """Share of the free memory that a measurement may take: training goes on in the same process."""
-
-MIN_CHAINS = 2
-"""Fewer chains than this cannot tell their own error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,49 +40,88 @@ class Plan:
 
     Attributes:
         engine: What to try.
-        num_chains: How many chains.
+        width: How many chains to evaluate at a time.
+        reason: Why, in words.
     """
 
     engine: Wanted
-    num_chains: int
+    width: int = 1
+    reason: str = field(default="", compare=False)
 
 
 def plan_memory(problem: Problem, config: SamplerConfig) -> Plan:
-    """Choose engine and number of chains that fit into `config.max_bytes`.
+    """Choose the fastest engine that fits into `config.max_bytes`.
+
+    In this order: all chains in one vmap, some at a time, a loop over chains, chains in place.
 
     Raises:
-        RefusedError: Not even two chains in a loop fit.
+        RefusedError: Nothing that `config.engine` allows fits.
     """
-    limit = config.max_bytes or int(FREE_SHARE * free_bytes(problem.center.device))
-    state = problem.center.numel() * problem.center.element_size()
-    fewest = min(MIN_CHAINS, config.num_chains)
-    kept = problem.kept_bytes
-    if config.engine != "loop" and vmap_bytes(state, kept, config.num_chains) <= limit:
-        return Plan(config.engine, config.num_chains)
-    if config.engine == "vmap":
-        raise _too_large(vmap_bytes(state, kept, config.num_chains), limit, problem)
-    for num_chains in range(config.num_chains, fewest - 1, -1):
-        if loop_bytes(state, kept, num_chains) <= limit:
-            _tell(config, num_chains, limit)
-            return Plan("loop", num_chains)
-    raise _too_large(loop_bytes(state, kept, fewest), limit, problem)
+    limit = config.max_bytes or int(FREE_SHARE * free_bytes(problem.device))
+    wanted, num_chains = config.engine, config.num_chains
+    said = "the configuration asks for it" if wanted != "auto" else ""
+    smallest = inplace_bytes(problem)
+    if wanted in ("auto", "vmap"):
+        width = _widest(problem, num_chains, limit)
+        if width == num_chains or width > 1 or (width and wanted == "vmap"):
+            some = f"{width} of {num_chains} chains at a time stay below {mebibytes(limit)}"
+            everything = said or f"all chains fit into {mebibytes(limit)}"
+            return Plan(wanted, width, everything if width == num_chains else some)
+        smallest = vmap_bytes(problem, num_chains, 1)
+    if wanted in ("auto", "loop"):
+        smallest = loop_bytes(problem, num_chains)
+        if smallest <= limit:
+            few = f"more than one chain at a time would exceed {mebibytes(limit)}"
+            return Plan("loop", reason=said or few)
+    if wanted in ("auto", "inplace"):
+        smallest = inplace_bytes(problem)
+        if smallest <= limit:
+            stacked = f"{num_chains} chains side by side would exceed {mebibytes(limit)}"
+            return Plan("inplace", reason=said or stacked)
+    raise RefusedError(
+        f"the chains need about {mebibytes(smallest)} for {problem.layout.num_parameters} "
+        f"parameters with engine={wanted!r}, and may take {mebibytes(limit)}; raise "
+        "sampler.max_bytes, take a smaller probe batch, or restrict the measurement with "
+        "parameters=" + ("" if wanted in ("auto", "inplace") else "; or take engine='auto'")
+    )
 
 
-def _tell(config: SamplerConfig, num_chains: int, limit: int) -> None:
-    if config.engine != "loop" or num_chains < config.num_chains:
-        logger.info(
-            "%d LLC chains run one after another to stay below %s", num_chains, mebibytes(limit)
-        )
+def _widest(problem: Problem, num_chains: int, limit: int) -> int:
+    """How many chains vmap can take at a time, in parts of about one size; 0 if not even one."""
+    for parts in range(1, num_chains + 1):
+        width = math.ceil(num_chains / parts)
+        if vmap_bytes(problem, num_chains, width) <= limit:
+            return width
+    return 0
 
 
-def loop_bytes(state: int, kept: int, num_chains: int) -> int:
-    """Bytes of a loop over chains; `state` is d·s, `kept` the activations of one chain."""
-    return STATE_COPIES * num_chains * state + GRAPH_COPIES * state + kept
+def vmap_bytes(problem: Problem, num_chains: int, width: int) -> int:
+    """Bytes of vectorised chains, `width` at a time."""
+    copies = (2 if width == num_chains else 3) * width + _several(problem) * width
+    return _stacked(problem, num_chains, copies) + width * problem.kept_bytes
 
 
-def vmap_bytes(state: int, kept: int, num_chains: int) -> int:
-    """Bytes of vectorised chains."""
-    return num_chains * ((STATE_COPIES + GRAPH_COPIES) * state + kept)
+def loop_bytes(problem: Problem, num_chains: int) -> int:
+    """Bytes of a loop over chains."""
+    return _stacked(problem, num_chains, 3 + _several(problem)) + problem.kept_bytes
+
+
+def inplace_bytes(problem: Problem) -> int:
+    """Bytes of chains in place."""
+    widths = [dtype.itemsize for dtype in problem.layout.dtypes]
+    sizes = [size * width for size, width in zip(problem.layout.sizes, widths, strict=True)]
+    own = 0 if problem.lent else sum(sizes)
+    vectors = (STATE_COPIES + _several(problem)) * problem.state_bytes
+    return vectors + own + max(sizes) + problem.kept_bytes
+
+
+def _stacked(problem: Problem, num_chains: int, copies: int) -> int:
+    """Bytes of the chains' own state, `copies` more vectors, and w*."""
+    return (STATE_COPIES * num_chains + copies + 1) * problem.state_bytes
+
+
+def _several(problem: Problem) -> int:
+    return int(len(problem.batches) > 1)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -120,11 +162,3 @@ def _cgroup_left(root: Path) -> int | None:
 def mebibytes(size: int) -> str:
     """A size in words."""
     return f"{size / 2**20:.1f} MiB"
-
-
-def _too_large(needed: int, limit: int, problem: Problem) -> RefusedError:
-    return RefusedError(
-        f"the chains need about {mebibytes(needed)} for {problem.center.numel()} parameters, and "
-        f"may take {mebibytes(limit)}; raise sampler.max_bytes, take a smaller probe batch, or "
-        "restrict the measurement with parameters="
-    )

@@ -15,14 +15,14 @@ import copy
 import fnmatch
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from phasewatch.monitor.errors import MeasurementError, RefusedError
-from phasewatch.monitor.sampling.batches import describe, leading_size, same
+from phasewatch.monitor.sampling.batches import describe, leading_size, same, tensors_in
 from phasewatch.monitor.types import LossFn, MeasureContext
 
 PREFIX = "model."
@@ -87,13 +87,14 @@ class Layout:
         They are views or casts, never leaves: autocast caches leaves only, so it can never serve
         the weights of an earlier step.
         """
+        cut = zip(self.cut(flat).items(), self.dtypes, strict=True)
+        return {PREFIX + name: part.to(dtype) for (name, part), dtype in cut}
+
+    def cut(self, flat: Tensor) -> dict[str, Tensor]:
+        """Views of `flat`, (d,) or (chains, d), by parameter name."""
         lead = flat.shape[:-1]
-        return {
-            PREFIX + name: part.view(lead + shape).to(dtype)
-            for name, part, shape, dtype in zip(
-                self.names, flat.split(self.sizes, dim=-1), self.shapes, self.dtypes, strict=True
-            )
-        }
+        parts = zip(self.names, flat.split(self.sizes, dim=-1), self.shapes, strict=True)
+        return {name: part.view(lead + shape) for name, part, shape in parts}
 
 
 class ProbeLoss(nn.Module):
@@ -132,7 +133,7 @@ class Problem:
     Attributes:
         loss: Module that calls the loss.
         layout: How flat vectors become parameters.
-        center: w*, shape (d,).
+        params: w* by name, fp32 or wider.
         fixed: Buffers and frozen parameters by prefixed name.
         batches: Probe batches.
         weights: Share of the probe's terms in each batch; sums to one.
@@ -140,21 +141,42 @@ class Problem:
             evaluation.
         copies_batch: Clone the batch at each evaluation, because the loss writes into it.
         aliases: Further names of tied weights and buffers, each with its first name.
+        lent: Memory of live weights, by name; see `MeasureContext`.
         kept_bytes: What one chain's forward pass keeps for its backward pass, at most.
         precision: Unit roundoff of the coarsest floating dtype it keeps (bf16 under autocast).
     """
 
     loss: ProbeLoss
     layout: Layout
-    center: Tensor
+    params: Mapping[str, Tensor]
     fixed: Mapping[str, Tensor]
     batches: Sequence[Any]
     weights: tuple[float, ...]
     written: frozenset[str] = frozenset()
     copies_batch: bool = False
     aliases: tuple[tuple[str, str], ...] = ()
+    lent: Mapping[str, Tensor] = field(default_factory=dict)
     kept_bytes: int = 0
     precision: float = 0.0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(iter(self.params.values())).device
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one vector of state."""
+        return self.layout.num_parameters * self.layout.state_dtype.itemsize
+
+    def center(self) -> Tensor:
+        """w* as one new vector of shape (d,)."""
+        return self.layout.flatten(self.params)
+
+    def displacements(self, num_chains: int) -> Tensor:
+        """Zeros for the displacement x of each chain, shape (chains, d)."""
+        shape = (num_chains, self.layout.num_parameters)
+        return torch.zeros(shape, dtype=self.layout.state_dtype, device=self.device)
 
     def batch(self, index: int) -> Any:
         """Batch `index`, safe to hand to the loss."""
@@ -209,13 +231,14 @@ def pose(context: MeasureContext, parameters: Sequence[str] | None = None) -> Pr
     problem = Problem(
         loss=ProbeLoss(context.model, context.loss_fn),
         layout=Layout.of(context.model, chosen),
-        center=Layout.of(context.model, chosen).flatten(chosen),
+        params=chosen,
         fixed=_prefixed(context, frozen),
         batches=context.batches,
         weights=(1.0,) * len(context.batches),
         written=frozenset(PREFIX + name for name, _ in context.model.named_buffers()),
         copies_batch=True,
         aliases=_aliases(context.model),
+        lent=context.lent,
     )
     return _inspected(problem)
 
@@ -306,11 +329,14 @@ def _tried(
             coarsest = max(coarsest, torch.finfo(tensor.dtype).eps)
         if tensor.layout is torch.strided:
             storage = tensor.untyped_storage()
-            seen[storage.data_ptr()] = storage.nbytes()
+            if storage.data_ptr() not in known:
+                seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     # With a graph, as the chains will need it: some losses differentiate inside.
-    leaf = problem.center.clone().requires_grad_()
+    leaf = problem.center().requires_grad_()
+    held = (leaf, *tensors_in(batch), *constants.values())
+    known = {t.untyped_storage().data_ptr() for t in held if t.layout is torch.strided}
     try:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, _as_is):
             result = problem.call({**constants, **problem.layout.unflatten(leaf)}, batch)

@@ -12,6 +12,12 @@ from phasewatch.monitor.errors import RefusedError
 from phasewatch.monitor.sampling import Memory, SamplerConfig, estimate_llc, measure_llc
 from phasewatch.monitor.sampling.choice import Verdicts
 from phasewatch.monitor.sampling.engine import LoopEngine, VmapEngine, evaluate
+from phasewatch.monitor.sampling.memory import (
+    inplace_bytes,
+    loop_bytes,
+    plan_memory,
+    vmap_bytes,
+)
 from phasewatch.monitor.sampling.posterior import pose
 
 
@@ -28,9 +34,9 @@ def truth(model, batches, loss, point, layout):
 
 
 def nearby(problem, num_chains=3):
+    """Displacements from w*."""
     generator = torch.Generator().manual_seed(5)
-    noise = torch.randn(num_chains, len(problem.center), generator=generator)
-    return problem.center + 0.1 * noise
+    return 0.1 * torch.randn(num_chains, problem.layout.num_parameters, generator=generator)
 
 
 class Recurrent(nn.Module):
@@ -111,15 +117,16 @@ def awkward(request):
     return request.param, AWKWARD[request.param]()
 
 
-def test_the_gradient_is_that_of_a_changed_copy(awkward, context_of, data, loss):
+@pytest.mark.parametrize("wanted", ["auto", "inplace"])
+def test_the_gradient_is_that_of_a_changed_copy(wanted, awkward, context_of, data, loss, quick):
     _, model = awkward
     batches = list(zip(*(part.split([120, 80]) for part in data), strict=True))
     problem = pose(context_of(model, batches))
-    engine = Verdicts().engine_for(problem, "auto", 3)
-    points = nearby(problem)
+    engine = Verdicts().engine_for(problem, plan_memory(problem, quick(engine=wanted)))
+    x = nearby(problem)
     with engine.session():
-        found = evaluate(engine, problem, points, range(2))
-    for chain, point in enumerate(points):
+        found = evaluate(engine, problem, x, range(2))
+    for chain, point in enumerate(problem.center() + x):
         expected = truth(model, batches, loss, point, problem.layout)
         assert torch.allclose(found.grad[chain], expected, rtol=1e-3, atol=1e-5)
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -130,7 +137,7 @@ def test_vmap_equals_the_loop(name, context_of, data):
     torch.manual_seed(0)
     problem = pose(context_of(AWKWARD[name](), [data]))
     points = nearby(problem)
-    vmapped = VmapEngine(problem)
+    vmapped = VmapEngine(problem, 3)
     with vmapped.session():
         fast = evaluate(vmapped, problem, points, [0])
     slow = evaluate(LoopEngine(problem), problem, points, [0])
@@ -213,14 +220,58 @@ def test_under_autocast_the_weights_of_each_step_are_used(model, data, loss, qui
     assert found.lambda_hat == pytest.approx(plain.lambda_hat, rel=0.3)
 
 
-def test_memory_decides_for_the_loop_and_for_fewer_chains(context_of, data, quick):
-    model = nn.Sequential(nn.Linear(3, 400), nn.Tanh(), nn.Linear(400, 2))
-    context = context_of(model, [data])
-    state = 4 * sum(p.numel() for p in model.parameters())
-    assert measure_llc(context, quick()).num_chains == 4
-    kept = pose(context).kept_bytes
-    assert kept >= 4 * 200 * 400
-    looped = measure_llc(context, quick(max_bytes=(5 * 4 + 3) * state + kept))
-    assert (looped.engine, looped.num_chains) == ("loop", 4)
-    fewer = measure_llc(context, quick(max_bytes=(5 * 2 + 3) * state + kept))
-    assert (fewer.engine, fewer.num_chains) == ("loop", 2)
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_chains_in_parts_give_the_numbers_of_all_at_once(width, context_of, data):
+    model = nn.Sequential(nn.Linear(3, 40), nn.Tanh(), nn.Linear(40, 2))
+    batches = list(zip(*(part.split([120, 80]) for part in data), strict=True))
+    problem = pose(context_of(model, batches))
+    x = nearby(problem, 5)
+    whole, parts = (evaluate(VmapEngine(problem, w), problem, x, range(2)) for w in (5, width))
+    assert parts.batch_losses.shape == (2, 5)
+    for name in ("loss", "terms", "batch_losses", "grad"):
+        expected = getattr(whole, name)
+        assert torch.allclose(getattr(parts, name), expected, rtol=1e-5, atol=1e-7), name
+
+
+def test_the_estimate_does_not_depend_on_the_parts(context_of, data, quick):
+    context = context_of(wide(), [data])
+    size = vmap_bytes(pose(context), 4, 2)
+    whole = measure_llc(context, quick(engine="vmap"))
+    context.generator.manual_seed(3)
+    parts = measure_llc(context, quick(engine="vmap", max_bytes=size))
+    assert parts.lambda_hat == pytest.approx(whole.lambda_hat, rel=1e-3)
+
+
+def wide():
+    return nn.Sequential(nn.Linear(3, 400), nn.Tanh(), nn.Linear(400, 2))
+
+
+def test_memory_decides_for_the_widest_engine_that_fits(context_of, data, quick, caplog):
+    context = context_of(wide(), [data])
+    problem = pose(context)
+    assert problem.kept_bytes >= 4 * 200 * 400
+    limits = {
+        ("auto", 4): vmap_bytes(problem, 4, 4),
+        ("auto", 2): vmap_bytes(problem, 4, 2),
+        ("loop", 1): loop_bytes(problem, 4),
+        ("inplace", 1): inplace_bytes(problem),
+    }
+    assert sorted(limits.values(), reverse=True) == list(limits.values())
+    for (engine, width), limit in limits.items():
+        plan = plan_memory(problem, quick(max_bytes=limit))
+        assert (plan.engine, plan.width) == (engine, width)
+    with pytest.raises(RefusedError, match="max_bytes"):
+        plan_memory(problem, quick(max_bytes=inplace_bytes(problem) - 1))
+    with caplog.at_level(logging.INFO, logger="phasewatch.monitor.sampling"):
+        estimate = measure_llc(context, quick(max_bytes=inplace_bytes(problem)))
+    assert (estimate.engine, estimate.num_chains) == ("inplace", 4)
+    assert "4 chains side by side would exceed" in caplog.text
+
+
+@pytest.mark.parametrize("engine", ["vmap", "loop", "inplace"])
+def test_an_engine_that_was_asked_for_is_refused_where_it_does_not_fit(
+    engine, context_of, data, quick
+):
+    problem = pose(context_of(wide(), [data]))
+    with pytest.raises(RefusedError, match=f"engine='{engine}'"):
+        plan_memory(problem, quick(engine=engine, max_bytes=1000))
