@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 
 def tensors_in(batch: Any) -> Iterator[Tensor]:
@@ -26,6 +27,16 @@ def tensors_in(batch: Any) -> Iterator[Tensor]:
 def leading_size(batch: Any) -> int:
     """Samples in a batch: the leading dimension of its first tensor that has one."""
     return next((t.shape[0] for t in tensors_in(batch) if t.ndim > 0), 1)
+
+
+def in_double(batch: Any) -> Any:
+    """A batch with its floating-point tensors in fp64. Plain objects stay as they are."""
+
+    def wide(leaf: Any) -> Any:
+        is_float = isinstance(leaf, Tensor) and leaf.is_floating_point()
+        return leaf.double() if is_float else leaf
+
+    return tree_map(wide, batch)
 
 
 def same(left: Any, right: Any) -> bool:

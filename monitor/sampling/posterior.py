@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from phasewatch.monitor.errors import MeasurementError, RefusedError
-from phasewatch.monitor.sampling.batches import describe, leading_size, same, tensors_in
+from phasewatch.monitor.sampling.batches import describe, in_double, leading_size, same, tensors_in
 from phasewatch.monitor.types import LossFn, MeasureContext
 
 PREFIX = "model."
@@ -177,6 +177,17 @@ class Problem:
         """Zeros for the displacement x of each chain, shape (chains, d)."""
         shape = (num_chains, self.layout.num_parameters)
         return torch.zeros(shape, dtype=self.layout.state_dtype, device=self.device)
+
+    def in_double(self) -> Problem:
+        """The same problem in fp64 throughout."""
+        dtypes = (torch.float64,) * len(self.layout.names)
+        return replace(
+            self,
+            layout=replace(self.layout, dtypes=dtypes, state_dtype=torch.float64),
+            params=in_double(self.params),
+            fixed=in_double(self.fixed),
+            batches=in_double(self.batches),
+        )
 
     def batch(self, index: int) -> Any:
         """Batch `index`, safe to hand to the loss."""

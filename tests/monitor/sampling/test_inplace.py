@@ -158,6 +158,28 @@ def test_it_is_as_it_was_after_an_exception_inside_the_loss(error, after, tied, 
     assert traces(tied) == before
 
 
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_the_engine_itself_puts_the_weights_back(error, tied, data, loss):
+    """Also where no guard holds a copy of them: it holds none of large models."""
+    problem = pose(measure_context(tied, step=0, loss_fn=loss, batches=[data], lend=True))
+    before, engine = traces(tied), InPlaceEngine(problem)
+    x = torch.full((1, problem.layout.num_parameters), 0.1)
+
+    def measure():
+        with engine.session():
+            engine.batch(x, 0)
+            assert traces(tied) != before
+            if error is not None:
+                raise error
+
+    if error is None:
+        measure()
+    else:
+        with pytest.raises(error):
+            measure()
+    assert traces(tied) == before
+
+
 def test_training_goes_on_between_forward_and_backward(model, data, loss, quick):
     """Its graph holds the weights by version, and none has moved."""
     twin = copy.deepcopy(model)
