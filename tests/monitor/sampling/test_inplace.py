@@ -76,7 +76,13 @@ def test_the_numbers_are_those_of_the_loop(tied, data, loss):
 
 def test_one_chain_in_place_is_one_chain_in_a_loop(model, data, loss, quick):
     looped, moved = (
-        estimate_llc(model, [data], loss, n_samples=200, config=quick(engine=engine, num_chains=1))
+        estimate_llc(
+            model,
+            [data],
+            loss,
+            n_samples=200,
+            config=quick(engine=engine, num_chains=1, burnin_fraction=0.25),
+        )
         for engine in ("loop", "inplace")
     )
     assert (looped.engine, moved.engine) == ("loop", "inplace")
@@ -231,7 +237,7 @@ def test_a_lost_chain_is_left_out_and_told(data, loss, quick):
     with torch.no_grad():
         model.weight.copy_(torch.linalg.lstsq(data[0], data[1]).solution.T)
         model.bias.zero_()
-    config = quick(engine="inplace", step_size=1e-4)
+    config = quick(engine="inplace", step_size=1e-4, burnin_fraction=0.25)
     estimate = estimate_llc(model, [data], cliff, n_samples=200, config=config)
     assert estimate.num_diverged == 1
     assert estimate.chain_loss.shape == (3, 24)
@@ -241,5 +247,5 @@ def test_a_lost_chain_is_left_out_and_told(data, loss, quick):
 
 def test_a_deadline_is_shared_out_among_the_chains(context_of, model, data, quick):
     context = context_of(model, [data], deadline_seconds=0.0)
-    estimate = measure_llc(context, quick(engine="inplace", num_draws=2000))
+    estimate = measure_llc(context, quick(engine="inplace", num_draws=2000, burnin_fraction=0.25))
     assert estimate.chain_loss.shape == (4, 24)
