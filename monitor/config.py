@@ -41,7 +41,10 @@ class SamplerConfig(_Model):
 
     Attributes:
         scheme: "baoab": underdamped Langevin on the whole fixed probe with adaptive sharpness.
+            "lm": Leimkuhler–Matthews, overdamped, with a control variate on minibatches: for
+            probes too large to be used whole at each step.
             "sgld": overdamped steps w ← w − (ε/2)[nβ ĝ + γ(w−w*)] + √ε ξ (Lau et al. 2023).
+            "rmsprop_sgld": the same, preconditioned by the running size of ĝ (Li et al. 2016).
         num_chains: Chains, run side by side.
         num_draws: Steps of each chain, burn-in included.
         max_draws: Chains go on beyond `num_draws`, up to this, while more draws can bring the
@@ -53,7 +56,8 @@ class SamplerConfig(_Model):
         localization: γ, the strength of the pull back to w*. It is part of the number: keep it
             fixed through a run.
         step_size: ε in Lau's convention; None sets it from the measured sharpness.
-        batch_size: Batches drawn a step by "sgld"; None uses every probe batch at each step.
+        batch_size: Probe batches drawn for each step, for all schemes but "baoab"; None uses every
+            probe batch at each step.
         engine: "auto" takes what fits and is faster: one vmap over all chains or over some at a
             time, or a "loop" over chains; "inplace", one chain after another in the memory of the
             weights, where nothing else fits.
@@ -62,7 +66,7 @@ class SamplerConfig(_Model):
         seed: Seed of the chains' own generators.
     """
 
-    scheme: Literal["baoab", "sgld"] = "baoab"
+    scheme: Literal["baoab", "lm", "sgld", "rmsprop_sgld"] = "baoab"
     num_chains: PositiveInt = 4
     num_draws: Annotated[int, Field(ge=8)] = 128
     max_draws: NonNegativeInt = 2048

@@ -103,6 +103,11 @@ class Estimate:
         num_resets: How often a chain was sent back to w*.
         virial: Mean of V = (w−w*)·(nβ∇L + γ(w−w*))/d; 1 in equilibrium.
         drift: |last half − last quarter| of the mean loss over its excess, dimensionless.
+        step_inflation: Predicted excess of `lambda_hat` from the finite step, in its units; zero
+            for schemes that are exact on a quadratic. It is not subtracted.
+        batch_inflation: The same from minibatch noise; zero for the whole probe.
+        acceptance: Share of the chains' steps that a Metropolis test would let pass: MALA's test,
+            or that of the Hamiltonian part for "baoab" and "lm"; None on minibatches.
         sharpness: Largest Hessian eigenvalue of the probe loss at w*, if measured.
         sampler: Name of the sampling scheme.
         engine: "vmap", "loop" or "inplace": how the chains were run.
@@ -141,6 +146,9 @@ class Estimate:
     num_resets: int = 0
     virial: float = float("nan")
     drift: float = float("nan")
+    step_inflation: float = float("nan")
+    batch_inflation: float = float("nan")
+    acceptance: float | None = None
     sharpness: float | None = None
     sampler: str = ""
     engine: str = ""

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from phasewatch.monitor.config import SamplerConfig
-from phasewatch.monitor.sampling.measure import Memory, estimate_llc, measure_llc
+from phasewatch.monitor.sampling.measure import (
+    Memory,
+    estimate_llc,
+    estimate_refined_llc,
+    measure_llc,
+    measure_refined_llc,
+)
+from phasewatch.monitor.sampling.restrictions import attention_heads
 from phasewatch.monitor.sampling.temperatures import Reweighted, reweight
 
 __all__ = [
     "Memory",
     "Reweighted",
     "SamplerConfig",
+    "attention_heads",
     "estimate_llc",
+    "estimate_refined_llc",
     "measure_llc",
+    "measure_refined_llc",
     "reweight",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from phasewatch.monitor.sampling.acceptance import EVERY, WatchedStep
 from phasewatch.monitor.sampling.calibration import Sharpness, measure_sharpness
+from phasewatch.monitor.sampling.diagnostics import Descent
 from phasewatch.monitor.sampling.engine import Engine, Evaluation, evaluate
+from phasewatch.monitor.sampling.inflation import (
+    NOISE_EVERY,
+    Inflation,
+    euler_heat,
+    noise_heat,
+    noise_share,
+    predict,
+)
 from phasewatch.monitor.sampling.integrators import Chains, Integrator
 from phasewatch.monitor.sampling.pointwise import TermSums
 from phasewatch.monitor.sampling.posterior import Problem
+from phasewatch.monitor.sampling.traces import Trace
 
 BLOW_UP_PER_PARAMETER, BLOW_UP = 5.0, 50.0
 """A chain has left when nβ K exceeds 5 d + 50 nats; in equilibrium it is about d/2 or less. A
@@ -43,7 +55,7 @@ MIN_DRAWS = 32
 """Draws that a deadline cannot take away: fewer say nothing."""
 
 VIRIAL_EVERY = 4
-"""The virial costs two passes over the state; neighbouring draws would say the same."""
+"""Virial, slope and heat cost some passes over the state; neighbouring draws would say the same."""
 
 TERMS_EVERY, TERM_BLOCK = 4, 16
 """Loss terms are summed at every fourth draw, in sums over sixteen: burn-in is dropped by sums."""
@@ -55,14 +67,22 @@ class Recorder:
     Attributes:
         losses: Per draw, the loss of each chain.
         baselines: Per draw, L at w* on the very same batches: one number, or one for each chain.
-        virials: Per recorded draw, (draw, V of each chain).
+        virial: V of each chain.
+        slope: ∇L(w*)·x of each chain.
+        acceptance: min(1, r) of each chain's step.
+        euler: `inflation.euler_heat`.
+        noise: `inflation.noise_heat`.
         terms: Sums of the loss terms, `TERM_BLOCK` draws each.
     """
 
     def __init__(self) -> None:
         self.losses: list[list[float]] = []
         self.baselines: list[Any] = []
-        self.virials: list[tuple[int, Tensor]] = []
+        self.virial = Trace()
+        self.slope = Trace()
+        self.acceptance = Trace()
+        self.euler = Trace()
+        self.noise = Trace()
         self.terms: list[TermSums] = []
 
     def __len__(self) -> int:
@@ -78,14 +98,30 @@ class Recorder:
         losses: NDArray[np.float64] = np.asarray(self.losses, dtype=np.float64)
         return losses.T
 
-    def virial(self, burnin: int) -> NDArray[np.float64]:
-        """V after burn-in, shape (chains, records)."""
-        kept = [values.double().cpu().numpy() for draw, values in self.virials if draw >= burnin]
-        return np.asarray(kept, dtype=np.float64).T
+    @classmethod
+    def beside(cls, records: Sequence[Recorder], alive: Sequence[bool]) -> Recorder:
+        """One record of chains that ran alone, as long as the shortest that lived.
+
+        What a lost chain did not draw is NaN.
+        """
+        living = [record for record, lived in zip(records, alive, strict=True) if lived] or records
+        length = min(map(len, living))
+        joined = cls()
+        for draw in range(length):
+            drawn = [(record, draw < len(record)) for record in records]
+            joined.losses.append([r.losses[draw][0] if there else math.nan for r, there in drawn])
+            joined.baselines.append(
+                [r.baselines[draw] if there else math.nan for r, there in drawn]
+            )
+        for name in ("virial", "slope", "acceptance", "euler", "noise"):
+            traces = [getattr(record, name) for record in records]
+            setattr(joined, name, Trace.beside(traces, length))
+        joined.terms = [sums for record in living for sums in record.terms]
+        return joined
 
 
 class Run:
-    """All chains of one measurement.
+    """Some chains of one measurement.
 
     Args:
         problem: What is sampled.
@@ -96,7 +132,12 @@ class Run:
         generator: Own generator, on the device of the weights.
         adaptive: Set the step from the measured sharpness. False where the step was given.
         num_chains: Chains.
+        mask: Which coordinates are sampled, shape (d,), ones and zeros; None is all.
         pick: Which batches the next step uses.
+        control: Correct each minibatch by its gradient at w* (a control variate):
+            ĝ(w) − ĝ(w*) + g(w*) for the gradient, and for the loss
+            L̂(w) − [ĝ(w*) − g(w*)]·(w − w*). The probe's batches are fixed, so their gradients at
+            w* are computed once, and kept.
         deadline: When to stop, on the monotonic clock.
     """
 
@@ -111,7 +152,9 @@ class Run:
         generator: torch.Generator,
         adaptive: bool,
         num_chains: int,
+        mask: Tensor | None = None,
         pick: Callable[[], Sequence[int]] | None = None,
+        control: bool = False,
         deadline: float = math.inf,
     ) -> None:
         self.problem = problem
@@ -122,6 +165,7 @@ class Run:
         self.adaptive = adaptive
         self.deadline = deadline
         self.chains = Chains.at_center(problem.displacements(num_chains))
+        self.num_sampled = self.chains.x.shape[1] if mask is None else int(mask.count_nonzero())
         self.record = Recorder()
         self.alive = [True] * num_chains
         self.num_resets = 0
@@ -130,17 +174,22 @@ class Run:
         self.sharpness: float | None = None
         self.latest: Sharpness | None = None
         self.curvature = 0.0
+        self.center_terms = torch.empty(0)
+        self._mask = mask
         self._generator = generator
         self._all = range(len(problem.batches))
         self._pick = pick or (lambda: self._all)
         self._partial = pick is not None
+        self._control = control and self._partial
         self._center_losses: list[float] = []
-        self.center_terms = torch.empty(0)
+        self._center_grad = torch.empty(0)
+        self._batch_grads: list[Tensor] = []
+        self._watched: WatchedStep | None = None
         self._next_check = FIRST_CHECK
 
     # -- before the first draw ---------------------------------------------------------------
 
-    def prepare(self, warm: Tensor | None = None, guess: float | None = None) -> Evaluation:
+    def prepare(self, warm: Tensor | None = None, guess: float | None = None) -> None:
         """Evaluate w* by the same engine as the chains, and measure the sharpness there.
 
         Args:
@@ -153,11 +202,40 @@ class Run:
             vectors = torch.empty_like(self.chains.x).normal_(generator=self._generator)
             if warm is not None and warm.shape == shape[1:]:
                 vectors.mul_(0.1 / math.sqrt(shape[1])).add_(warm.to(vectors))
-            self.latest = self._sharpness(at_center.grad, vectors, guess, max_iterations=10)
-            self.sharpness = self.curvature = self.latest.value
+            self._restrict(vectors)
+            self.latest = measure_sharpness(
+                lambda vectors, length: self._gradient(self._all, (vectors, length)),
+                at_center.grad,
+                vectors,
+                n_beta=self.n_beta,
+                localization=self.localization,
+                guess=guess,
+                max_iterations=10,
+            )
+            self.sharpness = self.latest.value
+            self.curvature = self.sharpness * self._largest_metric()
             self._set_curvature()
+        self._start()
+
+    def _evaluate_center(self) -> Evaluation:
+        """L, its terms and its gradient at w*; the loss of each batch is the paired baseline."""
+        at_center = torch.zeros_like(self.chains.x)
+        if self._control:
+            self._batch_grads = [
+                evaluate(self.engine, self.problem, at_center, [index]).grad[0].clone()
+                for index in self._all
+            ]
+        whole = self._restricted(evaluate(self.engine, self.problem, at_center, self._all))
+        # One number for each batch: all chains are at w*, so their losses differ by rounding only.
+        self._center_losses = whole.batch_losses.double().mean(dim=1).tolist()
+        self._center_grad = whole.grad[0].clone()
+        self.center_terms = whole.terms[0].clone()
+        return whole
+
+    def _start(self) -> None:
         self.integrator.start(self.chains, self._generator)
-        return at_center
+        self._restrict(self.chains.velocity)
+        self._watched = None
 
     def resume(self, displacement: Tensor, heat: float) -> None:
         """Put the chains where those of an earlier measurement stood, if they fit in here.
@@ -178,21 +256,14 @@ class Run:
         if lost or not 1.0 / MAX_REHEAT < ratio < MAX_REHEAT:
             return
         torch.mul(displacement, ratio**-0.5, out=self.chains.x)
-        self.chains.velocity.normal_(generator=self._generator)
+        self.integrator.refresh(self.chains, self._generator)
+        self._restrict(self.chains.velocity)
         self.warm = True
 
     def heat(self) -> float:
         """Mean V where the chains stand."""
         x = self.chains.x
         return float(self._virial(x, self._evaluate(x, self._all).grad).mean())
-
-    def _evaluate_center(self) -> Evaluation:
-        """L, its terms and its gradient at w*; the loss of each batch is the paired baseline."""
-        whole = self._evaluate(torch.zeros_like(self.chains.x), self._all)
-        # One number for each batch: all chains are at w*, so their losses differ by rounding only.
-        self._center_losses = whole.batch_losses.double().mean(dim=1).tolist()
-        self.center_terms = whole.terms[0].clone()
-        return whole
 
     def baseline(self, indices: Sequence[int]) -> float:
         """L(w*) on these batches."""
@@ -204,37 +275,111 @@ class Run:
 
     def extend(self, num_draws: int) -> None:
         """Draw until there are `num_draws`, the deadline has passed, or no chain is left."""
-        while len(self.record) < num_draws and any(self.alive):
-            if len(self.record) >= MIN_DRAWS and time.monotonic() > self.deadline:
-                return
-            self._draw(num_draws)
+        extend_together([self], [num_draws])
 
-    def _draw(self, num_draws: int) -> None:
-        """Keep one draw and move on. Its gradient is let go before the next one is taken."""
-        indices = self._pick()
-        found = self._evaluate(self.chains.x, indices)
+    def wants(self, num_draws: int) -> bool:
+        """Whether to go on to `num_draws`."""
+        if len(self.record) >= num_draws or not any(self.alive):
+            return False
+        return len(self.record) < MIN_DRAWS or time.monotonic() <= self.deadline
+
+    def pick(self) -> Sequence[int]:
+        """The batches of the next step."""
+        return self._pick()
+
+    def receive(self, found: Evaluation, indices: Sequence[int], num_draws: int) -> None:
+        """Keep one draw and move on.
+
+        Args:
+            found: Loss and gradient of these batches where the chains are.
+            indices: The batches.
+            num_draws: Draws in the end.
+        """
+        found = self._corrected(self._restricted(found), self.chains.x, indices)
         values = found.loss.tolist()
         base = self.baseline(indices)
         lost = self._lost(values, base)
         if lost and self._restart(lost):
             return
-        self._keep(values, base, found)
+        self._keep(values, base, found, indices)
         if self.adaptive and self.latest and self._next_check == len(self.record) < num_draws:
-            self._check(found, self.latest)
+            self._check(found, indices, self.latest)
+        if not self._partial and len(self.record) % EVERY == 0:
+            self._watched = WatchedStep(
+                self.chains, found, self.integrator, self.n_beta, self.localization
+            )
         self.integrator.advance(self.chains, found.grad, self._generator)
+        self._restrict(self.chains.x)
+        self._restrict(self.chains.velocity)
 
     def _evaluate(self, x: Tensor, indices: Sequence[int]) -> Evaluation:
-        return evaluate(self.engine, self.problem, x, indices)
+        found = self._restricted(evaluate(self.engine, self.problem, x, indices))
+        return self._corrected(found, x, indices)
 
-    def _keep(self, values: list[float], base: float, found: Evaluation) -> None:
-        draw = len(self.record)
-        self.record.losses.append(values)
-        self.record.baselines.append(base)
+    def _gradient(
+        self, indices: Sequence[int], shift: tuple[Tensor, float] | None = None
+    ) -> Tensor:
+        """∇L_n of these batches beside the chains, uncorrected: a correction is constant."""
+        found = evaluate(self.engine, self.problem, self.chains.x, indices, shift)
+        return self._restricted(found).grad
+
+    def _restricted(self, found: Evaluation) -> Evaluation:
+        self._restrict(found.grad)
+        return found
+
+    def _restrict(self, vectors: Tensor) -> None:
+        if self._mask is not None:
+            vectors.mul_(self._mask)
+
+    def _corrected(self, found: Evaluation, x: Tensor, indices: Sequence[int]) -> Evaluation:
+        if not self._control or indices is self._all:
+            return found
+        total = torch.zeros_like(self._center_grad)
+        for index in indices:
+            total.add_(self._batch_grads[index], alpha=self.problem.weights[index])
+        share = math.fsum(self.problem.weights[index] for index in indices)
+        # ĝ(w*) − g(w*), shape (d,)
+        correction = total.div_(share).sub_(self._center_grad)
+        self._restrict(correction)
+        return replace(found, loss=found.loss - x @ correction, grad=found.grad.sub_(correction))
+
+    def _keep(
+        self, values: list[float], base: float, found: Evaluation, indices: Sequence[int]
+    ) -> None:
+        draw, record, x = len(self.record), self.record, self.chains.x
+        record.losses.append(values)
+        record.baselines.append(base)
+        if self._watched is not None:
+            record.acceptance.add(draw, self._watched.arrive(self.chains, found))
+            self._watched = None
         if draw % VIRIAL_EVERY == 0:
-            self.record.virials.append((draw, self._virial(self.chains.x, found.grad)))
+            record.virial.add(draw, self._virial(x, found.grad))
+            record.slope.add(draw, x @ self._center_grad)
+            heat = euler_heat(
+                x,
+                found.grad,
+                self.integrator,
+                self.chains,
+                n_beta=self.n_beta,
+                pull=self.localization,
+            )
+            if heat is not None:
+                record.euler.add(draw, heat)
+        if self._partial and draw % NOISE_EVERY == 0:
+            record.noise.add(draw, self._noise_heat(found, indices))
         # Single loss terms exist where a batch gives more than one number.
         if draw % TERMS_EVERY == 0 and not self._partial and found.terms.shape[1] > len(self._all):
             self._keep_terms(draw, found.terms)
+
+    def _noise_heat(self, found: Evaluation, indices: Sequence[int]) -> Tensor:
+        """Look at the minibatch noise: the same points on other batches."""
+        rest = [index for index in self._all if index not in indices]
+        device = self._generator.device
+        order = torch.randperm(len(rest), generator=self._generator, device=device).tolist()
+        others = [rest[place] for place in order[: len(indices)]]
+        gap = found.grad - self._evaluate(self.chains.x, others).grad
+        share = noise_share(len(indices), len(others), len(self._all))
+        return noise_heat(gap, self.integrator, self.chains, n_beta=self.n_beta, share=share)
 
     def _keep_terms(self, draw: int, terms: Tensor) -> None:
         sums = self.record.terms
@@ -246,44 +391,70 @@ class Run:
         """V = x·(nβ∇L + γx)/d of each chain."""
         forces: Tensor = torch.linalg.vecdot(x, grad) * self.n_beta
         pull: Tensor = torch.linalg.vecdot(x, x) * self.localization
-        return (forces + pull) / x.shape[1]
+        return (forces + pull) / self.num_sampled
+
+    # -- what the draws say ------------------------------------------------------------------
+
+    def inflation(self, burnin: int) -> Inflation:
+        """Predicted excess of λ̂ over its value for ε → 0 and the whole probe."""
+        record = self.record
+        return predict(record.euler, record.noise, burnin, self.alive, minibatch=self._partial)
+
+    def descent(self, burnin: int) -> Descent:
+        """How much of K its first-order term at w* explains."""
+        return Descent(
+            gradient_norm=float(self._center_grad.norm()),
+            first_order=self.n_beta * self.record.slope.mean(burnin, self.alive),
+        )
+
+    def acceptance(self, burnin: int) -> float | None:
+        """Mean acceptance over the living chains; None if no step was watched."""
+        value = self.record.acceptance.mean(burnin, self.alive)
+        return None if math.isnan(value) else value
 
     # -- sharpness and blow-ups --------------------------------------------------------------
 
-    def _sharpness(
-        self, base: Tensor, vectors: Tensor, guess: float | None, max_iterations: int
-    ) -> Sharpness:
-        return measure_sharpness(
-            lambda vectors, length: (
-                evaluate(
-                    self.engine, self.problem, self.chains.x, self._all, (vectors, length)
-                ).grad
-            ),
-            base,
-            vectors,
+    def _check(self, found: Evaluation, indices: Sequence[int], latest: Sharpness) -> None:
+        """Measure the sharpness where the chains are now; the step is never made longer.
+
+        It is the one that the steps meet: of this step's batches, and in the scheme's metric P,
+        where it is the largest eigenvalue of √P ∇²L √P.
+        """
+        metric = self.integrator.metric(self.chains)
+        root = None if metric is None else metric.sqrt()
+
+        def gradient(vectors: Tensor, length: float) -> Tensor:
+            if root is None:
+                return self._gradient(indices, (vectors, length))
+            return self._gradient(indices, (vectors * root, length)).mul_(root)
+
+        base = found.grad
+        if self._control:
+            base = self._gradient(indices)
+        self.latest = met = measure_sharpness(
+            gradient,
+            base if root is None else base * root,
+            latest.vectors,
             n_beta=self.n_beta,
             localization=self.localization,
-            guess=guess,
-            max_iterations=max_iterations,
+            guess=self.curvature,
+            max_iterations=5,
         )
-
-    def _check(self, found: Evaluation, latest: Sharpness) -> None:
-        """Measure the sharpness where the chains are now; the step is never made longer."""
-        base = found.grad
-        if self._partial:
-            base = self._evaluate(self.chains.x, self._all).grad
-        self.latest = met = self._sharpness(base, latest.vectors, self.curvature, max_iterations=5)
         self.curvature = max(self.curvature, SAFETY * met.value)
         self._set_curvature()
         self._next_check *= 2
 
     def _set_curvature(self) -> None:
-        kappa = self.n_beta * self.curvature + self.localization
-        self.integrator.set_curvature(max(kappa, 1e-12))
+        pull = self.localization * self._largest_metric()
+        self.integrator.set_curvature(max(self.n_beta * self.curvature + pull, 1e-12))
+
+    def _largest_metric(self) -> float:
+        metric = self.integrator.metric(self.chains)
+        return 1.0 if metric is None else float(metric.max())
 
     def _lost(self, values: list[float], base: float) -> list[int]:
         """Chains that have left."""
-        limit = base + (BLOW_UP_PER_PARAMETER * self.chains.x.shape[1] + BLOW_UP) / self.n_beta
+        limit = base + (BLOW_UP_PER_PARAMETER * self.num_sampled + BLOW_UP) / self.n_beta
         return [
             index
             for index, value in enumerate(values)
@@ -301,7 +472,7 @@ class Run:
             self._set_curvature()
             self.record = Recorder()
             self._next_check = FIRST_CHECK
-            self.integrator.start(self.chains, self._generator)
+            self._start()
             return True
         if fresh:  # their earlier draws are in these sums
             self.record.terms.clear()
@@ -312,12 +483,36 @@ class Run:
         return False
 
 
+def extend_together(runs: Sequence[Run], num_draws: Sequence[int]) -> None:
+    """Draw until each run has its number of draws; all get their gradients from one call.
+
+    Args:
+        runs: Runs of one problem, by one engine, that use the same batches at each step.
+        num_draws: Draws that each shall have.
+    """
+    wanted = list(zip(runs, num_draws, strict=True))
+    while wanted := [(run, target) for run, target in wanted if run.wants(target)]:
+        first = wanted[0][0]
+        indices = first.pick()
+        if len(wanted) == 1:
+            found = evaluate(first.engine, first.problem, first.chains.x, indices)
+            first.receive(found, indices, wanted[0][1])
+            del found  # before the next one is taken
+            continue
+        x = torch.cat([run.chains.x for run, _ in wanted])
+        found = evaluate(first.engine, first.problem, x, indices)
+        sizes = [len(run.alive) for run, _ in wanted]
+        for (run, target), part in zip(wanted, found.split(sizes), strict=True):
+            run.receive(part, indices, target)
+
+
 class OneByOne(Run):
     """Chains one after another, each from w* to its last draw; there is the state of one only.
 
     The sharpness is shared: each chain begins with the shortest step that one before it needed,
     and none is begun again because a later one blew up. A chain that is over cannot be drawn
-    further, so for more draws all begin again. A deadline is shared out among them.
+    further, so for more draws all begin again, and none can be gone on with later. A deadline is
+    shared out among them.
 
     Args:
         problem: What is sampled.
@@ -342,29 +537,8 @@ class OneByOne(Run):
             self.num_restarts, self._next_check = 0, FIRST_CHECK
             now = time.monotonic()
             self.deadline = now + (self._last - now) / (self._num_chains - chain)
-            self.integrator.start(self.chains, self._generator)
+            self._start()
             super().extend(num_draws)
             records.append(self.record)
             alive += self.alive
-        self.record, self.alive = _side_by_side(records, alive), alive
-
-
-def _side_by_side(records: Sequence[Recorder], alive: Sequence[bool]) -> Recorder:
-    """One record of chains that ran alone, as long as the shortest that lived.
-
-    What a lost chain did not draw is NaN.
-    """
-    living = [record for record, lived in zip(records, alive, strict=True) if lived] or records
-    length = min(map(len, living))
-    virials = [dict(record.virials) for record in records]
-    missing = torch.full_like(records[0].virials[0][1], math.nan)
-    joined = Recorder()
-    for draw in range(length):
-        drawn = [draw < len(record) for record in records]
-        pairs = list(zip(records, drawn, strict=True))
-        joined.losses.append([r.losses[draw][0] if there else math.nan for r, there in pairs])
-        joined.baselines.append([r.baselines[draw] if there else math.nan for r, there in pairs])
-        if draw % VIRIAL_EVERY == 0:
-            joined.virials.append((draw, torch.cat([v.get(draw, missing) for v in virials])))
-    joined.terms = [sums for record in living for sums in record.terms]
-    return joined
+        self.record, self.alive = Recorder.beside(records, alive), alive

@@ -10,12 +10,13 @@ thirteen models of known λ at 128 draws; for quick models that is up to √2 to
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from arviz_stats.base.array import array_stats
 from numpy.typing import NDArray
 
+from phasewatch.monitor.sampling.inflation import Inflation
 from phasewatch.monitor.types import EstimateStatus
 
 Draws = NDArray[np.float64]
@@ -27,9 +28,29 @@ nets at 128 draws): worth twice the draws, though no reason for a refusal."""
 
 MAX_RELATIVE_STDERR = 0.15
 MAX_DRIFT = 0.2
+MAX_INFLATION = 0.15
+"""Largest predicted share of λ̂ that is heat from the finite step or from minibatch noise."""
+
 MIN_SAMPLES_PER_LAMBDA = 4.0
 NUM_SIGMAS = 2.0
 """A check refuses only what is beyond its limit by more than this many of its own errors."""
+
+NOT_BY_DRAWS = frozenset({"probe", "inflated"})
+"""Weaknesses that more draws do not mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Descent:
+    """How far the first order at w* explains K = L − L(w*) on the chains.
+
+    Attributes:
+        gradient_norm: |∇L_n(w*)|.
+        first_order: nβ E[∇L_n(w*)·(w − w*)]. In a bowl with its bottom beside w* it is twice the
+            fall to the bottom, on a plane the whole of λ̂, at a saddle about zero.
+    """
+
+    gradient_norm: float = 0.0
+    first_order: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +65,8 @@ class Summary:
         virial: Mean of V.
         virial_stderr: Its standard error over chains.
         drift: |mean of the last half − mean of the last quarter| / |λ̂|.
+        inflation: Predicted excess of λ̂ from the finite step and from minibatch noise.
+        descent: What the first order at w* explains.
     """
 
     value: float
@@ -53,6 +76,8 @@ class Summary:
     virial: float
     virial_stderr: float
     drift: float
+    inflation: Inflation = field(default_factory=Inflation)
+    descent: Descent = field(default_factory=Descent)
 
     @property
     def relative_stderr(self) -> float:
@@ -60,13 +85,21 @@ class Summary:
         return self.stderr / max(abs(self.value), 1e-30)
 
 
-def summarise(excess: Draws, burnin: int, virial: Draws) -> Summary:
+def summarise(
+    excess: Draws,
+    burnin: int,
+    virial: Draws,
+    inflation: Inflation | None = None,
+    descent: Descent | None = None,
+) -> Summary:
     """Summary of nβ K along the chains.
 
     Args:
         excess: nβ (L − L(w*)) of the finite chains, shape (chains, draws), burn-in included.
         burnin: Draws to drop at the start of each chain.
         virial: V after burn-in, shape (chains, records).
+        inflation: Predicted excess of λ̂.
+        descent: What the first order at w* explains.
     """
     kept = excess[:, burnin:]
     value = float(kept.mean())
@@ -80,6 +113,8 @@ def summarise(excess: Draws, burnin: int, virial: Draws) -> Summary:
         virial=float(virial.mean()) if virial.size else math.nan,
         virial_stderr=_between(virial.mean(axis=1)) if virial.size else math.nan,
         drift=abs(half - late) / max(abs(value), 1e-30),
+        inflation=inflation or Inflation(),
+        descent=descent or Descent(),
     )
 
 
@@ -107,8 +142,18 @@ def _arviz(name: str, draws: Draws, **options: str) -> float:
 
 
 def weaknesses(summary: Summary, n_samples: int) -> dict[str, str]:
-    """What speaks against λ̂, by short name; more draws may mend all but "probe"."""
+    """What speaks against λ̂, by short name; see `NOT_BY_DRAWS` for those that stay."""
     found: dict[str, str] = {}
+    heat = summary.inflation
+    share = (heat.step + heat.batch) / max(summary.value, 1e-30)
+    if share > MAX_INFLATION:
+        cause, remedy = "the finite step", "lower step_size"
+        if heat.batch > heat.step:
+            cause, remedy = "minibatch noise", "lower step_size, or raise batch_size"
+        found["inflated"] = (
+            f"{share:.0%} of λ̂ is predicted to be heat, most of it from {cause} (limit "
+            f"{MAX_INFLATION:.0%}); {remedy}"
+        )
     if not summary.relative_stderr < MAX_RELATIVE_STDERR:
         found["stderr"] = (
             f"relative standard error {summary.relative_stderr:.2f} is not below "
@@ -140,6 +185,18 @@ def is_negative(summary: Summary) -> bool:
     return summary.value + NUM_SIGMAS * summary.stderr < 0.0
 
 
+def _cause_of_fall(summary: Summary) -> str:
+    """Which order of the loss at w* the chains fell along."""
+    norm, first = summary.descent.gradient_norm, summary.descent.first_order
+    told = f"gradient norm {norm:.2g} nats; nβ ∇L(w*)·(w − w*) = {first:.3g} on the chains"
+    if first <= summary.value / 2:
+        return f"they still move downhill ({told})"
+    return (
+        f"the slope at w* does not explain it ({told}): the loss curves downwards, as at a saddle "
+        "or at the edge of a steeper fall"
+    )
+
+
 def judge(
     summary: Summary | None, n_samples: int, num_diverged: int, num_chains: int
 ) -> tuple[EstimateStatus, str]:
@@ -155,7 +212,7 @@ def judge(
     if is_negative(summary):
         low = (
             f"λ̂ = {summary.value:.3g} ± {summary.stderr:.2g} is below zero: the weights are not a "
-            "local minimum of the probe loss (training still moves downhill)"
+            f"local minimum of the probe loss; {_cause_of_fall(summary)}"
         )
         return EstimateStatus.NEGATIVE, "; ".join([*lost, low])
     texts = [*lost, *weaknesses(summary, n_samples).values()]

@@ -39,6 +39,17 @@ class Evaluation:
     terms: Tensor
     batch_losses: Tensor
 
+    def split(self, sizes: Sequence[int]) -> list[Evaluation]:
+        """Of the first chains, the next, and so on; views."""
+        parts = zip(
+            self.loss.split(list(sizes)),
+            self.grad.split(list(sizes)),
+            self.terms.split(list(sizes)),
+            self.batch_losses.split(list(sizes), dim=1),
+            strict=True,
+        )
+        return [Evaluation(*part) for part in parts]
+
 
 class Engine(Protocol):
     """Evaluates one probe batch at the points of some chains.

@@ -1,11 +1,12 @@
 """Steps of the chains. Each scheme moves all chains at once, on flat buffers of shape (chains, d).
 
-Both target p(x) ∝ exp(−U(x)) with ∇U = nβ ∇L_n(w* + x) + γ x.
+All target p(x) ∝ exp(−U(x)) with ∇U = nβ ∇L_n(w* + x) + γ x.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +21,7 @@ class Chains:
     Attributes:
         x: Displacements w − w*, shape (chains, d). Kept apart from w: near w* they are small, and
             would lose their digits in the sum.
-        velocity: Velocities of the underdamped scheme, shape (chains, d).
+        velocity: Velocities of an underdamped scheme, or a scheme's other state, shape (chains, d).
     """
 
     x: Tensor
@@ -32,13 +33,28 @@ class Chains:
         return cls(x, torch.zeros_like(x))
 
 
+Work = Callable[[Chains, Tensor], Tensor]
+"""Of the chains after a step, and ∇U there, shape (chains, d): what a Metropolis test adds to the
+energies, shape (chains,), in double."""
+
+
 class Integrator(Protocol):
-    """One sampling scheme."""
+    """One sampling scheme.
+
+    Attributes:
+        name: As the configuration calls it.
+        exact_on_quadratics: The stationary variance of x is exact there for every stable step.
+    """
 
     name: str
+    exact_on_quadratics: bool
 
     def start(self, chains: Chains, generator: torch.Generator) -> None:
         """Put the chains at w*."""
+        ...
+
+    def refresh(self, chains: Chains, generator: torch.Generator) -> None:
+        """Draw what chains in equilibrium hold beside their points."""
         ...
 
     def set_curvature(self, kappa: float) -> None:
@@ -47,6 +63,22 @@ class Integrator(Protocol):
 
     def advance(self, chains: Chains, grad: Tensor, generator: torch.Generator) -> None:
         """One step, given ∇L_n at the present points."""
+        ...
+
+    def watch(self, chains: Chains, force: Tensor) -> Work:
+        """Watch the coming step, for `acceptance`.
+
+        Args:
+            chains: Before the step.
+            force: ∇U there, shape (chains, d).
+
+        Returns:
+            log r − U(x) + U(x') of the step, as a function of where it ends.
+        """
+        ...
+
+    def metric(self, chains: Chains) -> Tensor | None:
+        """Diagonal metric P of the present step, shape (chains, d); None is the identity."""
         ...
 
     @property
@@ -84,6 +116,7 @@ class Baoab:
     """
 
     name = "baoab"
+    exact_on_quadratics = True
     FRACTION = 0.4
     """Share of the stability limit h √κ = 2."""
 
@@ -129,6 +162,10 @@ class Baoab:
         chains.x.zero_()
         chains.velocity.normal_(0.0, math.sqrt(2.0), generator=generator)
 
+    def refresh(self, chains: Chains, generator: torch.Generator) -> None:
+        """Velocities of equilibrium."""
+        chains.velocity.normal_(generator=generator)
+
     def advance(self, chains: Chains, grad: Tensor, generator: torch.Generator) -> None:
         """One step of all chains."""
         h = self._step
@@ -142,6 +179,48 @@ class Baoab:
             x.add_(v, alpha=h / 2)
             torch.add(noise, v, alpha=c, out=v)
             x.add_(v, alpha=h / 2)
+
+    def watch(self, chains: Chains, force: Tensor) -> Work:
+        """(h/2) (p·G + q·G') + (h²/8) (|G|² − |G'|²), p = v − h G and q around the friction."""
+        h = self._step
+        left = h / 2 * _dot(chains.velocity, force) - 3 / 8 * h**2 * _dot(force, force)
+
+        def work(chains: Chains, force: Tensor) -> Tensor:
+            return left + h / 2 * _dot(chains.velocity, force) - h**2 / 8 * _dot(force, force)
+
+        return work
+
+    def metric(self, chains: Chains) -> None:  # noqa: ARG002
+        """Unit mass."""
+        return
+
+
+class LeimkuhlerMatthews(Baoab):
+    """Leimkuhler & Matthews 2013: an overdamped step whose noise averages two neighbours.
+
+        w ← w − (ε/2) [nβ ĝ(w) + γ (w − w*)] + √ε (ξ_t + ξ_{t+1})/2
+
+    It is BAOAB with h = √ε in the limit of infinite friction, at the cost of an Euler step, and
+    like it exact on a quadratic. It holds no energy for long, so minibatch noise heats it as it
+    heats SGLD and no more.
+
+    Args:
+        n_beta: nβ.
+        localization: γ.
+        step: ε; None sets ε = 4 s²/κ with s = `FRACTION`.
+    """
+
+    name = "lm"
+    FRACTION = 0.45
+
+    def __init__(self, n_beta: float, localization: float, step: float | None = None) -> None:
+        root = None if step is None else math.sqrt(step)
+        super().__init__(n_beta, localization, friction=math.inf, step=root)
+
+    def start(self, chains: Chains, generator: torch.Generator) -> None:
+        """All chains at w*; the velocities hold the first noise."""
+        chains.x.zero_()
+        self.refresh(chains, generator)
 
 
 class Sgld:
@@ -158,6 +237,7 @@ class Sgld:
     """
 
     name = "sgld"
+    exact_on_quadratics = False
     FRACTION = 0.1
     """Share of the step ε = 2/κ: the stiffest direction is inflated by 5 %, others by less."""
 
@@ -181,6 +261,9 @@ class Sgld:
         """All chains at w*."""
         chains.x.zero_()
 
+    def refresh(self, chains: Chains, generator: torch.Generator) -> None:
+        """There is nothing."""
+
     def advance(self, chains: Chains, grad: Tensor, generator: torch.Generator) -> None:
         """One step of all chains."""
         step = self._step
@@ -188,6 +271,65 @@ class Sgld:
             noise = torch.empty_like(x).normal_(0.0, math.sqrt(step), generator=generator)
             noise.add_(x, alpha=1.0 - step * self._localization / 2)
             torch.add(noise, g, alpha=-step * self._n_beta / 2, out=x)
+
+    def watch(self, chains: Chains, force: Tensor) -> Work:
+        """½ (x' − x)·(G + G') − (ε/8) (G'·PG' − G·PG)."""
+        step, start, before = self._step, chains.x.clone(), force
+
+        def work(chains: Chains, force: Tensor) -> Tensor:
+            metric = self.metric(chains)
+            weight = 1.0 if metric is None else metric
+            squares = _dot(force * weight, force) - _dot(before * weight, before)
+            return _dot(chains.x - start, before + force) / 2 - step / 8 * squares
+
+        return work
+
+    def metric(self, chains: Chains) -> Tensor | None:  # noqa: ARG002
+        """The identity."""
+        return None
+
+
+class RmspropSgld(Sgld):
+    """SGLD preconditioned by the running size of the gradient (pSGLD; Li et al. 2016).
+
+        V ← α V + (1 − α) ĝ²,   P = 1/(√V + a),   V = 0 at the start
+        w ← w − (ε/2) P [nβ ĝ(w) + γ (w − w*)] + √(εP) ξ
+
+    Conventions are those of devinterp: ĝ is the gradient of the mean loss without the
+    localization, and a = 0.1, α = 0.99. The term with the derivative of P is left out, as
+    everywhere in the literature: P changes slowly, and the density is the target's up to that.
+    """
+
+    name = "rmsprop_sgld"
+    DECAY, DAMPING = 0.99, 0.1
+
+    def start(self, chains: Chains, generator: torch.Generator) -> None:
+        """All chains at w*, V = 0."""
+        super().start(chains, generator)
+        chains.velocity.zero_()
+
+    def advance(self, chains: Chains, grad: Tensor, generator: torch.Generator) -> None:
+        """One step of all chains; `velocity` holds V."""
+        step = self._step
+        for x, g, square in _blocks(chains.x, grad, chains.velocity):
+            square.mul_(self.DECAY).addcmul_(g, g, value=1 - self.DECAY)
+            metric = self._metric(square)
+            noise = torch.empty_like(x).normal_(0.0, math.sqrt(step), generator=generator)
+            force = (g * (-step * self._n_beta / 2)).add_(x, alpha=-step * self._localization / 2)
+            x.add_(noise.mul_(metric.sqrt()).addcmul_(force, metric))
+
+    def metric(self, chains: Chains) -> Tensor:
+        """P."""
+        return self._metric(chains.velocity)
+
+    def _metric(self, square: Tensor) -> Tensor:
+        return square.sqrt().add_(self.DAMPING).reciprocal_()
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """Scalar products of the rows, in double: energies are compared with them."""
+    product: Tensor = torch.linalg.vecdot(left, right)
+    return product.double()
 
 
 BLOCK, ACCELERATOR_BLOCK = 1 << 16, 1 << 24

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +17,26 @@ from phasewatch.monitor.errors import RefusedError
 from phasewatch.monitor.isolation import guard, measure_context
 from phasewatch.monitor.sampling import diagnostics, estimators
 from phasewatch.monitor.sampling.burnin import plateau
-from phasewatch.monitor.sampling.chains import MIN_DRAWS, OneByOne, Run
+from phasewatch.monitor.sampling.chains import MIN_DRAWS, OneByOne, Run, extend_together
 from phasewatch.monitor.sampling.choice import Verdicts
 from phasewatch.monitor.sampling.diagnostics import Summary
-from phasewatch.monitor.sampling.integrators import Baoab, Integrator, Sgld
-from phasewatch.monitor.sampling.memory import plan_memory
+from phasewatch.monitor.sampling.integrators import (
+    Baoab,
+    Integrator,
+    LeimkuhlerMatthews,
+    RmspropSgld,
+    Sgld,
+)
+from phasewatch.monitor.sampling.memory import Plan, plan_memory
 from phasewatch.monitor.sampling.pointwise import pointwise
 from phasewatch.monitor.sampling.posterior import Problem, pose
+from phasewatch.monitor.sampling.restrictions import (
+    Restriction,
+    Selection,
+    mask_of,
+    names_of,
+    resolve,
+)
 from phasewatch.monitor.types import Estimate, EstimateStatus, LossFn, MeasureContext
 
 logger = logging.getLogger("phasewatch.monitor.sampling")
@@ -37,6 +50,11 @@ WARM_SHARE = 0.5
 
 MAX_WARM_BYTES = 2**28
 """Chains larger than this are not kept between two measurements."""
+
+OVERDAMPED: Mapping[str, Callable[[float, float, float | None], Integrator]] = {
+    kind.name: kind for kind in (Sgld, RmspropSgld, LeimkuhlerMatthews)
+}
+"""Schemes without velocities, by name: they take (nβ, γ, ε)."""
 
 
 @dataclass(slots=True)
@@ -65,7 +83,7 @@ def estimate_llc(
     *,
     n_samples: int,
     config: SamplerConfig | None = None,
-    parameters: Sequence[str] | None = None,
+    parameters: Restriction = None,
 ) -> Estimate:
     """Estimate the local learning coefficient of `model` where it stands.
 
@@ -79,11 +97,13 @@ def estimate_llc(
     Args:
         model: The model at w*.
         batches: The probe: batches as `loss_fn` takes them. All of them together are one data
-            set; how it is cut does not change the result.
+            set; how it is cut does not change the result. Batches of a part of the data give the
+            data-refined coefficient of that part; compare parts at the same nβ.
         loss_fn: `loss_fn(model, batch)` -> per-sample losses (B,), or their mean, in nats.
         n_samples: n, the number of terms that the loss averages over all batches.
         config: How to sample; the defaults need no tuning.
-        parameters: Names or shell patterns; restricts sampling to these, the rest stay at w*.
+        parameters: Restricts sampling to a part of the weights, the rest stay at w*: names or
+            shell patterns, modules, or masks by name; see `restrictions`.
 
     Returns:
         The estimate with its error, diagnostics and status. One that did not converge is marked.
@@ -103,7 +123,43 @@ def estimate_llc(
         >>> estimate.status.value, abs(estimate.lambda_hat - 2.0) < 4 * estimate.lambda_stderr
         ('ok', True)
     """
+    restrictions = {"": parameters}
+    return estimate_refined_llc(
+        model, batches, loss_fn, restrictions, n_samples=n_samples, config=config
+    )[""]
+
+
+def estimate_refined_llc(
+    model: nn.Module,
+    batches: Sequence[Any],
+    loss_fn: LossFn,
+    restrictions: Mapping[str, Restriction],
+    *,
+    n_samples: int,
+    config: SamplerConfig | None = None,
+) -> dict[str, Estimate]:
+    """Estimate the weight-refined LLC of several parts of one model (Wang et al. 2024).
+
+    Each part has chains of its own. Where all of them fit into memory side by side, they get their
+    gradients from one vectorised call.
+
+    Args:
+        model: The model at w*; see `estimate_llc`.
+        batches: The probe.
+        loss_fn: `loss_fn(model, batch)`.
+        restrictions: Parts by name, each as `parameters` of `estimate_llc`; None is the whole.
+        n_samples: n.
+        config: How to sample. The seed is that of all parts together.
+
+    Returns:
+        Estimates by name. The duration of each is its share of the whole.
+
+    Raises:
+        RefusedError: It cannot be measured safely; says why and what to do.
+        MeasurementError: The loss at w* is not finite.
+    """
     config = config or SamplerConfig()
+    selections = {name: resolve(model, part) for name, part in restrictions.items()}
     with guard(model, seed=config.seed):
         context = measure_context(
             model,
@@ -114,14 +170,14 @@ def estimate_llc(
             seed=config.seed,
             lend=True,
         )
-        return measure_llc(context, config, parameters=parameters)
+        return measure_refined_llc(context, config, selections)
 
 
 def measure_llc(
     context: MeasureContext,
     config: SamplerConfig,
     *,
-    parameters: Sequence[str] | None = None,
+    parameters: Selection = None,
     memory: Memory | None = None,
 ) -> Estimate:
     """Estimate the LLC of a copied model. Draws from `context.generator` only.
@@ -129,44 +185,117 @@ def measure_llc(
     Args:
         context: What to measure, and by when.
         config: How to sample.
-        parameters: Names or shell patterns of the parameters to sample; None takes all.
+        parameters: Names, shell patterns or masks of the parameters to sample; None takes all.
         memory: What an earlier measurement learnt; filled by this one.
 
     Raises:
         RefusedError: It cannot be measured safely; says why and what to do.
         MeasurementError: The loss at w* is not finite.
     """
+    memories = None if memory is None else {"": memory}
+    return measure_refined_llc(context, config, {"": parameters}, memories)[""]
+
+
+def measure_refined_llc(
+    context: MeasureContext,
+    config: SamplerConfig,
+    selections: Mapping[str, Selection],
+    memories: Mapping[str, Memory] | None = None,
+) -> dict[str, Estimate]:
+    """Estimate the LLC of parts of a copied model. Draws from `context.generator` only.
+
+    Args:
+        context: What to measure, and by when.
+        config: How to sample.
+        selections: Parts by name.
+        memories: What an earlier measurement of each part learnt; filled by this one.
+
+    Raises:
+        RefusedError: It cannot be measured safely; says why and what to do.
+        MeasurementError: The loss at w* is not finite.
+    """
+    if not selections:
+        raise RefusedError("there are no restrictions; name at least one part of the model")
+    keeps_chains = memories is not None and config.warm_start
+    if memories is None:
+        memories = {name: Memory() for name in selections}
+    if len(selections) > 1 and not _fit_together(context, config, selections):
+        return {
+            name: _measured(context, config, {name: part}, memories, keeps_chains)[name]
+            for name, part in selections.items()
+        }
+    return _measured(context, config, selections, memories, keeps_chains)
+
+
+def _plan(
+    context: MeasureContext, config: SamplerConfig, selections: Sequence[Selection]
+) -> tuple[Problem, Plan]:
+    """The problem of all these parts together, and how its chains fit into memory."""
+    touched = {name for part in selections for name in names_of(context.params, part)}
+    problem = pose(context, sorted(touched))
+    return problem, plan_memory(problem, config, len(selections))
+
+
+def _fit_together(
+    context: MeasureContext, config: SamplerConfig, selections: Mapping[str, Selection]
+) -> bool:
+    """Whether one vmap can hold the chains of all parts; less would save nothing."""
+    try:
+        _, plan = _plan(context, config, list(selections.values()))
+    except RefusedError:  # too large together; each alone may fit, or says why not
+        return False
+    return plan.width == len(selections) * config.num_chains
+
+
+def _measured(
+    context: MeasureContext,
+    config: SamplerConfig,
+    selections: Mapping[str, Selection],
+    memories: Mapping[str, Memory],
+    keeps_chains: bool,
+) -> dict[str, Estimate]:
+    """All parts side by side."""
     started = time.monotonic()
-    keeps_chains = memory is not None and config.warm_start
-    memory = memory if memory is not None else Memory()
-    problem = pose(context, parameters)
     n_beta = _n_beta(context, config)
-    plan = plan_memory(problem, config)
-    engine = memory.verdicts.engine_for(problem, plan)
-    run = (OneByOne if engine.name == "inplace" else Run)(
-        problem,
-        engine,
-        _integrator(config, n_beta),
-        n_beta=n_beta,
-        localization=config.localization,
-        generator=context.generator,
-        adaptive=config.step_size is None,
-        num_chains=config.num_chains,
-        pick=_picker(problem, config, context.generator),
-        deadline=started + context.deadline_seconds,
-    )
+    problem, plan = _plan(context, config, list(selections.values()))
+    engine = memories[next(iter(selections))].verdicts.engine_for(problem, plan)
+    pick = _picker(problem, config, context.generator)
+    runs = {
+        name: (OneByOne if engine.name == "inplace" else Run)(
+            problem,
+            engine,
+            _integrator(config, n_beta),
+            n_beta=n_beta,
+            localization=config.localization,
+            generator=context.generator,
+            adaptive=config.step_size is None,
+            num_chains=config.num_chains,
+            mask=mask_of(problem.layout, part, problem.device),
+            pick=pick,
+            control=config.scheme == "lm",
+            deadline=started + context.deadline_seconds,
+        )
+        for name, part in selections.items()
+    }
     with engine.session():
-        run.prepare(memory.sharpest, memory.sharpness)
-        if memory.displacement is not None:
-            run.resume(memory.displacement, memory.heat)
-        summary, burnin = _sample(run, config, context.n_samples)
-        estimate = _estimate(context, config, run, summary, burnin, started)
-        memory.displacement = None
-        if keeps_chains and _sound(run, estimate):
-            memory.displacement, memory.heat = run.chains.x, run.heat()
-    if run.latest is not None:
-        memory.sharpest, memory.sharpness = run.latest.top.clone(), run.sharpness
-    return estimate
+        for name, run in runs.items():
+            memory = memories[name]
+            run.prepare(memory.sharpest, memory.sharpness)
+            if memory.displacement is not None:
+                run.resume(memory.displacement, memory.heat)
+        judged = _sample(list(runs.values()), config, context.n_samples)
+        seconds = (time.monotonic() - started) / len(runs)
+        estimates = {}
+        for (name, run), (summary, burnin) in zip(runs.items(), judged, strict=True):
+            estimate = _estimate(context, config, run, summary, burnin, seconds)
+            memories[name].displacement = None
+            if keeps_chains and _sound(run, estimate):
+                memories[name].displacement, memories[name].heat = run.chains.x, run.heat()
+            if run.latest is not None:
+                memories[name].sharpest = run.latest.top.clone()
+                memories[name].sharpness = run.sharpness
+            estimates[name] = estimate
+    return estimates
 
 
 def _sound(run: Run, estimate: Estimate) -> bool:
@@ -187,7 +316,7 @@ def check_llc(
     context: MeasureContext,
     config: SamplerConfig,
     *,
-    parameters: Sequence[str] | None = None,
+    parameters: Selection = None,
     memory: Memory | None = None,
 ) -> None:
     """Everything that `measure_llc` may refuse, without running a chain.
@@ -197,10 +326,10 @@ def check_llc(
         MeasurementError: The loss at w* is not finite.
     """
     memory = memory if memory is not None else Memory()
-    problem = pose(context, parameters)
     _n_beta(context, config)
+    problem, plan = _plan(context, config, [parameters])
+    mask_of(problem.layout, parameters, problem.device)
     _picker(problem, config, context.generator)
-    plan = plan_memory(problem, config)
     memory.verdicts.engine_for(problem, plan)
 
 
@@ -215,8 +344,8 @@ def _n_beta(context: MeasureContext, config: SamplerConfig) -> float:
 
 def _integrator(config: SamplerConfig, n_beta: float) -> Integrator:
     step = config.step_size
-    if config.scheme == "sgld":
-        return Sgld(n_beta, config.localization, step)
+    if config.scheme in OVERDAMPED:
+        return OVERDAMPED[config.scheme](n_beta, config.localization, step)
     return Baoab(
         n_beta,
         config.localization,
@@ -235,7 +364,7 @@ def _picker(
     if config.scheme == "baoab":
         raise RefusedError(
             f"batch_size={wanted} with scheme='baoab': underdamped chains heat up on noisy "
-            "gradients; leave batch_size out, or take scheme='sgld'"
+            "gradients; leave batch_size out, or take scheme='lm'"
         )
     device = generator.device
 
@@ -247,26 +376,54 @@ def _picker(
     return pick
 
 
-def _sample(run: Run, config: SamplerConfig, n_samples: int) -> tuple[Summary | None, int]:
-    """Draw; then draw on while more draws could mend the estimate and there is time for it."""
-    target = _first_look(config, run.warm)
+def _sample(
+    runs: Sequence[Run], config: SamplerConfig, n_samples: int
+) -> list[tuple[Summary | None, int]]:
+    """Draw; then draw on while more draws could mend an estimate and there is time for it.
+
+    Returns:
+        For each run, what its draws say, and how many were dropped as burn-in.
+    """
+    targets = [_first_look(config, run.warm) for run in runs]
     while True:
-        run.extend(target)
-        burnin = _burnin(run, config)
-        summary = _summarise(run, burnin)
-        if summary is None or len(run.record) < target:
-            return summary, burnin
-        wanted = max(
-            _draws_wanted(summary, n_samples, config, target), _first_look(config, run.warm)
-        )
-        if wanted <= target:
-            return summary, burnin
-        target = wanted
+        _extend(runs, targets)
+        judged = [_judged(run, config) for run in runs]
+        wanted = [
+            _wanted(run, summary, n_samples, config, target)
+            for run, (summary, _), target in zip(runs, judged, targets, strict=True)
+        ]
+        if wanted == targets:
+            return judged
+        targets = wanted
+
+
+def _extend(runs: Sequence[Run], targets: Sequence[int]) -> None:
+    if not isinstance(runs[0], OneByOne):
+        extend_together(runs, targets)
+        return
+    for run, target in zip(runs, targets, strict=True):
+        if len(run.record) < target:
+            run.extend(target)
+
+
+def _judged(run: Run, config: SamplerConfig) -> tuple[Summary | None, int]:
+    burnin = _burnin(run, config)
+    return _summarise(run, burnin), burnin
+
+
+def _wanted(
+    run: Run, summary: Summary | None, n_samples: int, config: SamplerConfig, drawn: int
+) -> int:
+    """Draws that this run shall have; `drawn` if it is done."""
+    if summary is None or len(run.record) < drawn:  # lost, or out of time
+        return drawn
+    more = _draws_wanted(summary, n_samples, config, drawn)
+    return max(drawn, more, _first_look(config, run.warm))
 
 
 def _draws_wanted(summary: Summary, n_samples: int, config: SamplerConfig, drawn: int) -> int:
     """How many draws would mend the estimate; `drawn` or less if none would."""
-    weak = diagnostics.weaknesses(summary, n_samples).keys() - {"probe"}
+    weak = diagnostics.weaknesses(summary, n_samples).keys() - diagnostics.NOT_BY_DRAWS
     if diagnostics.is_negative(summary):
         return 0
     if not weak:
@@ -292,7 +449,11 @@ def _summarise(run: Run, burnin: int) -> Summary | None:
         return None
     alive = run.alive
     return diagnostics.summarise(
-        run.n_beta * run.record.excess()[alive], burnin, run.record.virial(burnin)[alive]
+        run.n_beta * run.record.excess()[alive],
+        burnin,
+        run.record.virial.after(burnin, alive),
+        run.inflation(burnin),
+        run.descent(burnin),
     )
 
 
@@ -302,7 +463,7 @@ def _estimate(
     run: Run,
     summary: Summary | None,
     burnin: int,
-    started: float,
+    seconds: float,
 ) -> Estimate:
     num_chains, num_diverged = len(run.alive), run.alive.count(False)
     status, reason = diagnostics.judge(summary, context.n_samples, num_diverged, num_chains)
@@ -336,6 +497,9 @@ def _estimate(
         num_resets=run.num_resets,
         virial=summary.virial if summary else nan,
         drift=summary.drift if summary else nan,
+        step_inflation=summary.inflation.step if summary else nan,
+        batch_inflation=summary.inflation.batch if summary else nan,
+        acceptance=run.acceptance(burnin),
         sharpness=run.sharpness,
         sampler=config.scheme,
         engine=run.engine.name,
@@ -343,5 +507,5 @@ def _estimate(
         probe_mode=context.probe_mode,
         status=status,
         reason=reason,
-        duration_seconds=time.monotonic() - started,
+        duration_seconds=seconds,
     )

@@ -13,7 +13,10 @@ The five are displacement, velocity, sharpest direction, and two gradients while
 measured. Then, for the chains that are evaluated together: their weights, the gradient of each
 parameter, and these joined; and w* once more, flat. In place the weights are moved where they
 are, so only the gradient of the largest parameter (G) is added, and W where no weights are lent.
-A probe of several batches adds one gradient of the chains that are evaluated together.
+A probe of several batches adds one gradient of the chains that are evaluated together. With
+minibatches, "lm" keeps the gradient of each of the probe's M batches at w*: M S more. Where the
+chains of R restrictions share their gradients, C is R times as large. Between two measurements of
+a live run the displacements stay: C S.
 """
 
 from __future__ import annotations
@@ -49,16 +52,23 @@ class Plan:
     reason: str = field(default="", compare=False)
 
 
-def plan_memory(problem: Problem, config: SamplerConfig) -> Plan:
+def plan_memory(problem: Problem, config: SamplerConfig, num_restrictions: int = 1) -> Plan:
     """Choose the fastest engine that fits into `config.max_bytes`.
 
     In this order: all chains in one vmap, some at a time, a loop over chains, chains in place.
+
+    Args:
+        problem: What is sampled.
+        config: How.
+        num_restrictions: Restrictions that share their gradients, each with chains of its own.
 
     Raises:
         RefusedError: Nothing that `config.engine` allows fits.
     """
     limit = config.max_bytes or int(FREE_SHARE * free_bytes(problem.device))
-    wanted, num_chains = config.engine, config.num_chains
+    if config.scheme == "lm" and config.batch_size is not None:
+        limit -= len(problem.batches) * problem.state_bytes
+    wanted, num_chains = config.engine, num_restrictions * config.num_chains
     said = "the configuration asks for it" if wanted != "auto" else ""
     smallest = inplace_bytes(problem)
     if wanted in ("auto", "vmap"):

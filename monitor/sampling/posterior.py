@@ -12,7 +12,6 @@ bf16.
 from __future__ import annotations
 
 import copy
-import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -223,12 +222,12 @@ def checked_terms(losses: Any) -> Tensor:
     return losses.reshape(-1)
 
 
-def pose(context: MeasureContext, parameters: Sequence[str] | None = None) -> Problem:
+def pose(context: MeasureContext, names: Sequence[str] | None = None) -> Problem:
     """Put together the problem of a measurement, and check that it can be measured.
 
     Args:
         context: Model copy, weights, loss and probe.
-        parameters: Names or shell patterns of the parameters to sample; None takes all of them.
+        names: Parameters to sample, the rest stay at w*; None takes all.
 
     Raises:
         RefusedError: No loss, no data, no parameters, or a batch that the loss cannot take.
@@ -238,7 +237,14 @@ def pose(context: MeasureContext, parameters: Sequence[str] | None = None) -> Pr
         raise RefusedError("there is no probe loss; give loss_fn=, or a method probe_loss(batch)")
     if len(context.batches) == 0:
         raise RefusedError("the probe has no batches; give it at least one")
-    chosen, frozen = _select(context.params, parameters)
+    if not context.params:
+        raise RefusedError(
+            "the model has no parameters that require gradients; set requires_grad on those whose "
+            "learning coefficient is wanted"
+        )
+    kept = set(context.params if names is None else names)
+    chosen = {name: tensor for name, tensor in context.params.items() if name in kept}
+    frozen = {name: tensor for name, tensor in context.params.items() if name not in kept}
     problem = Problem(
         loss=ProbeLoss(context.model, context.loss_fn),
         layout=Layout.of(context.model, chosen),
@@ -252,28 +258,6 @@ def pose(context: MeasureContext, parameters: Sequence[str] | None = None) -> Pr
         lent=context.lent,
     )
     return _inspected(problem)
-
-
-def _select(
-    params: Mapping[str, Tensor], patterns: Sequence[str] | None
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    if not params:
-        raise RefusedError(
-            "the model has no parameters that require gradients; set requires_grad on those whose "
-            "learning coefficient is wanted"
-        )
-    if patterns is None:
-        return dict(params), {}
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    for pattern in patterns:
-        if not fnmatch.filter(params, pattern):
-            raise RefusedError(
-                f"parameters= names {pattern!r}, which matches none of {', '.join(params)}"
-            )
-    kept = {n: t for n, t in params.items() if any(fnmatch.fnmatchcase(n, p) for p in patterns)}
-    if not kept:
-        raise RefusedError("parameters= is empty; name at least one, or give None for all")
-    return kept, {name: tensor for name, tensor in params.items() if name not in kept}
 
 
 def _prefixed(context: MeasureContext, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,7 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from phasewatch.monitor.sampling import estimate_llc
+from phasewatch.monitor.sampling.closed_forms import Quadratic
 from phasewatch.monitor.sampling.diagnostics import judge, standard_error, summarise, weaknesses
 from phasewatch.monitor.types import EstimateStatus
 
@@ -86,3 +89,33 @@ def test_a_noisy_virial_of_a_tiny_model_is_not_held_against_it():
     noisy = np.array([[0.2], [0.1], [1.6], [0.0]])
     summary = summarise(chains(), 32, noisy)
     assert "virial" not in weaknesses(summary, 1000)
+
+
+def bowl_beside(model_center, start, n_samples=1000):
+    """λ̂ of K = ½ Σ (w − c)² measured at `start`, away from c."""
+    model = Quadratic([1.0] * 20)
+    with torch.no_grad():
+        model.w.fill_(start)
+
+    def loss(module, batch):
+        return 0.5 * (module.w - model_center).square().sum().expand(len(batch))
+
+    return estimate_llc(model, [torch.zeros(4, 1)], loss, n_samples=n_samples)
+
+
+def test_a_fall_down_a_slope_names_the_gradient():
+    estimate = bowl_beside(0.0, 1.0)
+    assert estimate.status is EstimateStatus.NEGATIVE
+    assert "still move downhill (gradient norm 4.5" in estimate.reason
+
+
+def test_a_fall_from_a_saddle_names_the_curvature():
+    model = Quadratic([1.0] * 20)
+
+    def loss(module, batch):
+        squares = module.w.square()
+        return (squares.square() - squares).sum().expand(len(batch))
+
+    estimate = estimate_llc(model, [torch.zeros(4, 1)], loss, n_samples=1000)
+    assert estimate.status is EstimateStatus.NEGATIVE
+    assert "curves downwards" in estimate.reason

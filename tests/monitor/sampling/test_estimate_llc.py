@@ -201,16 +201,15 @@ def test_a_step_that_is_far_too_long_is_marked_diverged(model, data, loss):
 def test_one_diverged_chain_is_excluded_and_the_estimate_is_marked(context_of, model, data, quick):
     from phasewatch.monitor.sampling import chains
 
-    original = chains.Run._evaluate
+    original = chains.Run.receive
 
-    def poisoned(run, x, indices):
-        found = original(run, x, indices)
+    def poisoned(run, found, *arguments):
         if len(run.record) == 20:
             found.loss[1] = float("nan")
-        return found
+        original(run, found, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chains.Run, "_evaluate", poisoned)
+        patch.setattr(chains.Run, "receive", poisoned)
         estimate = measure_llc(context_of(model, [data]), quick(step_size=1e-4))
     assert estimate.num_diverged == 1
     assert estimate.chain_loss.shape[0] == 3
@@ -222,18 +221,17 @@ def test_one_diverged_chain_is_excluded_and_the_estimate_is_marked(context_of, m
 def test_a_blow_up_restarts_with_a_shorter_step(context_of, model, data, quick):
     from phasewatch.monitor.sampling import chains
 
-    original, poison = chains.Run._evaluate, [True]
+    original, poison = chains.Run.receive, [True]
 
-    def poisoned(run, x, indices):
-        found = original(run, x, indices)
+    def poisoned(run, found, *arguments):
         if len(run.record) == 20 and poison:
             poison.pop()
             found.loss[1] = float("inf")
-        return found
+        original(run, found, *arguments)
 
     calm = measure_llc(context_of(model, [data]), quick())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chains.Run, "_evaluate", poisoned)
+        patch.setattr(chains.Run, "receive", poisoned)
         estimate = measure_llc(context_of(model, [data]), quick())
     assert estimate.num_resets == 1
     assert estimate.num_diverged == 0
@@ -325,7 +323,7 @@ class TestRefusals:
 
     def test_minibatches_with_underdamped_chains(self, model, data, loss, quick):
         halves = list(zip(*(part.split(100) for part in data), strict=True))
-        with pytest.raises(RefusedError, match="sgld"):
+        with pytest.raises(RefusedError, match="scheme='lm'"):
             estimate_llc(model, halves, loss, n_samples=200, config=quick(batch_size=1))
 
     def test_too_little_memory(self, model, data, loss, quick):

@@ -45,12 +45,33 @@ def test_sgld_sums_the_factors_over_curvatures():
     assert value == pytest.approx(truth, rel=5e-3)
 
 
+@pytest.mark.parametrize("scheme", ["baoab", "lm"])
 @pytest.mark.parametrize("share_of_stability_limit", [0.2, 0.4, 0.8])
-def test_baoab_is_exact_for_every_stable_step(share_of_stability_limit):
+def test_baoab_and_lm_are_exact_for_every_stable_step(scheme, share_of_stability_limit):
     kappa = 10.0 * 2.0 + 5.0
     step = 2 * share_of_stability_limit / kappa**0.5
-    value, _ = measured([2.0], n_beta=10.0, localization=5.0, step_size=step**2)
+    value, _ = measured([2.0], scheme=scheme, n_beta=10.0, localization=5.0, step_size=step**2)
     assert value == pytest.approx(0.4, rel=5e-3)
+
+
+def test_a_preconditioned_step_is_inflated_by_the_euler_factor_of_its_metric():
+    # At these gradients V settles at E[ĝ²]; P = 1/(√V + 0.1) follows from the variance itself.
+    step, n_beta, gamma, h = 0.02, 10.0, 5.0, 2.0
+    value, estimate = measured(
+        [h],
+        scheme="rmsprop_sgld",
+        n_beta=n_beta,
+        localization=gamma,
+        step_size=step,
+        num_draws=1000,
+    )
+    kappa, variance = n_beta * h + gamma, 0.04
+    for _ in range(20):
+        metric = 1 / (h * variance**0.5 + 0.1)
+        variance = 1 / (kappa * (1 - step * metric * kappa / 4))
+    assert value == pytest.approx(n_beta * h * variance / 2, rel=0.02)
+    plain = n_beta * h / (2 * kappa)
+    assert estimate.step_inflation / COPIES == pytest.approx(value - plain, rel=0.3)
 
 
 @pytest.mark.parametrize(

@@ -94,16 +94,15 @@ def test_a_blow_up_of_warm_chains_starts_them_cold(measure, monkeypatch):
 
     memory = Memory()
     measure(memory)
-    whole, poison = chains.Run._evaluate, [True] * 2
+    whole, poison = chains.Run.receive, [True] * 2
 
-    def poisoned(self, x, indices):
-        found = whole(self, x, indices)
+    def poisoned(self, found, *arguments):
         if self.warm and len(self.record) == 5 and poison:
             poison.pop()
             found.loss[1] = float("inf")
-        return found
+        whole(self, found, *arguments)
 
-    monkeypatch.setattr(chains.Run, "_evaluate", poisoned)
+    monkeypatch.setattr(chains.Run, "receive", poisoned)
     estimate = measure(memory)
     assert (estimate.warm, estimate.num_resets, estimate.num_diverged) == (False, 1, 0)
     assert estimate.num_draws + estimate.num_burnin == 64

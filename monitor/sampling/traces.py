@@ -1,0 +1,50 @@
+"""Numbers of each chain that are recorded at some of the draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Trace:
+    """One number of each chain at some draws; read from the device only at the end."""
+
+    def __init__(self) -> None:
+        self._records: list[tuple[int, Tensor]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._records)
+
+    def add(self, draw: int, values: Tensor) -> None:
+        """`values` of shape (chains,) at `draw`."""
+        self._records.append((draw, values))
+
+    def after(self, burnin: int, alive: Sequence[bool]) -> NDArray[np.float64]:
+        """What living chains have from draw `burnin` on, shape (chains, records)."""
+        kept = [values.double().cpu().numpy() for draw, values in self._records if draw >= burnin]
+        if not kept:
+            return np.empty((sum(alive), 0))
+        table: NDArray[np.float64] = np.asarray(kept, dtype=np.float64).T[np.asarray(alive)]
+        return table
+
+    def mean(self, burnin: int, alive: Sequence[bool]) -> float:
+        """Mean of `after`; NaN where there is nothing."""
+        kept = self.after(burnin, alive)
+        return float(kept.mean()) if kept.size else math.nan
+
+    @classmethod
+    def beside(cls, traces: Sequence[Trace], length: int) -> Trace:
+        """Traces of single chains as one over the first `length` draws; NaN where one ended."""
+        found = [dict(trace._records) for trace in traces]
+        joined = cls()
+        for draw in sorted(set().union(*found)):
+            if draw < length:
+                known = next(values[draw] for values in found if draw in values)
+                missing = torch.full_like(known, math.nan)
+                joined.add(draw, torch.cat([values.get(draw, missing) for values in found]))
+        return joined
