@@ -1,10 +1,12 @@
-"""The command line: a face on the run history. It waits for no torch and starts no training."""
+"""The command line. What only reads the run history waits for no torch."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +18,7 @@ from phasewatch.monitor.errors import PhasewatchError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from phasewatch.monitor.sampling.selfcheck import Check
     from phasewatch.monitor.store import RunInfo, Store, StreamInfo
     from phasewatch.monitor.types import Transition
 
@@ -109,14 +112,73 @@ def report(
 
     with _open(store) as history:
         info = history.run(run)
-        try:
+        with _writing(out, "--out"):
             write_report(history, info.id, out)
-        except OSError as error:
-            raise PhasewatchError(
-                f"report {str(out)!r} cannot be written: {error.strerror}; give --out a path that "
-                "can be"
-            ) from error
     typer.echo(f"report of {info.name} written to {out}")
+
+
+@app.command()
+def selfcheck(
+    device: Annotated[
+        str, typer.Option("--device", help="cpu, cuda, mps, or auto: an accelerator if any.")
+    ] = "auto",
+    page: Annotated[
+        Path | None, typer.Option("--report", help="HTML file to write; it opens offline.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Estimate λ where it is known in closed form; exit code 1 if any case fails."""
+    from phasewatch.monitor.sampling import selfcheck as suite
+
+    where = suite.choose_device(device)
+    checks = []
+    if not as_json:
+        typer.echo(f"{'model':30s} {'λ':>6s} {'expected':>8s} {'estimate':>16s} {'error':>6s}")
+    for check in suite.run_selfcheck(where):
+        checks.append(check)
+        if not as_json:
+            typer.echo(_check_line(check))
+    num_passed = sum(check.passed for check in checks)
+    seconds = sum(check.duration_seconds for check in checks)
+    summary = f"{num_passed} of {len(checks)} cases passed on {where} in {seconds:.0f} s"
+    if page is not None:
+        from phasewatch.monitor.selfcheck_page import render_selfcheck
+
+        content = render_selfcheck(
+            checks, summary=summary, rule=suite.RULE, max_error=suite.MAX_ERROR
+        )
+        with _writing(page, "--report"):
+            page.write_text(content, encoding="utf-8")
+    if as_json:
+        passed = num_passed == len(checks)
+        head = {"device": str(where), "passed": passed, "rule": suite.RULE}
+        _print_json({**head, "checks": [_plain(check) for check in checks]})
+    else:
+        typer.echo(f"{suite.RULE}\n{summary}")
+    if num_passed < len(checks):
+        raise typer.Exit(1)
+
+
+def _check_line(check: Check) -> str:
+    verdict = "pass" if check.passed else "FAIL"
+    line = (
+        f"{check.name:30s} {check.truth:6.2f} {check.expected:8.2f} "
+        f"{check.lambda_hat:8.3f} ± {check.lambda_stderr:5.3f} {check.error:+6.0%} "
+        f"{check.status:11s} {verdict} {check.reason}"
+    )
+    return line.rstrip()
+
+
+@contextmanager
+def _writing(path: Path, option: str) -> Iterator[None]:
+    """A file that cannot be written is one line that names the option."""
+    try:
+        yield
+    except OSError as error:
+        raise PhasewatchError(
+            f"report {str(path)!r} cannot be written: {error.strerror}; give {option} a path that "
+            "can be"
+        ) from error
 
 
 def _open(store: str) -> Store:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 import json
 import re
@@ -13,12 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from plotly.offline import get_plotlyjs
-
 from phasewatch.detectors.types import Alarm
 from phasewatch.monitor.report_data import KIND_COLOURS, RunRecord, is_llc, panels, read_run
 from phasewatch.monitor.report_figures import chain_traces, overview
-from phasewatch.monitor.report_page import SCRIPT, STYLE
+from phasewatch.monitor.report_page import SCRIPT, document
 from phasewatch.monitor.store import Store
 from phasewatch.monitor.types import Transition, TransitionStatus
 
@@ -50,7 +46,6 @@ def write_report(store: Store, run_id: str, path: str | Path) -> Path:
 
 def render(record: RunRecord) -> str:
     """The page of a run, as HTML."""
-    plotly = get_plotlyjs()
     chains = chain_traces([s for s in record.series.values() if is_llc(s.name)])
     data = {
         "figure": overview(record),
@@ -58,45 +53,16 @@ def render(record: RunRecord) -> str:
         "llc_axes": _llc_axes(record),
         "chains": chains,
     }
-    # Names come from users, and a report is passed around: whatever they hold is text, never
-    # markup. Only the two scripts written here may run, and nothing may be loaded.
-    policy = (
-        "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
-        f"script-src '{_fingerprint(plotly)}' '{_fingerprint(SCRIPT)}'"
-    )
-    title = html.escape(record.info.name)
-    return "\n".join(
-        [
-            "<!DOCTYPE html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{title} · phasewatch</title><style>{STYLE}</style></head><body>",
-            f"<h1>{title}</h1>",
-            _summary(record),
-            _transitions(record),
-            _buttons(record),
-            '<div id="overview"></div>',
-            _legend_note(record),
-            _chains(chains),
-            _facts(record),
-            f'<script type="application/json" id="run-data">{_json(data)}</script>',
-            f"<script>{plotly}</script>",
-            f"<script>{SCRIPT}</script>",
-            "</body></html>\n",
-        ]
-    )
-
-
-def _fingerprint(script: str) -> str:
-    digest = hashlib.sha256(script.encode("utf-8")).digest()
-    return "sha256-" + base64.b64encode(digest).decode("ascii")
-
-
-def _json(data: Any) -> str:
-    """JSON that may stand inside a script element: it can neither close it nor open another."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    body = [
+        _summary(record),
+        _transitions(record),
+        _buttons(record),
+        '<div id="overview"></div>',
+        _legend_note(record),
+        _chains(chains),
+        _facts(record),
+    ]
+    return document(record.info.name, body, data, SCRIPT)
 
 
 def _llc_axes(record: RunRecord) -> list[str]:

@@ -21,6 +21,7 @@ from phasewatch.monitor.report_data import (
     thin,
     value_range,
 )
+from phasewatch.monitor.report_page import finite
 from phasewatch.monitor.types import Estimate, EstimateStatus, TransitionStatus
 
 PANEL_PIXELS = 230
@@ -283,18 +284,13 @@ def _trace(name: str, estimate: Estimate) -> dict[str, Any]:
         "step": estimate.step,
         "draw": kept.tolist(),
         "loss": [_short(chain) for chain in estimate.chain_loss[:, kept]],
-        "init": _number(estimate.init_loss),
+        "init": finite(estimate.init_loss),
         "facts": facts,
     }
 
 
 def _short(values: Any) -> list[float | None]:
-    return [_number(value) for value in np.asarray(values, dtype=np.float64).tolist()]
-
-
-def _number(value: float) -> float | None:
-    """Five significant digits are more than a screen shows; JSON knows no NaN."""
-    return float(f"{value:.5g}") if math.isfinite(value) else None
+    return [finite(value) for value in np.asarray(values, dtype=np.float64).tolist()]
 
 
 def _transparent(colour: str, alpha: float) -> str:

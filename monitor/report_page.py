@@ -1,4 +1,68 @@
-"""The fixed parts of a report: its style and the script that draws it."""
+"""What every page shares: its frame, its style, and the script that draws a report."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from plotly.offline import get_plotlyjs
+
+
+def document(title: str, body: Sequence[str], data: Any, script: str) -> str:
+    """One self-contained HTML page that needs no network.
+
+    Names come from users, and a page is passed around: whatever they hold is text, never markup.
+    Only plotly.js and `script` may run, and nothing may be loaded.
+
+    Args:
+        title: Plain text.
+        body: HTML, its texts escaped.
+        data: What `script` finds as JSON in the element "page-data".
+        script: The page's own script.
+    """
+    plotly = get_plotlyjs()
+    policy = (
+        "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
+        f"script-src '{_fingerprint(plotly)}' '{_fingerprint(script)}'"
+    )
+    name = html.escape(title)
+    return "\n".join(
+        [
+            "<!DOCTYPE html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{name} · phasewatch</title><style>{STYLE}</style></head><body>",
+            f"<h1>{name}</h1>",
+            *body,
+            f'<script type="application/json" id="page-data">{_json(data)}</script>',
+            f"<script>{plotly}</script>",
+            f"<script>{script}</script>",
+            "</body></html>\n",
+        ]
+    )
+
+
+def _fingerprint(script: str) -> str:
+    digest = hashlib.sha256(script.encode("utf-8")).digest()
+    return "sha256-" + base64.b64encode(digest).decode("ascii")
+
+
+def _json(data: Any) -> str:
+    """JSON that may stand inside a script element: it can neither close it nor open another."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def finite(value: float) -> float | None:
+    """A number with five digits, more than a screen shows; None for NaN, which JSON lacks."""
+    return float(f"{value:.5g}") if math.isfinite(value) else None
+
 
 STYLE = """
 :root { color-scheme: light; }
@@ -30,7 +94,7 @@ button { font: inherit; font-size: .88rem; padding: .15rem .7rem; border: 1px so
 
 SCRIPT = """
 "use strict";
-const data = JSON.parse(document.getElementById("run-data").textContent);
+const data = JSON.parse(document.getElementById("page-data").textContent);
 const options = { responsive: true, displaylogo: false };
 const main = document.getElementById("overview");
 if (data.figure.data.length) Plotly.newPlot(main, data.figure.data, data.figure.layout, options);
