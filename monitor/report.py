@@ -14,7 +14,7 @@ from typing import Any
 from phasewatch.detectors.types import Alarm
 from phasewatch.monitor.report_data import KIND_COLOURS, RunRecord, is_llc, panels, read_run
 from phasewatch.monitor.report_figures import chain_traces, overview
-from phasewatch.monitor.report_page import SCRIPT, document
+from phasewatch.monitor.report_page import SCRIPT, chain_box, document
 from phasewatch.monitor.store import Store
 from phasewatch.monitor.types import Transition, TransitionStatus
 
@@ -59,7 +59,10 @@ def render(record: RunRecord) -> str:
         _buttons(record),
         '<div id="overview"></div>',
         _legend_note(record),
-        _chains(chains),
+        chain_box(
+            chains,
+            f"Traces of the sampling chains behind each of {len(chains)} λ̂ estimates",
+        ),
         _facts(record),
     ]
     return document(record.info.name, body, data, SCRIPT)
@@ -158,19 +161,7 @@ def _evidence(transition: Transition, name: str, alarm: Alarm) -> str:
     )
 
 
-# ---- chains and facts
-
-
-def _chains(chains: list[dict[str, Any]]) -> str:
-    if not chains:
-        return ""
-    return (
-        '<h2>Chains</h2><details id="chains"><summary>Traces of the sampling chains behind each '
-        f"of {len(chains)} λ̂ estimates</summary>"
-        f'<input id="chain-slider" type="range" min="0" max="{len(chains) - 1}" value="0" '
-        'aria-label="measurement"><div id="chain-title"></div>'
-        '<div id="chain-plot"></div><ul id="chain-facts"></ul></details>'
-    )
+# ---- facts
 
 
 def _facts(record: RunRecord) -> str:

@@ -255,10 +255,11 @@ def chain_traces(series: Sequence[Series]) -> list[dict[str, Any]]:
     if len(found) > MAX_TRACED:
         chosen = np.linspace(0, len(found) - 1, MAX_TRACED).round().astype(int)
         found = [found[i] for i in chosen]
-    return [_trace(name, estimate) for name, estimate in found]
+    return [{"step": e.step, **chain_trace(f"{name} at step {e.step:,}", e)} for name, e in found]
 
 
-def _trace(name: str, estimate: Estimate) -> dict[str, Any]:
+def chain_trace(title: str, estimate: Estimate) -> dict[str, Any]:
+    """What `CHAIN_SCRIPT` draws of one estimate."""
     draws = estimate.chain_loss.shape[1]
     kept = np.unique(np.linspace(0, draws - 1, min(draws, MAX_TRACE_POINTS)).round().astype(int))
     facts = {
@@ -280,8 +281,7 @@ def _trace(name: str, estimate: Estimate) -> dict[str, Any]:
         "took": f"{estimate.duration_seconds:.2f} s",
     }
     return {
-        "name": name,
-        "step": estimate.step,
+        "title": title,
         "draw": kept.tolist(),
         "loss": [_short(chain) for chain in estimate.chain_loss[:, kept]],
         "init": finite(estimate.init_loss),

@@ -48,6 +48,25 @@ def document(title: str, body: Sequence[str], data: Any, script: str) -> str:
     )
 
 
+def chain_box(chains: Sequence[Any], summary: str, *, shown: int | None = None) -> str:
+    """Where `CHAIN_SCRIPT` draws the traces in `data.chains`.
+
+    Args:
+        chains: The traces; none makes no box.
+        summary: HTML that says what they are.
+        shown: The trace that is open from the start; None leaves the box closed.
+    """
+    if not chains:
+        return ""
+    return (
+        f'<h2>Chains</h2><details id="chains"{"" if shown is None else " open"}>'
+        f"<summary>{summary}</summary>"
+        f'<input id="chain-slider" type="range" min="0" max="{len(chains) - 1}" '
+        f'value="{shown or 0}" aria-label="measurement"><div id="chain-title"></div>'
+        '<div id="chain-plot"></div><ul id="chain-facts"></ul></details>'
+    )
+
+
 def _fingerprint(script: str) -> str:
     digest = hashlib.sha256(script.encode("utf-8")).digest()
     return "sha256-" + base64.b64encode(digest).decode("ascii")
@@ -92,32 +111,14 @@ button { font: inherit; font-size: .88rem; padding: .15rem .7rem; border: 1px so
 .note { color: #555; font-size: .9rem; }
 """
 
-SCRIPT = """
+HEAD_SCRIPT = """
 "use strict";
 const data = JSON.parse(document.getElementById("page-data").textContent);
 const options = { responsive: true, displaylogo: false };
-const main = document.getElementById("overview");
-if (data.figure.data.length) Plotly.newPlot(main, data.figure.data, data.figure.layout, options);
-function toggle(id, axes, after) {
-  const button = document.getElementById(id);
-  if (!button) return;
-  button.addEventListener("click", () => {
-    const current = main.layout[axes[0]].type;
-    const next = current === "log" ? "linear" : "log";
-    const change = {};
-    for (const axis of axes) { change[axis + ".type"] = next; change[axis + ".autorange"] = true; }
-    if (after) after(change, next);
-    Plotly.relayout(main, change);
-    button.textContent = button.textContent.replace(/(log|linear)$/, current);
-  });
-}
-// Annotations, unlike curves and bands, stand at the logarithm on a logarithmic axis.
-toggle("step-scale", ["xaxis"], (change, next) => {
-  (data.marks || []).forEach((step, i) => {
-    change["annotations[" + i + "].x"] = next === "log" ? Math.log10(Math.max(step, 1)) : step;
-  });
-});
-toggle("llc-scale", data.llc_axes);
+"""
+
+CHAIN_SCRIPT = """
+let showChains = () => {};
 const box = document.getElementById("chains");
 if (box) {
   const slider = document.getElementById("chain-slider");
@@ -126,8 +127,7 @@ if (box) {
   const draw = () => {
     const one = data.chains[Number(slider.value)];
     document.getElementById("chain-title").textContent =
-      one.name + " at step " + one.step.toLocaleString("en") +
-      " (" + (Number(slider.value) + 1) + " of " + data.chains.length + ")";
+      one.title + " (" + (Number(slider.value) + 1) + " of " + data.chains.length + ")";
     const facts = document.getElementById("chain-facts");
     facts.replaceChildren(...Object.entries(one.facts).map(([key, value]) => {
       const item = document.createElement("li");
@@ -150,12 +150,44 @@ if (box) {
   };
   slider.addEventListener("input", draw);
   box.addEventListener("toggle", () => { if (box.open) draw(); });
-  main.on && main.on("plotly_click", (event) => {
-    const step = event.points[0].x;
-    const at = data.chains.findIndex((one) => one.step === step);
-    if (at < 0) return;
+  if (box.open) draw();
+  showChains = (at) => {
     slider.value = at; box.open = true; draw();
     box.scrollIntoView({ behavior: "smooth", block: "nearest" });
-  });
+  };
 }
 """
+
+SCRIPT = (
+    HEAD_SCRIPT
+    + CHAIN_SCRIPT
+    + """
+const main = document.getElementById("overview");
+if (data.figure.data.length) Plotly.newPlot(main, data.figure.data, data.figure.layout, options);
+function toggle(id, axes, after) {
+  const button = document.getElementById(id);
+  if (!button) return;
+  button.addEventListener("click", () => {
+    const current = main.layout[axes[0]].type;
+    const next = current === "log" ? "linear" : "log";
+    const change = {};
+    for (const axis of axes) { change[axis + ".type"] = next; change[axis + ".autorange"] = true; }
+    if (after) after(change, next);
+    Plotly.relayout(main, change);
+    button.textContent = button.textContent.replace(/(log|linear)$/, current);
+  });
+}
+// Annotations, unlike curves and bands, stand at the logarithm on a logarithmic axis.
+toggle("step-scale", ["xaxis"], (change, next) => {
+  (data.marks || []).forEach((step, i) => {
+    change["annotations[" + i + "].x"] = next === "log" ? Math.log10(Math.max(step, 1)) : step;
+  });
+});
+toggle("llc-scale", data.llc_axes);
+main.on && main.on("plotly_click", (event) => {
+  const step = event.points[0].x;
+  const at = data.chains.findIndex((one) => one.step === step);
+  if (at >= 0) showChains(at);
+});
+"""
+)

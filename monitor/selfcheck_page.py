@@ -6,18 +6,14 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from phasewatch.monitor.report_page import document, finite
+from phasewatch.monitor.report_page import HEAD_SCRIPT, document, finite
 
 if TYPE_CHECKING:
     from phasewatch.monitor.sampling.selfcheck import Check
 
 COLOURS = {True: "#0072B2", False: "#D55E00"}
 
-SCRIPT = """
-"use strict";
-const data = JSON.parse(document.getElementById("page-data").textContent);
-Plotly.newPlot("plot", data.data, data.layout, { responsive: true, displaylogo: false });
-"""
+SCRIPT = HEAD_SCRIPT + 'Plotly.newPlot("plot", data.data, data.layout, options);'
 
 
 def render_selfcheck(checks: Sequence[Check], *, summary: str, rule: str, max_error: float) -> str:
