@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from phasewatch.monitor.sampling.selfcheck import Check
+    from phasewatch.monitor.sampling.sweep import Sweep
     from phasewatch.monitor.store import RunInfo, Store, StreamInfo
-    from phasewatch.monitor.types import Transition
+    from phasewatch.monitor.types import Estimate, Transition
 
 app = typer.Typer(
     name="phasewatch",
@@ -157,6 +158,117 @@ def selfcheck(
         typer.echo(f"{suite.RULE}\n{summary}")
     if num_passed < len(checks):
         raise typer.Exit(1)
+
+
+@app.command()
+def calibrate(
+    factory: Annotated[
+        str,
+        typer.Argument(
+            help="module:function that returns (model, batches, loss_fn, n_samples), the arguments "
+            "of estimate_llc."
+        ),
+    ],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint", help="Weights for the model: .safetensors, or a file of torch.save."
+        ),
+    ] = None,
+    prefix: Annotated[
+        str, typer.Option("--prefix", help="Take the keys that begin so, and cut it off.")
+    ] = "",
+    steps: Annotated[
+        str, typer.Option("--steps", help="ε, separated by commas; else from the curvature.")
+    ] = "",
+    localizations: Annotated[
+        str, typer.Option("--localizations", help="γ, separated by commas.")
+    ] = "",
+    n_betas: Annotated[
+        str, typer.Option("--n-betas", help="nβ, separated by commas; else from n / log n.")
+    ] = "",
+    chains: Annotated[int | None, typer.Option("--chains", help="Chains of each point.")] = None,
+    draws: Annotated[int | None, typer.Option("--draws", help="Draws of each chain.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the chains.")] = 0,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="HTML file to write; it opens offline.")
+    ] = Path("calibration.html"),
+    as_json: JsonOption = False,
+) -> None:
+    """Sweep ε × γ × nβ at a checkpoint, and recommend the settings of the sampler."""
+    grid = {
+        name: _numbers(text, option)
+        for name, text, option in (
+            ("steps", steps, "--steps"),
+            ("localizations", localizations, "--localizations"),
+            ("n_betas", n_betas, "--n-betas"),
+        )
+        if text
+    }
+    from phasewatch.monitor.sampling.factory import load_checkpoint, load_subject
+    from phasewatch.monitor.sampling.sweep import run_sweep
+    from phasewatch.monitor.sweep_page import render_sweep
+
+    subject = load_subject(factory)
+    if checkpoint is not None:
+        load_checkpoint(subject.model, checkpoint, prefix)
+    with _progress("points of the sweep") as progress:
+        found = run_sweep(
+            subject, num_chains=chains, num_draws=draws, seed=seed, progress=progress, **grid
+        )
+    weights = "the weights of the factory" if checkpoint is None else f"weights of {checkpoint}"
+    page = render_sweep(
+        found, f"Calibration of {factory}", f"{weights} · n = {subject.n_samples:,}"
+    )
+    with _writing(out, "--out"):
+        out.write_text(page, encoding="utf-8")
+    if as_json:
+        _print_json(_sweep_content(found))
+        return
+    _print("\n".join(found.why))
+    if found.recommended is not None:
+        best = found.recommended
+        _print(
+            f"recommended: SamplerConfig(step_size={best.step_size:.3g}, "
+            f"localization={best.localization:g}, n_beta={best.n_beta:.6g})"
+        )
+    typer.echo(f"sweep of {len(found.grid)} points written to {out}")
+
+
+def _numbers(text: str, option: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise PhasewatchError(
+            f"{option} is {text!r}; it must be numbers separated by commas, for example 1e-5,1e-4"
+        ) from error
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A line on standard error that counts, gone when the work is done."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _sweep_content(found: Sweep) -> dict[str, Any]:
+    """A sweep for scripts, without the traces."""
+
+    def point(estimate: Estimate) -> dict[str, Any]:
+        content: dict[str, Any] = _plain(estimate)
+        del content["chain_loss"]
+        return content
+
+    return {
+        "recommended": None if found.recommended is None else point(found.recommended),
+        "why": list(found.why),
+        "grid": [point(estimate) for estimate in found.grid],
+        "automatic": [point(estimate) for estimate in found.automatic],
+    }
 
 
 def _check_line(check: Check) -> str:

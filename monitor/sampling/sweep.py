@@ -21,7 +21,7 @@ from phasewatch.monitor.sampling.factory import Subject
 from phasewatch.monitor.sampling.measure import Memory, measure_llc
 from phasewatch.monitor.types import Estimate, EstimateStatus
 
-STEP_MULTIPLES = (1 / 64, 1 / 16, 1 / 4, 1.0, 4.0, 16.0)
+STEP_MULTIPLES = (1 / 16, 1 / 4, 1.0, 4.0, 16.0, 64.0)
 """Default steps, in automatic steps: down to where chains are too slow, up to where they burst."""
 
 LOCALIZATIONS = (0.1, 1.0, 10.0, 100.0)
@@ -41,7 +41,7 @@ class Sweep:
 
     Attributes:
         grid: One estimate for each (ε, γ, nβ).
-        automatic: One with the automatic step for each (γ, nβ).
+        automatic: One with the automatic step for each (γ, nβ), with as many draws as it asks for.
         recommended: The point of the grid to use; None if nothing settled.
         why: Why, a sentence each.
     """
@@ -65,6 +65,8 @@ def run_sweep(
 ) -> Sweep:
     """Measure every point of the grid with chains of equal length, from the same seed.
 
+    The automatic step beside it may draw on, as it does by default, until it has settled.
+
     Args:
         subject: What is measured.
         steps: ε, in Lau's convention; none takes multiples of the automatic step, which comes from
@@ -81,7 +83,9 @@ def run_sweep(
         RefusedError: The model cannot be measured safely; says why and what to do.
         MeasurementError: The loss at w* is not finite.
     """
-    given = {"num_chains": num_chains, "num_draws": num_draws, "seed": seed, "max_draws": 0}
+    if not localizations:
+        raise ConfigError("localizations is empty; give at least one γ")
+    given = {"num_chains": num_chains, "num_draws": num_draws, "seed": seed}
     base = {name: value for name, value in given.items() if value is not None}
     whole = default_n_beta(subject.n_samples)
     temperatures = sorted(n_betas or [share * whole for share in N_BETA_MULTIPLES])
@@ -91,6 +95,7 @@ def run_sweep(
     ]
     for step in steps:  # a wrong one is told before the work
         _config(base, step_size=step)
+    fixed = {**base, "max_draws": 0}
     total = len(pairs) * (1 + (len(steps) or len(STEP_MULTIPLES)))
     memory = Memory()
     done = 0
@@ -106,7 +111,7 @@ def run_sweep(
     automatic = tuple(map(measure, automatic_configs))
     steps = sorted(steps or [share * _start(automatic, whole) for share in STEP_MULTIPLES])
     grid = tuple(
-        measure(_config(base, n_beta=n_beta, localization=gamma, step_size=step))
+        measure(_config(fixed, n_beta=n_beta, localization=gamma, step_size=step))
         for n_beta, gamma in pairs
         for step in steps
     )
@@ -293,7 +298,9 @@ def _why_automatic(best: Estimate, automatic: Sequence[Estimate]) -> str:
         return f"The automatic step diverges here: {ours.reason}."
     verdict = "the two agree" if agree(ours, best) else "the two do not agree"
     settled = "" if ours.status is EstimateStatus.OK else f", {ours.status}: {ours.reason}"
+    draws = ours.num_burnin + ours.num_draws
     return (
-        f"The automatic step is ε = {ours.step_size:.3g}, {ours.step_size / best.step_size:.2g} "
-        f"times the recommended one, and gives {_said(ours)}{settled}: {verdict}."
+        f"The automatic step, from the curvature at w* ({ours.sharpness or 0.0:.3g}) and along the "
+        f"chains, is ε = {ours.step_size:.3g}, {ours.step_size / best.step_size:.2g} times the "
+        f"recommended one. After {draws} draws it gives {_said(ours)}{settled}: {verdict}."
     )
