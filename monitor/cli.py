@@ -132,6 +132,8 @@ def selfcheck(
     from phasewatch.monitor.sampling import selfcheck as suite
 
     where = suite.choose_device(device)
+    if page is not None:
+        _check_writable(page, "--report")
     checks = []
     if not as_json:
         typer.echo(f"{'model':30s} {'λ':>6s} {'expected':>8s} {'estimate':>16s} {'error':>6s}")
@@ -212,6 +214,7 @@ def calibrate(
     subject = load_subject(factory)
     if checkpoint is not None:
         load_checkpoint(subject.model, checkpoint, prefix)
+    _check_writable(out, "--out")
     with _progress("points of the sweep") as progress:
         found = run_sweep(
             subject, num_chains=chains, num_draws=draws, seed=seed, progress=progress, **grid
@@ -279,6 +282,12 @@ def _check_line(check: Check) -> str:
         f"{check.status:11s} {verdict} {check.reason}"
     )
     return line.rstrip()
+
+
+def _check_writable(path: Path, option: str) -> None:
+    """Tell before minutes of work that their page could not be written."""
+    with _writing(path, option):
+        path.open("a").close()
 
 
 @contextmanager

@@ -47,10 +47,10 @@ def swept(subject):
     calls = []
     found = run_sweep(
         subject,
-        steps=[1e-2, 1e-4, 1.0],
+        steps=[1e-2, 2.5e-3, 1.0],
         localizations=[10.0, 1.0],
         n_betas=[N_BETA],
-        num_draws=64,
+        num_draws=256,
         progress=lambda done, total: calls.append((done, total)),
     )
     return found, calls
@@ -59,10 +59,10 @@ def swept(subject):
 def test_every_point_of_the_grid_is_measured_as_it_was_asked(swept):
     found, calls = swept
     points = [(e.localization, round(e.step_size, 8)) for e in found.grid]
-    assert points == [(g, s) for g in (1.0, 10.0) for s in (1e-4, 1e-2, 1.0)]
+    assert points == [(g, s) for g in (1.0, 10.0) for s in (2.5e-3, 1e-2, 1.0)]
     assert [e.localization for e in found.automatic] == [1.0, 10.0]
     assert {e.n_beta for e in found.grid} == {N_BETA}
-    assert all(e.num_draws + e.num_burnin == 64 for e in found.grid if e.status is OK)
+    assert all(e.num_draws + e.num_burnin == 256 for e in found.grid if e.status is OK)
     assert calls == [(done, 8) for done in range(1, 9)]
 
 
@@ -285,14 +285,14 @@ def shell(monkeypatch, capsys, tmp_path):
     sys.modules.pop("sweep_probe", None)
 
 
-GRID = ("--steps", "1e-3,1e-2", "--localizations", "1", "--n-betas", "40", "--draws", "64")
+GRID = ("--steps", "4e-3,1.6e-2", "--localizations", "1", "--n-betas", "40", "--draws", "256")
 
 
 def test_the_command_writes_the_page_and_says_what_to_use(shell, tmp_path):
     code, out, _ = shell("sweep_probe:factory", "--checkpoint", "w.pt", *GRID, "--out", "c.html")
     assert code == 0
     assert "Step size: " in out
-    assert "SamplerConfig(step_size=0.01, localization=1, n_beta=40)" in out
+    assert "SamplerConfig(step_size=0.016, localization=1, n_beta=40)" in out
     assert "sweep of 2 points written to c.html" in out
     page = (tmp_path / "c.html").read_text(encoding="utf-8")
     assert "Calibration of sweep_probe:factory" in page
@@ -303,7 +303,7 @@ def test_json_is_all_there_is_on_standard_output(shell):
     code, out, _ = shell("sweep_probe:factory", "--checkpoint", "w.pt", *GRID, "--json")
     content = json.loads(out)
     assert code == 0
-    assert [e["step_size"] for e in content["grid"]] == pytest.approx([1e-3, 1e-2])
+    assert [e["step_size"] for e in content["grid"]] == pytest.approx([4e-3, 1.6e-2])
     assert content["recommended"]["lambda_hat"] == content["grid"][1]["lambda_hat"]
     assert len(content["why"]) == 4
     assert len(content["automatic"]) == 1
