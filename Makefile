@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PEERS  := .venv-peers
+PEER   := $(PEERS)/.installed
 SOURCES := callbacks detectors monitor examples tests
 
 .PHONY: demo test check lint types mypy slow bench bench-peers clean
@@ -37,5 +39,16 @@ check: lint mypy test slow
 bench: $(STAMP)
 	@for script in tests/benchmarks/*.py; do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
 
+# devinterp's dependencies would tie ours down: it lives in an environment of its own.
+$(PEER): constraints.txt
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -c "import torch" 2>/dev/null || $(PEERS)/bin/pip install --quiet -c constraints.txt torch
+	$(PEERS)/bin/pip install --quiet -c constraints.txt devinterp==1.3.2
+	@touch $@
+
+bench-peers: $(STAMP) $(PEER)
+	@for name in llc_step_cost llc_cost; do echo "== $$name"; OMP_NUM_THREADS=1 \
+		PHASEWATCH_PEER_PYTHON=$(PEERS)/bin/python $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info phasewatch-demo
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info phasewatch-demo
