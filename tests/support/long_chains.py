@@ -83,7 +83,7 @@ class Rows:
         return 0.5 * squares @ self.counts / self.n
 
 
-def minimum(net: Net, rows: Rows, start: Tensor, iterations: int = 5000) -> Tensor:
+def minimum(net: Net, rows: Rows, start: Tensor, iterations: int = 1000) -> Tensor:
     """Where L-BFGS comes to rest from `start`, shape (d,)."""
     point = start.double().clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
@@ -166,8 +166,7 @@ def long_run_value(
         x = torch.where(taken[:, None], new, x)
         gradient = torch.where(taken[:, None], force, gradient)
         scaled, potential = (
-            torch.where(taken, a, b)
-            for a, b in zip(found[:2], (scaled, potential), strict=True)
+            torch.where(taken, a, b) for a, b in zip(found[:2], (scaled, potential), strict=True)
         )
         if move < num_moves // 2:
             step *= math.exp(0.5 * (float(chance.mean()) - 0.85))
