@@ -42,6 +42,9 @@ INPUTS, CLASSES, BATCH = 64, 10, 128
 NUM_CHAINS = 4
 SHORT = 8
 LARGE = 100_000
+ENOUGH_SECONDS = 30.0
+"""A size is not repeated after that long."""
+
 STATUS, PEAK_RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -120,12 +123,14 @@ def measured(size: int, device: str, repeats: int) -> dict[str, Any]:
 
     meter.seconds(bare)
     measure_small(device)  # first calls load code
-    peak = meter.peak_bytes(lambda: measure(SHORT))
+    found: list[Estimate] = []
+    peak = meter.peak_bytes(lambda: found.append(measure(SHORT)))
     once = statistics.median(meter.seconds(bare) for _ in range(3))
     extra = max(SHORT, min(256, math.ceil(1.0 / (once * NUM_CHAINS))))
     passes = max(1, min(50, math.ceil(0.2 / once)))
     bares, steps = [], []
-    for _ in range(repeats):
+    started = time.monotonic()
+    while not steps or (len(steps) < repeats and time.monotonic() - started < ENOUGH_SECONDS):
         bares.append(meter.seconds(lambda: [bare() for _ in range(passes)]) / passes)
         short = meter.seconds(lambda: measure(SHORT))
         long = meter.seconds(lambda: measure(SHORT + extra))
@@ -133,7 +138,7 @@ def measured(size: int, device: str, repeats: int) -> dict[str, Any]:
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "device": device,
-        "engine": measure(SHORT).engine,
+        "engine": found[0].engine,
         "bare": statistics.median(bares),
         "step": statistics.median(steps),
         "peak": peak,
