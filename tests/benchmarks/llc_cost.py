@@ -14,7 +14,7 @@ thread, in turn, and the seconds are those of the call that samples.
 
 Ours counts from the shortest length after which no longer one misses 8 %, devinterp from the first
 that does not. Seconds between two tried lengths are interpolated on a log-log scale. Where 8 % was
-not reached, the seconds of the longest run stand, marked with >, and the ratio is a lower bound.
+not reached, the seconds of the longest run stand, marked with >, and the ratio is a bound (> or <).
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ BURNIN = 0.25
 OUR_DRAWS = (16, 32, 64, 128, 256, 512)
 STEP_SIZES = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4)
 GIVEN_UP = 0.2
+MARKS = {(True, True): "", (True, False): ">", (False, True): "<", (False, False): "?"}
+"""Whether a ratio is a bound, by (ours, devinterp) having reached the target."""
 
 
 @dataclass(frozen=True)
@@ -398,7 +400,7 @@ def report(results: Sequence[Result], target: float) -> None:
             ratio = (other.wall / point.wall, other.cpu / point.cpu)
             ratios[kind].append(ratio)
             label = f"{_shown(other)} {step:.0e}" if kind == "best" else _shown(other)
-            mark = "" if other.reached else ">"
+            mark = MARKS[point.reached, other.reached]
             width = 38 if kind == "best" else 28
             print(f" {label:>{width}s} {mark + format(ratio[0], '.1f'):>7s}", end="")
         print()
