@@ -29,10 +29,23 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from phasewatch.monitor.sampling.closed_forms import NUM_SAMPLES, DeepLinear, deep_linear_lambda
+from phasewatch.monitor.sampling.closed_forms import (
+    NUM_SAMPLES,
+    DeepLinear,
+    deep_linear_lambda,
+    squared_error,
+)
 
-GAP = 5.0
-"""Singular value of the dead ranks. Killing one costs the localization γ GAP²/2 nats."""
+GAP = 15.0
+"""Singular value of the dead ranks. To kill one costs γ GAP²/2 nats: enough to keep the posterior
+at n = 10⁴ and γ = 1 from the points of lower λ. (At 5 its mean is the λ of the most singular
+point, wherever it is centred.)"""
+
+KINDS = ("exact", "stratum", "minimum")
+"""The data, and where w* is on it. exact: noise-free targets. Both others have unit noise, and no
+gradient at w*. stratum: w* is the best point with these ranks; where two layers are zero it is a
+saddle, for a product of higher rank would fit the noise better. minimum: w* is the minimum over all
+weights, its product of the full rank that the widths allow."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,27 @@ class Shape:
                 merged.append(reduced)
         return merged
 
+    def dead_entries(self) -> list[Tensor]:
+        """Which diagonal entries of each layer are `GAP`."""
+        r, (a, b) = self.rank, self.dead
+        dead = iter([slice(r, r + a), slice(r + a, r + a + b)])
+        entries = []
+        for pair, full in zip(itertools.pairwise(self.widths), self.full, strict=True):
+            entry = torch.zeros(min(pair), dtype=torch.bool)
+            entry[slice(r, None) if full else next(dead, slice(0))] = True
+            entries.append(entry)
+        return entries
+
+    @property
+    def fitted_rank(self) -> int:
+        """Rank of the product at a critical point of noisy data.
+
+        r, and the directions in which one layer alone is zero: its gradient would not vanish.
+        """
+        least = min(self.widths)
+        dead = torch.stack([entry[:least] for entry in self.dead_entries()]).sum(0)
+        return self.rank + int((dead == len(self.full) - 1).sum())
+
     @property
     def name(self) -> str:
         """Widths, rank, and how each layer stands: 0, F (full) or its dead ranks."""
@@ -91,7 +125,7 @@ class Net:
 
     Attributes:
         shape: Widths and ranks.
-        noisy: Unit noise, and w* at the empirical minimiser; else noise-free targets.
+        kind: One of `KINDS`.
         model: The net at w*, in float32.
         data: x of shape (n, H_0) and y of shape (n, H_L), in float32.
         truth: λ at the point.
@@ -99,7 +133,7 @@ class Net:
     """
 
     shape: Shape
-    noisy: bool
+    kind: str
     model: DeepLinear = field(repr=False)
     data: tuple[Tensor, Tensor] = field(repr=False)
     truth: float
@@ -108,7 +142,7 @@ class Net:
     @property
     def name(self) -> str:
         """The shape, and the kind of data."""
-        return f"{self.shape.name} {'noise' if self.noisy else 'exact'}"
+        return f"{self.shape.name} {self.kind}"
 
     @property
     def num_samples(self) -> int:
@@ -119,6 +153,11 @@ class Net:
     def expected(self) -> float:
         """λ − (μ − 1)/log n, where the estimate sits at finite n."""
         return self.truth - (self.multiplicity - 1) / math.log(self.num_samples)
+
+    @staticmethod
+    def loss(model: torch.nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Negative log-likelihood of each sample."""
+        return squared_error(model, batch)
 
     def condensed(self) -> tuple[Tensor, Tensor]:
         """At most H_0 + H_L rows with the same ‖y − W x‖² for all W: the R factor of [x y]."""
@@ -134,7 +173,7 @@ class Net:
         return loss
 
 
-def build(shape: Shape, noisy: bool, seed: int, num_samples: int = NUM_SAMPLES) -> Net:
+def build(shape: Shape, kind: str, seed: int, num_samples: int = NUM_SAMPLES) -> Net:
     """The net at w*, with data of its own."""
     generator = torch.Generator().manual_seed(seed)
     inputs, outputs = shape.widths[0], shape.widths[-1]
@@ -142,17 +181,18 @@ def build(shape: Shape, noisy: bool, seed: int, num_samples: int = NUM_SAMPLES) 
     values = 0.7 + 0.8 * torch.rand(shape.rank, generator=generator, dtype=torch.float64)
     u, v = _orthogonal(outputs, generator), _orthogonal(inputs, generator)
     product = u[:, : shape.rank] * values @ v[:, : shape.rank].T
-    if noisy:
-        y = x @ product.T + torch.randn(
-            num_samples, outputs, generator=generator, dtype=torch.float64
-        )
-        product = _best_product(x, y, min(shape.widths))
-    model = _placed(shape, product, noisy, generator)
-    if not noisy:
+    rank = shape.rank
+    if kind != "exact":
+        noise = torch.randn(num_samples, outputs, generator=generator, dtype=torch.float64)
+        y = x @ product.T + noise
+        rank = min(shape.widths) if kind == "minimum" else shape.fitted_rank
+        product = _best_product(x, y, rank)
+    model = _placed(shape, product, rank, generator)
+    if kind == "exact":
         # Of the weights as rounded to float32: w* fits exactly.
         y = functools.reduce(lambda rows, w: rows @ w.detach().double().T, model.weights, x)
     truth, multiplicity = shape.truth
-    return Net(shape, noisy, model, (x.float(), y.float()), truth, multiplicity)
+    return Net(shape, kind, model, (x.float(), y.float()), truth, multiplicity)
 
 
 def _orthogonal(size: int, generator: torch.Generator) -> Tensor:
@@ -169,15 +209,15 @@ def _best_product(x: Tensor, y: Tensor, rank: int) -> Tensor:
     return u[:, :rank] * s[:rank] @ vh[:rank] @ torch.linalg.inv(root)
 
 
-def _placed(shape: Shape, product: Tensor, noisy: bool, generator: torch.Generator) -> DeepLinear:
+def _placed(shape: Shape, product: Tensor, rank: int, generator: torch.Generator) -> DeepLinear:
     """Layers of these ranks with exactly this product.
 
-    With noise the product has the full rank that the widths allow: what exceeds r is small, and
-    spread evenly over the layers that are zero without it.
+    What exceeds r in the rank of the product has fitted noise: it is small, and spread evenly over
+    the layers that are zero without it.
     """
     u, s, vh = torch.linalg.svd(product)
     frames = [vh.T, *(_orthogonal(width, generator) for width in shape.widths[1:-1]), u]
-    blocks = _diagonals(shape, s if noisy else s[: shape.rank])
+    blocks = _diagonals(shape, s[:rank])
     model = DeepLinear(shape.widths)
     with torch.no_grad():
         for weight, diagonal, (right, left) in zip(
@@ -191,20 +231,13 @@ def _placed(shape: Shape, product: Tensor, noisy: bool, generator: torch.Generat
 
 def _diagonals(shape: Shape, singular_values: Tensor) -> list[Tensor]:
     """The diagonal of each layer."""
-    r, (a, b) = shape.rank, shape.dead
-    sizes = [min(pair) for pair in itertools.pairwise(shape.widths)]
-    fixed = []
-    dead = iter([slice(r, r + a), slice(r + a, r + a + b)])
-    for size, full in zip(sizes, shape.full, strict=True):
-        diagonal = torch.zeros(size, dtype=torch.float64)
-        diagonal[slice(r, None) if full else next(dead, slice(0))] = GAP
-        fixed.append(diagonal)
-    for index, value in enumerate(singular_values[: min(shape.widths)].tolist()):
-        free = [d for d in fixed if d[index] == 0.0]
-        rest = math.prod(float(d[index]) for d in fixed if d[index] != 0.0)
+    diagonals = [torch.where(dead, GAP, 0.0).double() for dead in shape.dead_entries()]
+    for index, value in enumerate(singular_values.tolist()):
+        free = [diagonal for diagonal in diagonals if diagonal[index] == 0.0]
+        rest = GAP ** (len(diagonals) - len(free))
         for diagonal in free:
             diagonal[index] = (value / rest) ** (1 / len(free))
-    return fixed
+    return diagonals
 
 
 def random_shape(generator: torch.Generator, max_width: int = 40) -> Shape:
@@ -220,17 +253,13 @@ def random_shape(generator: torch.Generator, max_width: int = 40) -> Shape:
 
 
 def other_points(shape: Shape) -> Iterator[Shape]:
-    """The same net and product at less singular points, λ known."""
+    """The same net and product at less singular points: one full layer at most, some dead ranks."""
     layers = len(shape.full)
-    for count in range(1, layers):
-        for chosen in itertools.combinations(range(layers), count):
-            full = tuple(index in chosen for index in range(layers))
-            yield Shape(shape.widths, shape.rank, full)
-    for zeros in itertools.combinations(range(layers), 2):
-        full = tuple(index not in zeros for index in range(layers))
-        room = min(shape.widths) - shape.rank
+    for fulls in [(), *((index,) for index in range(layers))]:
+        full = tuple(index in fulls for index in range(layers))
+        room = min(shape.widths) - shape.rank if full.count(False) == 2 else 0
         for a, b in itertools.product(range(room + 1), repeat=2):
-            if 0 < a + b <= room:
+            if a + b <= room and (fulls or a + b):
                 yield Shape(shape.widths, shape.rank, full, (a, b))
 
 
@@ -265,4 +294,5 @@ def numerical_codimension(model: DeepLinear) -> int:
 
     jacobian: Sequence[Tensor] = torch.autograd.functional.jacobian(product, tuple(weights))
     flat = torch.cat([part.flatten(start_dim=1) for part in jacobian], dim=1)
-    return int(torch.linalg.matrix_rank(flat))
+    # Zeros are so up to rounding to float32.
+    return int(torch.linalg.matrix_rank(flat, rtol=1e-5))
