@@ -41,7 +41,7 @@ from phasewatch.monitor.types import Estimate, EstimateStatus
 STORE = Path(__file__).with_name("llc_references.json")
 NUM_NETS, NUM_POINTS = 32, 3
 EFFORT = Effort(min_draws=150, relative_stderr=0.01, max_seconds=30.0)
-TRAINED_EFFORT = Effort(min_draws=300, relative_stderr=0.01, max_seconds=300.0)
+TRAINED_EFFORT = Effort(min_draws=300, relative_stderr=0.01, max_seconds=100.0)
 APART = 0.15
 """Points of one net whose λ differ by more than this share must be put in order."""
 
@@ -78,9 +78,7 @@ def linear_subject(net: Net, seed: int, full_data: bool) -> Subject:
     """A deep linear net. The condensed rows give the same loss at a hundredth of the cost."""
 
     def estimate(config: SamplerConfig) -> Estimate:
-        batch, loss = (
-            (net.data, net.loss) if full_data else (net.condensed(), net.condensed_loss)
-        )
+        batch, loss = (net.data, net.loss) if full_data else (net.condensed(), net.condensed_loss)
         return estimate_llc(net.model, [batch], loss, n_samples=net.num_samples, config=config)
 
     def refer() -> Reference:
