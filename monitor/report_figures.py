@@ -268,6 +268,9 @@ def chain_trace(title: str, estimate: Estimate) -> dict[str, Any]:
         "loss at w*": f"{estimate.init_loss:.4g} nats",
         "virial": f"{estimate.virial:.3g}",
         "drift": f"{estimate.drift:.2g}",
+        "predicted heat": f"{estimate.step_inflation:.2g} from the step, "
+        f"{estimate.batch_inflation:.2g} from minibatches",
+        "acceptance": "–" if estimate.acceptance is None else f"{estimate.acceptance:.2f}",
         "ESS": f"{estimate.ess:.3g}",
         "R-hat": f"{estimate.rhat:.3g}",
         "nβ": f"{estimate.n_beta:.4g}",

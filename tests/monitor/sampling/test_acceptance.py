@@ -56,20 +56,27 @@ def metropolised_baoab(dimension, h, friction, steps=4000):
     return np.mean(passed[steps // 4 :])
 
 
-@pytest.mark.parametrize("share", [0.2, 0.4, 0.7])
-def test_underdamped_steps_pass_as_often_as_the_textbook_says(share):
+@pytest.mark.parametrize(
+    ("scheme", "friction", "share"),
+    [
+        ("baoab", 10 * math.sqrt(GAMMA), 0.2),
+        ("baoab", 10 * math.sqrt(GAMMA), 0.6),
+        ("lm", math.inf, 0.4),
+    ],
+)
+def test_split_steps_pass_as_often_as_the_textbook_says(scheme, friction, share):
     h = 2 * share / math.sqrt(KAPPA)
-    truth = metropolised_baoab(40, h, 10 * math.sqrt(GAMMA))
-    estimate = measured(40, step_size=h**2)
+    truth = metropolised_baoab(40, h, friction)
+    estimate = measured(40, scheme=scheme, step_size=h**2)
     assert 0.1 < truth < 0.999
     assert estimate.acceptance == pytest.approx(truth, abs=0.025)
 
 
-@pytest.mark.parametrize("scheme", ["baoab", "sgld"])
+@pytest.mark.parametrize("scheme", ["baoab", "lm", "sgld", "rmsprop_sgld"])
 def test_all_steps_pass_as_the_step_size_goes_to_zero(scheme):
     acceptances = [
         measured(100, scheme=scheme, step_size=step, num_draws=100).acceptance
-        for step in (1e-1, 1e-2, 1e-6)
+        for step in (3e-2, 3e-3, 1e-6)
     ]
     assert acceptances[0] < acceptances[1] < acceptances[2]
     assert acceptances[2] > 0.999
