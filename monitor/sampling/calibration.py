@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-Gradient = Callable[[Tensor, float], Tensor]
-"""∇L_n at a distance from the chains: `gradient(vectors, length)` at x + length · vectors, all of
-shape (chains, d)."""
+Gradient = Callable[[Tensor], Tensor]
+"""∇L_n at displacements x, both of shape (chains, d); a new tensor at each call."""
 
 TOLERANCE = 0.1
 """Stop when the estimate moves by less than this share. BAOAB at its default step stays stable up
@@ -47,6 +46,7 @@ class Sharpness:
 
 def measure_sharpness(
     gradient: Gradient,
+    x: Tensor,
     base: Tensor,
     vectors: Tensor,
     *,
@@ -55,12 +55,13 @@ def measure_sharpness(
     guess: float | None = None,
     max_iterations: int = 10,
 ) -> Sharpness:
-    """Largest curvature of L_n where the chains are.
+    """Largest curvature of L_n at the displacements `x`.
 
     Args:
-        gradient: ∇L_n at a distance from the chains.
-        base: ∇L_n at the chains, shape (chains, d).
-        vectors: Where to start, shape (chains, d); normalised in place.
+        gradient: ∇L_n as a function of the displacements.
+        x: Displacements, shape (chains, d).
+        base: ∇L_n at `x`.
+        vectors: Where to start, shape (chains, d); overwritten.
         n_beta: nβ.
         localization: γ.
         guess: A curvature known before; it sets the first length.
@@ -72,16 +73,17 @@ def measure_sharpness(
         length = min(length, 1.0 / math.sqrt(max(n_beta, localization, 1.0)))
     value, sharpest = 0.0, 0
     for _ in range(max_iterations):
-        products = gradient(vectors, length).sub_(base).div_(length)
+        # Large models have no room for one more copy: step away and back in the same memory.
+        products = gradient(vectors.mul_(length).add_(x)).sub_(base).div_(length)
+        vectors.sub_(x).div_(length)
         sizes = products.norm(dim=1)
         found, index = (float(part) for part in sizes.max(dim=0))
         if not math.isfinite(found):  # stepped over a cliff: look closer
             length /= 10.0
             continue
-        flat = sizes <= _TINY
-        vectors = products.div_(sizes.clamp_min(_TINY)[:, None]).addcmul_(
-            vectors, flat[:, None].to(vectors.dtype)
-        )
+        flat = sizes <= _TINY  # these keep their vector
+        vectors.mul_(flat[:, None]).add_(products.div_(sizes.clamp_min(_TINY)[:, None]))
+        del products
         settled = abs(found - value) <= TOLERANCE * found
         value, sharpest = found, int(index)
         length = 1.0 / math.sqrt(_kappa(n_beta, value, localization))

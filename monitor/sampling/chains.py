@@ -204,7 +204,8 @@ class Run:
                 vectors.mul_(0.1 / math.sqrt(shape[1])).add_(warm.to(vectors))
             self._restrict(vectors)
             self.latest = measure_sharpness(
-                lambda vectors, length: self._gradient(self._all, (vectors, length)),
+                lambda x: self._gradient(x, self._all),
+                self.chains.x,
                 at_center.grad,
                 vectors,
                 n_beta=self.n_beta,
@@ -316,12 +317,9 @@ class Run:
         found = self._restricted(evaluate(self.engine, self.problem, x, indices))
         return self._corrected(found, x, indices)
 
-    def _gradient(
-        self, indices: Sequence[int], shift: tuple[Tensor, float] | None = None
-    ) -> Tensor:
-        """∇L_n of these batches beside the chains, uncorrected: a correction is constant."""
-        found = evaluate(self.engine, self.problem, self.chains.x, indices, shift)
-        return self._restricted(found).grad
+    def _gradient(self, x: Tensor, indices: Sequence[int]) -> Tensor:
+        """∇L_n of these batches at `x`, uncorrected: a correction is constant."""
+        return self._restricted(evaluate(self.engine, self.problem, x, indices)).grad
 
     def _restricted(self, found: Evaluation) -> Evaluation:
         self._restrict(found.grad)
@@ -423,16 +421,17 @@ class Run:
         metric = self.integrator.metric(self.chains)
         root = None if metric is None else metric.sqrt()
 
-        def gradient(vectors: Tensor, length: float) -> Tensor:
+        def gradient(x: Tensor) -> Tensor:
             if root is None:
-                return self._gradient(indices, (vectors, length))
-            return self._gradient(indices, (vectors * root, length)).mul_(root)
+                return self._gradient(x, indices)
+            return self._gradient(x * root, indices).mul_(root)
 
-        base = found.grad
+        x, base = self.chains.x, found.grad
         if self._control:
-            base = self._gradient(indices)
+            base = self._gradient(x, indices)
         self.latest = met = measure_sharpness(
             gradient,
+            x if root is None else x / root,
             base if root is None else base * root,
             latest.vectors,
             n_beta=self.n_beta,

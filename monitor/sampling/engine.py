@@ -203,6 +203,7 @@ class InPlaceEngine:
         losses, _ = problem.call(
             {**problem.constants(), **values}, problem.batch(index), leaf, True
         )
+        self._parts = {}  # views, which would hold the gradient when its user has let it go
         if not self._reached:
             raise RefusedError(NO_GRADIENT)
         return checked_terms(losses).to(layout.state_dtype)[None], grad
@@ -246,13 +247,7 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def evaluate(
-    engine: Engine,
-    problem: Problem,
-    x: Tensor,
-    indices: Sequence[int],
-    shift: tuple[Tensor, float] | None = None,
-) -> Evaluation:
+def evaluate(engine: Engine, problem: Problem, x: Tensor, indices: Sequence[int]) -> Evaluation:
     """Loss, gradient and terms over some batches, each weighted by its number of terms.
 
     Args:
@@ -260,8 +255,6 @@ def evaluate(
         problem: Whose loss.
         x: Displacements of the chains from w*, shape (chains, d).
         indices: Batches.
-        shift: Vectors (chains, d) and a length: evaluate at x + length · vectors instead. No more
-            chains are shifted at a time than the engine takes.
     """
     weights = [problem.weights[index] for index in indices]
     shares = [weight / sum(weights) for weight in weights]
@@ -269,8 +262,6 @@ def evaluate(
 
     def some(first: int) -> Evaluation:
         rows = x[first : first + width]
-        if shift is not None:
-            rows = torch.add(rows, shift[0][first : first + width], alpha=shift[1])
         return _joined((engine.batch(rows, index) for index in indices), shares)
 
     if len(x) <= width:

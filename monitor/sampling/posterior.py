@@ -326,7 +326,7 @@ def _tried(
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in known:
                 seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself, it would keep the graph that keeps it alive for ever
 
     # With a graph, as the chains will need it: some losses differentiate inside.
     leaf = problem.center().requires_grad_()
