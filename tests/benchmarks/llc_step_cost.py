@@ -104,16 +104,19 @@ def bare(index: int, repeats: int) -> Callable[[], float]:
 
 def ours(index: int, steps: int) -> tuple[Callable[[], float], str]:
     """Seconds a chain step, and the engine that was chosen."""
+    from phasewatch.monitor.config import SamplerConfig
     from phasewatch.monitor.isolation import measure_context
     from phasewatch.monitor.sampling.chains import Run
     from phasewatch.monitor.sampling.choice import Verdicts
     from phasewatch.monitor.sampling.integrators import Baoab
+    from phasewatch.monitor.sampling.memory import plan_memory
     from phasewatch.monitor.sampling.posterior import pose
 
     model, batch = case(index)
     context = measure_context(model, step=0, loss_fn=loss, batches=[batch], n_samples=1024)
     problem = pose(context)
-    engine = Verdicts().engine_for(problem, "auto", NUM_CHAINS)
+    plan = plan_memory(problem, SamplerConfig(num_chains=NUM_CHAINS))
+    engine = Verdicts().engine_for(problem, plan)
     n_beta = 1024 / math.log(1024)
     run = Run(
         problem,

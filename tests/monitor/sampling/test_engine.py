@@ -1,6 +1,7 @@
 """Two engines, one result; and the gradient is the true one for awkward models."""
 
 import copy
+import gc
 import logging
 
 import pytest
@@ -275,3 +276,13 @@ def test_an_engine_that_was_asked_for_is_refused_where_it_does_not_fit(
     problem = pose(context_of(wide(), [data]))
     with pytest.raises(RefusedError, match=f"engine='{engine}'"):
         plan_memory(problem, quick(engine=engine, max_bytes=1000))
+
+
+def test_looking_at_a_problem_leaves_nothing_behind(context_of, data):
+    """A graph that is watched by a hook which returns what it is given stays alive for ever."""
+    model = wide()
+    size = sum(parameter.numel() for parameter in model.parameters())
+    pose(context_of(model, [data]))
+    gc.collect()
+    left = [o for o in gc.get_objects() if type(o) is torch.Tensor and o.shape == (size,)]
+    assert left == []
