@@ -1,7 +1,7 @@
 """Accuracy of `estimate_llc` with default settings on models that nobody tuned it for.
 
-Random deep linear nets (2 to 5 layers, widths 2 to 40, n = 10⁴) at points of known layer ranks, with
-three kinds of data (`support.random_nets.KINDS`), and small trained nets. Each λ̂ is compared with
+Random deep linear nets (2 to 5 layers, widths 2 to 40, n = 10⁴) at points of known layer ranks,
+with three kinds of data (`support.random_nets.KINDS`), and small trained nets. Each λ̂ is compared with
 
     λ           the closed form at this point,
     expected    λ − (μ − 1)/log n, μ the multiplicity: the same to the next order in log n,
@@ -31,12 +31,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from phasewatch.monitor.sampling import SamplerConfig, estimate_llc
+from phasewatch.monitor.types import Estimate, EstimateStatus
 from support.random_nets import KINDS, Net, build, random_shapes
 from support.reference_chains import Effort, Reference, deep_linear_reference, hmc_reference
 from support.trained_nets import TRAINED, TrainedNet
-
-from phasewatch.monitor.sampling import SamplerConfig, estimate_llc
-from phasewatch.monitor.types import Estimate, EstimateStatus
 
 STORE = Path(__file__).with_name("llc_references.json")
 NUM_NETS, NUM_POINTS = 32, 3

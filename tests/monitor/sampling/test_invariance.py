@@ -1,11 +1,11 @@
 """What must not change λ̂: how the weights are scaled between layers, how the probe is cut.
 
-Scaling. Where a layer is multiplied by c and the next divided by it, the function and its loss stay,
-and so does λ. The density that is sampled does not: γ/2 ‖w − w*‖² is no function of the loss, and in
-the old coordinates its pull is γ c² on one layer and γ/c² on the other. λ̂ is invariant as far as it
-does not depend on γ: directions of curvature h enter by nβh/(nβh + γ), and flat ones by nothing. So
-the models here are such that γ = 1 is small beside nβh, also when it is multiplied by c², and c is
-small: at c = 4 a ReLU net with n = 10³ loses a quarter of λ̂ to γ.
+Scaling. Where a layer is multiplied by c and the next divided by it, the function and its loss
+stay, and so does λ. The density that is sampled does not: γ/2 ‖w − w*‖² is no function of the loss,
+and in the old coordinates its pull is γ c² on one layer and γ/c² on the other. λ̂ is invariant as
+far as it does not depend on γ: directions of curvature h enter by nβh/(nβh + γ), and flat ones by
+nothing. So the models here are such that γ = 1 is small beside nβh, also when it is multiplied by
+c², and c is small: at c = 4 a ReLU net with n = 10³ loses a quarter of λ̂ to γ.
 
 Cutting. All batches are used at each step, so that λ̂ of the same seed is the same up to rounding.
 """
@@ -15,12 +15,12 @@ import math
 
 import pytest
 import torch
-from support.random_nets import Shape, build
-from support.reference_chains import Effort, deep_linear_reference
 from torch import nn
 
 from phasewatch.monitor.sampling import SamplerConfig, estimate_llc
 from phasewatch.monitor.types import EstimateStatus
+from support.random_nets import Shape, build
+from support.reference_chains import Effort, deep_linear_reference
 
 
 def mean_squares(model, batch):
@@ -73,7 +73,7 @@ def test_rescaling_relu_layers_leaves_lambda_as_it_is(factor):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("factor", [0.5, 2.0])
-@pytest.mark.parametrize("widths, rank", [((4, 3, 4), 3), ((5, 4, 5), 2)])
+@pytest.mark.parametrize(("widths", "rank"), [((4, 3, 4), 3), ((5, 4, 5), 2)])
 def test_rescaling_linear_layers_leaves_lambda_as_it_is(widths, rank, factor):
     net = build(Shape(widths, rank, (False,) * 2), "exact", seed=2)
     scaled = rescaled(net.model, "weights.0", "weights.1", factor)

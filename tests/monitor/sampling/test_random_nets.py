@@ -5,6 +5,8 @@ import math
 
 import pytest
 import torch
+
+from phasewatch.monitor.sampling.closed_forms import DEEP_LINEAR
 from support.random_nets import (
     KINDS,
     Shape,
@@ -19,8 +21,6 @@ from support.reference_chains import (
     hmc_reference,
 )
 
-from phasewatch.monitor.sampling.closed_forms import DEEP_LINEAR
-
 QUICK = Effort(min_draws=300, relative_stderr=0.02, max_seconds=4.0)
 
 
@@ -28,13 +28,13 @@ def n_beta(net):
     return net.num_samples / math.log(net.num_samples)
 
 
-@pytest.mark.parametrize("widths, rank, value, multiplicity", DEEP_LINEAR)
+@pytest.mark.parametrize(("widths", "rank", "value", "multiplicity"), DEEP_LINEAR)
 def test_the_most_singular_point_has_the_global_lambda(widths, rank, value, multiplicity):
     assert Shape(widths, rank, (False,) * (len(widths) - 1)).truth == (value, multiplicity)
 
 
 @pytest.mark.parametrize(
-    "shape, value",
+    ("shape", "value"),
     [
         (Shape((5, 4, 5), 0, (False, False)), 8.0),
         (Shape((5, 4, 5), 0, (False, False), (4, 0)), 10.0),
@@ -98,7 +98,7 @@ def test_nothing_to_descend_at_the_point_and_the_condensed_loss_is_the_loss(poin
 
 @pytest.mark.slow
 def test_the_references_agree_with_each_other_and_with_what_is_known():
-    """A regular net: λ̂ = d/2 nβh/(nβh + γ) for inputs of unit variance, and both samplers say so."""
+    """A regular net: λ̂ = d/2 nβh/(nβh + γ) for unit inputs, and both samplers say so."""
     net = build(Shape((4, 4), 4, (True,)), "exact", seed=3)
     moments = torch.linalg.eigvalsh(net.data[0].T @ net.data[0] / net.num_samples).double()
     exact = float((4 * n_beta(net) * moments / (n_beta(net) * moments + 1) / 2).sum())
