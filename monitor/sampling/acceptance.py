@@ -68,8 +68,8 @@ class WatchedStep:
         return log_ratio.clamp_max(0.0).exp()
 
     def _potential(self, chains: Chains, found: Evaluation) -> Tensor:
-        squared: Tensor = torch.linalg.vecdot(chains.x, chains.x).double()
-        return found.loss.double() * self._n_beta + squared * (self._localization / 2)
+        squared: Tensor = torch.linalg.vecdot(chains.x, chains.x).cpu().double()
+        return found.loss.cpu().double() * self._n_beta + squared * (self._localization / 2)
 
     def _force(self, chains: Chains, found: Evaluation) -> Tensor:
         return (found.grad * self._n_beta).add_(chains.x, alpha=self._localization)

@@ -228,7 +228,7 @@ class Run:
             ]
         whole = self._restricted(evaluate(self.engine, self.problem, at_center, self._all))
         # One number for each batch: all chains are at w*, so their losses differ by rounding only.
-        self._center_losses = whole.batch_losses.double().mean(dim=1).tolist()
+        self._center_losses = whole.batch_losses.cpu().double().mean(dim=1).tolist()
         self._center_grad = whole.grad[0].clone()
         self.center_terms = whole.terms[0].clone()
         return whole

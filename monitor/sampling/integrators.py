@@ -329,7 +329,7 @@ class RmspropSgld(Sgld):
 def _dot(left: Tensor, right: Tensor) -> Tensor:
     """Scalar products of the rows, in double: energies are compared with them."""
     product: Tensor = torch.linalg.vecdot(left, right)
-    return product.double()
+    return product.cpu().double()
 
 
 BLOCK, ACCELERATOR_BLOCK = 1 << 16, 1 << 24

@@ -82,11 +82,11 @@ def pointwise(
     count = sum(part.count for part in used)
     if count < 2:
         return None
-    total = torch.stack([part.total for part in used]).double().sum(0)
-    square = torch.stack([part.square for part in used]).double().sum(0)
-    likelihood = torch.stack([part.log_likelihood for part in used]).double().logsumexp(0)
+    total = torch.stack([part.total for part in used]).cpu().double().sum(0)
+    square = torch.stack([part.square for part in used]).cpu().double().sum(0)
+    likelihood = torch.stack([part.log_likelihood for part in used]).cpu().double().logsumexp(0)
     variance = float(((square - total.square() / count) / (count - 1)).mean())
-    mean_likelihood = (likelihood - math.log(count) - center_terms.double()).mean()
+    mean_likelihood = (likelihood - math.log(count) - center_terms.cpu().double()).mean()
     functional_variance = n_samples * variance
     beta = n_beta / n_samples
     return Pointwise(

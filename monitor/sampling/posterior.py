@@ -290,7 +290,7 @@ def _inspected(problem: Problem) -> Problem:
     for index, pristine in enumerate(problem.batches):
         batch, constants = problem.batch(index), problem.constants()
         terms, size, coarsest = _tried(problem, index, batch, constants)
-        mean = float(terms.double().mean())
+        mean = float(terms.cpu().double().mean())
         if not math.isfinite(mean):
             raise MeasurementError(
                 f"the probe loss at the current weights is {mean} on batch {index}; the learning "

@@ -26,7 +26,7 @@ class Trace:
 
     def after(self, burnin: int, alive: Sequence[bool]) -> NDArray[np.float64]:
         """What living chains have from draw `burnin` on, shape (chains, records)."""
-        kept = [values.double().cpu().numpy() for draw, values in self._records if draw >= burnin]
+        kept = [values.cpu().double().numpy() for draw, values in self._records if draw >= burnin]
         if not kept:
             return np.empty((sum(alive), 0))
         table: NDArray[np.float64] = np.asarray(kept, dtype=np.float64).T[np.asarray(alive)]

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from phasewatch.monitor.config import SamplerConfig
-from phasewatch.monitor.errors import RefusedError
-from phasewatch.monitor.observables.llc import LLC
+from phasewatch.monitor.errors import ConfigError, RefusedError
+from phasewatch.monitor.observables.llc import LLC, RefinedLLC
 from phasewatch.monitor.types import Estimate, Observable
 
 
@@ -73,3 +73,40 @@ def test_part_of_the_weights(context_of, model, data):
     config = SamplerConfig(num_draws=32, max_draws=0)
     observable = LLC(config, parameters=["2.*"], name="llc/head")
     assert observable.measure(context_of(model, [data])).name == "llc/head"
+
+
+PARTS = {"first": "0.*", "last": ["2.*"]}
+
+
+def refined():
+    return RefinedLLC(PARTS, SamplerConfig(num_draws=32, max_draws=0))
+
+
+def test_parts_are_streams_of_one_observable(context_of, model, data):
+    observable = refined()
+    assert isinstance(observable, Observable)
+    observable.check(context_of(model, [data]))
+    first, last = observable.measure(context_of(model, [data]))
+    assert (first.name, last.name) == ("refined_llc/first", "refined_llc/last")
+    assert 0.0 < first.value != last.value > 0.0
+    assert (first.value, first.stderr) == (first.detail.lambda_hat, first.detail.lambda_stderr)
+    again, _ = observable.measure(context_of(model, [data]))
+    assert again.detail.warm
+
+
+def test_the_state_of_parts_survives_a_checkpoint(context_of, model, data):
+    observable = refined()
+    observable.measure(context_of(model, [data]))
+    state = observable.state_dict()
+    assert set(state["sharpness"]) == set(PARTS)
+    assert all(state["sharpness"].values())
+    other = refined()
+    other.load_state_dict(state | {"sharpness": state["sharpness"] | {"gone": 1.0}})
+    assert other.state_dict() == state
+
+
+def test_a_part_that_is_not_there_is_refused_before_the_first_step(context_of, model, data):
+    with pytest.raises(RefusedError, match="'head', which matches none of"):
+        RefinedLLC({"head": "head"}).check(context_of(model, [data]))
+    with pytest.raises(ConfigError, match="at least one part"):
+        RefinedLLC({})
