@@ -332,7 +332,7 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
     return product.cpu().double()
 
 
-BLOCK, ACCELERATOR_BLOCK = 1 << 16, 1 << 24
+BLOCK, ACCELERATOR_BLOCK = 1 << 17, 1 << 24
 """Numbers updated at a time: few enough to stay in a processor's cache through all updates, and to
 make their noise small beside the chains."""
 
