@@ -201,6 +201,8 @@ def main() -> None:
                     errors[variant][index].append(missed)
                     good[variant][index].append([one.status is EstimateStatus.OK for one in found])
             print(f"  {variant:24s} {'   '.join(cells)}", flush=True)
+    if num_scored < 2:
+        sys.exit("fewer than two references are certain enough; raise --reference-draws")
     print(
         f"\n{'scheme':24s} {'picked s':>12s} {'held out':>9s} {'median':>7s} {'OK':>5s}   RMS by s"
     )
