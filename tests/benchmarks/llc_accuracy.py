@@ -1,8 +1,7 @@
 """Accuracy of `estimate_llc` with default settings on models that nobody tuned it for.
 
-Random deep linear nets (2 to 5 layers, widths 2 to 40, n = 10⁴) at points of known layer ranks,
-with three kinds of data (`support.random_nets.KINDS`), and small trained nets. Each λ̂ is compared
-with
+Random deep linear nets (2 to 5 layers, widths 2 to 40, n = 10⁴) at points of known ranks, with
+three kinds of data (`support.random_nets.KINDS`), and small trained nets. Each λ̂ is compared with
 
     λ           the closed form at this point,
     expected    λ − (μ − 1)/log n, μ the multiplicity: the same to the next order in log n,

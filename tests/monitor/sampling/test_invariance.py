@@ -5,7 +5,7 @@ stay, and so does λ. The density that is sampled does not: γ/2 ‖w − w*‖�
 and in the old coordinates its pull is γ c² on one layer and γ/c² on the other. λ̂ is invariant as
 far as it does not depend on γ: directions of curvature h enter by nβh/(nβh + γ), and flat ones by
 nothing. So the models here are such that γ = 1 is small beside nβh, also when it is multiplied by
-c², and c is small: at c = 4 a ReLU net with n = 10³ loses a quarter of λ̂ to γ.
+c², and c is small: at c = 4 the ReLU net with n = 10³ gave a quarter less.
 
 Cutting. All batches are used at each step, so that λ̂ of the same seed is the same up to rounding.
 """

@@ -98,7 +98,7 @@ def test_nothing_to_descend_at_the_point_and_the_condensed_loss_is_the_loss(poin
 
 @pytest.mark.slow
 def test_the_references_agree_with_each_other_and_with_what_is_known():
-    """A regular net: λ̂ = d/2 nβh/(nβh + γ) for unit inputs, and both samplers say so."""
+    """A regular net, λ̂ = ½ Σ nβh/(nβh + γ), and both samplers say so."""
     net = build(Shape((4, 4), 4, (True,)), "exact", seed=3)
     moments = torch.linalg.eigvalsh(net.data[0].T @ net.data[0] / net.num_samples).double()
     exact = float((4 * n_beta(net) * moments / (n_beta(net) * moments + 1) / 2).sum())
