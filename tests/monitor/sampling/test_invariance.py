@@ -114,11 +114,11 @@ def test_cutting_the_probe_changes_nothing_but_rounding(reduce):
 
     def value(size):
         batches = list(zip(*(part.split(size) for part in data), strict=True))
-        config = SamplerConfig(engine="loop", num_draws=64, max_draws=0)
+        config = SamplerConfig(engine="loop", num_draws=32, max_draws=0)
         return estimate_llc(model, batches, loss_fn, n_samples=1024, config=config)
 
     whole = value(1024)
-    for size in (32, 100, 256):  # 100 leaves a shorter last batch
+    for size in (32, 100):  # 100 leaves a shorter last batch
         cut = value(size)
         assert cut.lambda_hat == pytest.approx(whole.lambda_hat, rel=1e-6)
         assert cut.lambda_stderr == pytest.approx(whole.lambda_stderr, rel=1e-5)
