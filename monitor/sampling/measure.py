@@ -256,8 +256,8 @@ def _measured(
 ) -> dict[str, Estimate]:
     """All parts side by side."""
     started = time.monotonic()
-    n_beta = _n_beta(context, config)
     problem, plan = _plan(context, config, list(selections.values()))
+    n_beta = _n_beta(context, config)
     engine = memories[next(iter(selections))].verdicts.engine_for(problem, plan)
     pick = _picker(problem, config, context.generator)
     runs = {
@@ -326,8 +326,8 @@ def check_llc(
         MeasurementError: The loss at w* is not finite.
     """
     memory = memory if memory is not None else Memory()
-    _n_beta(context, config)
     problem, plan = _plan(context, config, [parameters])
+    _n_beta(context, config)
     mask_of(problem.layout, parameters, problem.device)
     _picker(problem, config, context.generator)
     memory.verdicts.engine_for(problem, plan)

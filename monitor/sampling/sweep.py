@@ -87,6 +87,7 @@ def run_sweep(
         raise ConfigError("localizations is empty; give at least one γ")
     given = {"num_chains": num_chains, "num_draws": num_draws, "seed": seed}
     base = {name: value for name, value in given.items() if value is not None}
+    base["warm_start"] = False  # else a point would start where the one before it ended
     whole = default_n_beta(subject.n_samples)
     temperatures = sorted(n_betas or [share * whole for share in N_BETA_MULTIPLES])
     pairs = list(itertools.product(temperatures, sorted(localizations)))

@@ -232,10 +232,10 @@ def test_the_page_shows_surfaces_curves_traces_and_why(swept):
     assert "Calibration of &lt;b&gt;" in page
     assert "Recommended: ε = 0.01" in page
     assert all(sentence.split(" (")[0] in page for sentence in found.why)
-    surface, virial = data["figures"]["surfaces"]["data"]
+    surface, acceptance = data["figures"]["surfaces"]["data"]
     assert surface["y"] == ["1", "10"]
     assert surface["z"][0][1] == pytest.approx(found.grid[1].lambda_hat, rel=1e-3)
-    assert virial["z"][0][1] == pytest.approx(found.grid[1].virial, rel=1e-3)
+    assert acceptance["z"][0][1] == pytest.approx(found.grid[1].acceptance, rel=1e-3)
     assert surface["z"][0][2] is None
     assert surface["text"][0][2] == "×"
     assert len(data["chains"]) == len(found.grid) + len(found.automatic)
