@@ -47,7 +47,7 @@ LOCALIZATION = 1.0
 MINIBATCH = 256
 BURNIN = 0.25
 OUR_DRAWS = (16, 32, 64, 128, 256, 512)
-STEP_SIZES = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4)
+STEP_SIZES = (5e-6, 1e-5, 2e-5, 4e-5, 8e-5, 1.6e-4)
 GIVEN_UP = 0.2
 MARKS = {(True, True): "", (True, False): ">", (False, True): "<", (False, False): "?"}
 """Whether a ratio is a bound, by (ours, devinterp) having reached the target."""
@@ -216,7 +216,8 @@ class Curve:
         return point.wall if point.reached else point.wall * missed_by**2
 
     def table(self) -> str:
-        return "  ".join(f"{draws}: {self.rmse(draws):.1%}" for draws in sorted(self.errors))
+        cells = (f"{d}: {self.rmse(d):.1%} {self.at(d).wall:.2f} s" for d in sorted(self.errors))
+        return "  ".join(cells)
 
 
 # -- ours -----------------------------------------------------------------------------------------
@@ -372,9 +373,9 @@ def _ask(
 def report_model(result: Result) -> None:
     problem = result.problem
     print(f"{problem.model.name}: long-run value {problem.truth:.2f} ± {problem.truth_stderr:.2f}")
-    print(f"  RMSE by draws: ours           {result.ours.table()}")
+    print(f"  draws: RMSE, time: ours         {result.ours.table()}")
     for step, curve in result.peer.items():
-        print(f"                 ε = {step:7.0e}    {curve.table()}")
+        print(f"                 ε = {step:7.1e}    {curve.table()}")
     sys.stdout.flush()
 
 
@@ -399,12 +400,12 @@ def report(results: Sequence[Result], target: float) -> None:
             other = result.peer[step].to_reach(target)
             ratio = (other.wall / point.wall, other.cpu / point.cpu)
             ratios[kind].append(ratio)
-            label = f"{_shown(other)} {step:.0e}" if kind == "best" else _shown(other)
+            label = f"{_shown(other)} {step:.1e}" if kind == "best" else _shown(other)
             mark = MARKS[point.reached, other.reached]
             width = 38 if kind == "best" else 28
             print(f" {label:>{width}s} {mark + format(ratio[0], '.1f'):>7s}", end="")
         print()
-    for kind, name in (("best", "the best ε of each model"), ("common", f"ε = {common:.0e}")):
+    for kind, name in (("best", "the best ε of each model"), ("common", f"ε = {common:.1e}")):
         if ratios[kind]:
             wall, cpu = map(statistics.geometric_mean, zip(*ratios[kind], strict=True))
             print(f"geometric mean of the ratios to {name}: {wall:.1f} (of CPU seconds: {cpu:.1f})")
