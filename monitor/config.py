@@ -68,7 +68,7 @@ class SamplerConfig(_Model):
 
     scheme: Literal["baoab", "lm", "sgld", "rmsprop_sgld"] = "baoab"
     num_chains: PositiveInt = 4
-    num_draws: Annotated[int, Field(ge=8)] = 128
+    num_draws: Annotated[int, Field(ge=8)] = 256
     max_draws: NonNegativeInt = 2048
     burnin_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     warm_start: bool = True

@@ -102,7 +102,8 @@ class Estimate:
         num_diverged: Chains that left and were excluded.
         num_resets: How often a chain was sent back to w*.
         virial: Mean of V = (w−w*)·(nβ∇L + γ(w−w*))/d; 1 in equilibrium.
-        drift: |last half − last quarter| of the mean loss over its excess, dimensionless.
+        drift: What the last doubling of the draws changed: mean of their last half less that of
+            the quarter before it, over |λ̂|.
         step_inflation: Predicted excess of `lambda_hat` from the finite step, in its units; zero
             for schemes that are exact on a quadratic. It is not subtracted.
         batch_inflation: The same from minibatch noise; zero for the whole probe.

@@ -68,6 +68,7 @@ class Recorder:
         losses: Per draw, the loss of each chain.
         baselines: Per draw, L at w* on the very same batches: one number, or one for each chain.
         virial: V of each chain.
+        work: x·nβ∇L(x) of each chain.
         slope: ∇L(w*)·x of each chain.
         acceptance: min(1, r) of each chain's step.
         euler: `inflation.euler_heat`.
@@ -79,6 +80,7 @@ class Recorder:
         self.losses: list[list[float]] = []
         self.baselines: list[Any] = []
         self.virial = Trace()
+        self.work = Trace()
         self.slope = Trace()
         self.acceptance = Trace()
         self.euler = Trace()
@@ -113,7 +115,7 @@ class Recorder:
             joined.baselines.append(
                 [r.baselines[draw] if there else math.nan for r, there in drawn]
             )
-        for name in ("virial", "slope", "acceptance", "euler", "noise"):
+        for name in ("virial", "work", "slope", "acceptance", "euler", "noise"):
             traces = [getattr(record, name) for record in records]
             setattr(joined, name, Trace.beside(traces, length))
         joined.terms = [sums for record in living for sums in record.terms]
@@ -352,6 +354,7 @@ class Run:
             self._watched = None
         if draw % VIRIAL_EVERY == 0:
             record.virial.add(draw, self._virial(x, found.grad))
+            record.work.add(draw, self._work(x, found.grad))
             record.slope.add(draw, x @ self._center_grad)
             heat = euler_heat(
                 x,
@@ -387,9 +390,13 @@ class Run:
 
     def _virial(self, x: Tensor, grad: Tensor) -> Tensor:
         """V = x·(nβ∇L + γx)/d of each chain."""
-        forces: Tensor = torch.linalg.vecdot(x, grad) * self.n_beta
         pull: Tensor = torch.linalg.vecdot(x, x) * self.localization
-        return (forces + pull) / self.num_sampled
+        return (self._work(x, grad) + pull) / self.num_sampled
+
+    def _work(self, x: Tensor, grad: Tensor) -> Tensor:
+        """x·nβ∇L of each chain."""
+        work: Tensor = torch.linalg.vecdot(x, grad) * self.n_beta
+        return work
 
     # -- what the draws say ------------------------------------------------------------------
 

@@ -1,10 +1,11 @@
 """Whether a number may be trusted: its error, its convergence, and the status they make.
 
-Error. The standard error joins two estimates, stderr² = between² + mcse². The spread of the chain
-means has only C − 1 degrees of freedom and is too small too often (with four chains its 95 %
-interval held the long-run value in 88 % of repeats); the Monte Carlo error from autocorrelations
-is blind to what no chain has seen yet (89 %). Together they held it in 95 % of 312 repeats over
-thirteen models of known λ at 128 draws; for quick models that is up to √2 too careful.
+Error. The standard error joins three estimates, stderr² = between² + mcse² + (drift/2)². The
+spread of the chain means has only C − 1 degrees of freedom and is too small too often; the Monte
+Carlo error from autocorrelations is blind to what no chain has seen yet; and what λ̂ gained over the
+last doubling of the draws, it may gain again. Without the last term the stated 95 % interval held
+the long-run value in 90 to 93 % of the estimates that pass the checks (150 points of deep linear
+nets, 128 to 1024 draws), with it in 94 to 96 %.
 """
 
 from __future__ import annotations
@@ -21,13 +22,19 @@ from phasewatch.monitor.types import EstimateStatus
 
 Draws = NDArray[np.float64]
 
-MIN_VIRIAL, MAX_VIRIAL = 0.5, 1.15
-SLOW_VIRIAL = 0.65
-"""Below this the soft directions are not filled yet and λ̂ is up to a fifth too low (deep linear
-nets at 128 draws): worth twice the draws, though no reason for a refusal."""
+MAX_VIRIAL = 1.15
+MIN_VIRIAL, MAX_DEGREE = 0.4, 2.2
+"""Where the loss is a square along the chains (degree 2), directions out of equilibrium are either
+flat or not filled yet, and nothing tells which. If they are the greater part, as the virial says,
+λ̂ may be far too low. With products of weights (degree 3 to 9) a low virial comes from directions
+along which the others may grow: λ̂ is right to some per cent there at a virial of 0.1."""
 
-MAX_RELATIVE_STDERR = 0.15
-MAX_DRIFT = 0.2
+MAX_RELATIVE_STDERR = 0.12
+"""Two standard errors are then within a quarter of λ̂."""
+
+MAX_DRIFT = 0.15
+"""Largest share of λ̂ that the last doubling of the draws may have changed."""
+
 MAX_INFLATION = 0.15
 """Largest predicted share of λ̂ that is heat from the finite step or from minibatch noise."""
 
@@ -64,7 +71,11 @@ class Summary:
         ess: Effective sample size over all chains.
         virial: Mean of V.
         virial_stderr: Its standard error over chains.
-        drift: |mean of the last half − mean of the last quarter| / |λ̂|.
+        drift: Mean of the last half of the draws less that of the quarter before it, over |λ̂|:
+            what the last doubling changed.
+        drift_stderr: Its standard error over chains.
+        degree: E[x·nβ∇L]/λ̂, the degree of the loss as a function of the displacement x: m if it
+            is homogeneous of degree m.
         inflation: Predicted excess of λ̂ from the finite step and from minibatch noise.
         descent: What the first order at w* explains.
     """
@@ -76,6 +87,8 @@ class Summary:
     virial: float
     virial_stderr: float
     drift: float
+    drift_stderr: float
+    degree: float
     inflation: Inflation = field(default_factory=Inflation)
     descent: Descent = field(default_factory=Descent)
 
@@ -89,6 +102,7 @@ def summarise(
     excess: Draws,
     burnin: int,
     virial: Draws,
+    work: float,
     inflation: Inflation | None = None,
     descent: Descent | None = None,
 ) -> Summary:
@@ -98,13 +112,14 @@ def summarise(
         excess: nβ (L − L(w*)) of the finite chains, shape (chains, draws), burn-in included.
         burnin: Draws to drop at the start of each chain.
         virial: V after burn-in, shape (chains, records).
+        work: Mean of x·nβ∇L after burn-in.
         inflation: Predicted excess of λ̂.
         descent: What the first order at w* explains.
     """
     kept = excess[:, burnin:]
     value = float(kept.mean())
-    late = float(excess[:, -(excess.shape[1] // 4 or 1) :].mean())
-    half = float(excess[:, -(excess.shape[1] // 2 or 1) :].mean())
+    scale = max(abs(value), 1e-30)
+    change = _last_doubling(excess)
     return Summary(
         value=value,
         stderr=standard_error(kept),
@@ -112,20 +127,31 @@ def summarise(
         ess=_arviz("ess", kept, method="mean"),
         virial=float(virial.mean()) if virial.size else math.nan,
         virial_stderr=_between(virial.mean(axis=1)) if virial.size else math.nan,
-        drift=abs(half - late) / max(abs(value), 1e-30),
+        drift=float(change.mean()) / scale,
+        drift_stderr=_between(change) / scale,
+        degree=work / scale,
         inflation=inflation or Inflation(),
         descent=descent or Descent(),
     )
 
 
 def standard_error(draws: Draws) -> float:
-    """Standard error of the mean of `draws` (chains, draws): √(between² + mcse²)."""
+    """Standard error of the mean of `draws` (chains, draws): √(between² + mcse² + (drift/2)²)."""
     if np.ptp(draws) == 0.0:
         return 0.0
     within = _arviz("mcse", draws, method="mean")
     if not math.isfinite(within):
         within = float(draws.std()) / math.sqrt(draws.size)
-    return math.hypot(within, _between(draws.mean(axis=1)))
+    drift = float(_last_doubling(draws).mean())
+    return math.hypot(within, _between(draws.mean(axis=1)), drift / 2)
+
+
+def _last_doubling(draws: Draws) -> Draws:
+    """Mean of the last half of each chain less that of the quarter before it."""
+    half = draws.shape[1] // 2
+    before = draws[:, half // 2 : half] if half else draws
+    change: Draws = draws[:, half:].mean(axis=1) - before.mean(axis=1)
+    return change
 
 
 def _between(means: Draws) -> float:
@@ -156,8 +182,8 @@ def weaknesses(summary: Summary, n_samples: int) -> dict[str, str]:
         )
     if not summary.relative_stderr < MAX_RELATIVE_STDERR:
         found["stderr"] = (
-            f"relative standard error {summary.relative_stderr:.2f} is not below "
-            f"{MAX_RELATIVE_STDERR}"
+            f"relative standard error {summary.relative_stderr:.1%} is not below "
+            f"{MAX_RELATIVE_STDERR:.0%}"
         )
     slack = NUM_SIGMAS * summary.virial_stderr
     if summary.virial - slack > MAX_VIRIAL:
@@ -165,12 +191,16 @@ def weaknesses(summary: Summary, n_samples: int) -> dict[str, str]:
             f"virial {summary.virial:.2f} is above {MAX_VIRIAL}: the chains are too hot; lower "
             "step_size"
         )
-    if summary.virial + slack < MIN_VIRIAL:
-        found["virial"] = f"virial {summary.virial:.2f} is below {MIN_VIRIAL}: not in equilibrium"
-    # (q₃ − q₄)/2 of the mean over three quarters: pure noise is √1.5 standard errors wide.
-    noise = math.sqrt(1.5) * summary.relative_stderr
-    if not summary.drift < max(MAX_DRIFT, NUM_SIGMAS * noise):
-        found["drift"] = f"drift {summary.drift:.2f} is not below {MAX_DRIFT}: still moving"
+    if summary.virial + slack < MIN_VIRIAL and summary.degree < MAX_DEGREE:
+        found["virial"] = (
+            f"virial {summary.virial:.2f} is below {MIN_VIRIAL}: most directions are flat, or not "
+            "filled yet"
+        )
+    if abs(summary.drift) - NUM_SIGMAS * summary.drift_stderr > MAX_DRIFT:
+        found["drift"] = (
+            f"the last doubling of the draws changed λ̂ by {summary.drift:+.0%} (limit "
+            f"{MAX_DRIFT:.0%}): still moving"
+        )
     if n_samples < MIN_SAMPLES_PER_LAMBDA * summary.value:
         found["probe"] = (
             f"probe too small: its n = {n_samples} is below "

@@ -346,12 +346,8 @@ def _integrator(config: SamplerConfig, n_beta: float) -> Integrator:
     step = config.step_size
     if config.scheme in OVERDAMPED:
         return OVERDAMPED[config.scheme](n_beta, config.localization, step)
-    return Baoab(
-        n_beta,
-        config.localization,
-        step=None if step is None else math.sqrt(step),
-        horizon=config.num_draws,
-    )
+    root = None if step is None else math.sqrt(step)
+    return Baoab(n_beta, config.localization, step=root)
 
 
 def _picker(
@@ -427,8 +423,7 @@ def _draws_wanted(summary: Summary, n_samples: int, config: SamplerConfig, drawn
     if diagnostics.is_negative(summary):
         return 0
     if not weak:
-        mixes_slowly = summary.virial < diagnostics.SLOW_VIRIAL and drawn < 2 * config.num_draws
-        return min(2 * drawn, config.max_draws) if mixes_slowly else 0
+        return 0
     longer = min(2 * drawn, SLOW_GROWTH * config.num_draws, config.max_draws)
     if weak != {"stderr"}:
         return longer
@@ -452,6 +447,7 @@ def _summarise(run: Run, burnin: int) -> Summary | None:
         run.n_beta * run.record.excess()[alive],
         burnin,
         run.record.virial.after(burnin, alive),
+        run.record.work.mean(burnin, alive),
         run.inflation(burnin),
         run.descent(burnin),
     )

@@ -23,8 +23,9 @@ def chains(mean=10.0, spread=1.0, correlation=0.0, num_chains=4, num_draws=128, 
     return mean + spread * draws
 
 
-def summary_of(draws, virial=1.0):
-    return summarise(draws, len(draws[0]) // 4, np.full((len(draws), 8), virial))
+def summary_of(draws, virial=1.0, degree=2.0):
+    virials = np.full((len(draws), 8), virial)
+    return summarise(draws, len(draws[0]) // 4, virials, degree * draws.mean())
 
 
 def test_a_calm_set_of_chains_is_ok():
@@ -58,7 +59,7 @@ def test_constant_draws_have_no_error():
     ("draws", "virial", "n_samples", "word"),
     [
         (chains(mean=0.3), 1.0, 1000, "standard error"),
-        (chains(), 0.2, 1000, "below 0.5"),
+        (chains(), 0.2, 1000, "not filled yet"),
         (chains(), 1.6, 1000, "too hot"),
         (chains(), 1.0, 30, "probe too small"),
     ],
@@ -69,11 +70,25 @@ def test_each_weakness_is_named(draws, virial, n_samples, word):
     assert word in reason
 
 
+def test_a_low_virial_counts_where_the_loss_is_a_square_along_the_chains():
+    assert "virial" in weaknesses(summary_of(chains(), 0.2, degree=2.0), 1000)
+    assert weaknesses(summary_of(chains(), 0.2, degree=4.0), 1000) == {}
+
+
 def test_a_drift_beyond_noise_is_named():
+    rising = chains() * np.linspace(0.6, 1.0, 128)
+    found = weaknesses(summary_of(rising), 1000)
+    assert "+1" in found["drift"]
     calm = summary_of(chains())
-    assert "drift" in weaknesses(replace(calm, drift=0.25), 1000)
-    noisy = replace(calm, drift=0.25, stderr=0.14 * calm.value)
-    assert weaknesses(noisy, 1000) == {}
+    assert "drift" in weaknesses(replace(calm, drift=-0.3, drift_stderr=0.05), 1000)
+    assert weaknesses(replace(calm, drift=-0.3, drift_stderr=0.1), 1000) == {}
+
+
+def test_what_the_last_doubling_changed_is_part_of_the_error():
+    level, risen = np.ones((4, 100)), np.ones((4, 100))
+    risen[:, 50:] = 2.0
+    assert standard_error(level) == 0.0
+    assert standard_error(risen) >= 0.5
 
 
 def test_negative_needs_significance():
@@ -87,7 +102,7 @@ def test_nothing_finite_is_diverged():
 
 def test_a_noisy_virial_of_a_tiny_model_is_not_held_against_it():
     noisy = np.array([[0.2], [0.1], [1.6], [0.0]])
-    summary = summarise(chains(), 32, noisy)
+    summary = summarise(chains(), 32, noisy, 20.0)
     assert "virial" not in weaknesses(summary, 1000)
 
 

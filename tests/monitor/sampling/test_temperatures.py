@@ -30,7 +30,7 @@ def test_a_quadratic_is_right_at_all_close_temperatures(estimate, n_beta):
     found = reweight(estimate, n_beta)
     assert found.lambda_hat == pytest.approx(truth(n_beta), abs=3.5 * found.lambda_stderr)
     assert found.lambda_hat == pytest.approx(truth(n_beta), rel=0.06)
-    assert 0.0 < found.lambda_stderr < 0.05 * found.lambda_hat
+    assert 0.0 < found.lambda_stderr < 0.1 * found.lambda_hat
 
 
 def test_the_same_temperature_gives_the_same_number(estimate):

@@ -50,8 +50,8 @@ def test_warm_chains_agree_with_the_truth_at_half_the_draws(measure):
 
 def test_chains_follow_a_curvature_that_changes(measure):
     memory = Memory()
-    measure(memory)
-    sharper = [measure(memory, SPECTRUM * 2.0, seed=seed) for seed in range(1, 7)]
+    measure(memory, num_draws=128)
+    sharper = [measure(memory, SPECTRUM * 2.0, seed=seed, num_draws=128) for seed in range(1, 7)]
     assert all(estimate.warm for estimate in sharper)
     assert np.mean([e.lambda_hat for e in sharper]) == pytest.approx(
         truth(SPECTRUM * 2.0), rel=0.08
