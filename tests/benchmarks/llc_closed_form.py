@@ -2,7 +2,8 @@
 
 Noise-free data, so that w* is the empirical minimum; n = 10⁴ terms (10⁶ for the toy models of
 superposition). The column "expected" is what a perfect sampler finds at this n: λ − (m − 1)/log n
-with multiplicity m, or the integral over the posterior where it can be done.
+with multiplicity m, or the integral over the posterior where it can be done. With several seeds the
+last lines tell how often λ̂ ± 1.96 standard errors holds it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def main() -> None:
     torch.set_num_threads(1)
     header = f"{'model':26s} {'λ':>6s} {'expected':>8s} {'estimate':>16s} {'error':>6s}"
     print(f"{header} {'status':12s} draws seconds reason")
-    statuses, errors = [], []
+    statuses, errors, holds = [], [], []
     for seed in range(arguments.seeds):
         for case in all_cases(arguments.num_samples):
             found = estimate_llc(
@@ -41,6 +42,7 @@ def main() -> None:
             )
             error = found.lambda_hat / case.expected - 1
             statuses.append(found.status)
+            holds.append(abs(found.lambda_hat - case.expected) <= 1.96 * found.lambda_stderr)
             if found.status is EstimateStatus.OK:
                 errors.append(abs(error))
             print(
@@ -56,6 +58,15 @@ def main() -> None:
         f"OK: {share:.0%} of {len(statuses)}; |error| of those against `expected`: "
         f"median {errors[len(errors) // 2]:.1%}, worst {errors[-1]:.1%}"
     )
+    for status in sorted(set(statuses)):
+        chosen = [held for held, one in zip(holds, statuses, strict=True) if one is status]
+        print(f"95 % interval holds `expected`, {status}: {share_of(chosen)}")
+    print(f"95 % interval holds `expected`, all: {share_of(holds)}")
+
+
+def share_of(values: list[bool]) -> str:
+    """As a percentage and a count."""
+    return f"{sum(values) / len(values):.1%} of {len(values)}"
 
 
 if __name__ == "__main__":
