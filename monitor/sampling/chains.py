@@ -180,7 +180,7 @@ class Run:
         self._mask = mask
         self._generator = generator
         self._all = range(len(problem.batches))
-        self._pick = pick or (lambda: self._all)
+        self._pick = pick
         self._partial = pick is not None
         self._control = control and self._partial
         self._center_losses: list[float] = []
@@ -288,7 +288,7 @@ class Run:
 
     def pick(self) -> Sequence[int]:
         """The batches of the next step."""
-        return self._pick()
+        return self._all if self._pick is None else self._pick()
 
     def receive(self, found: Evaluation, indices: Sequence[int], num_draws: int) -> None:
         """Keep one draw and move on.

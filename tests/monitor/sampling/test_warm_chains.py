@@ -1,5 +1,7 @@
 """Chains that go on from where those of an earlier measurement stood."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -106,3 +108,24 @@ def test_a_blow_up_of_warm_chains_starts_them_cold(measure, monkeypatch):
     estimate = measure(memory)
     assert (estimate.warm, estimate.num_resets, estimate.num_diverged) == (False, 1, 0)
     assert estimate.num_draws + estimate.num_burnin == 64
+
+
+@pytest.mark.parametrize("engine", ["vmap", "loop", "inplace"])
+@pytest.mark.parametrize("scheme", ["baoab", "lm"])
+def test_a_measurement_is_freed_without_the_cycle_collector(measure, engine, scheme):
+    """Cycles wait for the collector, which counts objects, not the gigabytes they hold."""
+
+    def alive():
+        return sum(type(found) is torch.Tensor for found in gc.get_objects())
+
+    memory = Memory()
+    measure(memory, engine=engine, scheme=scheme)
+    gc.collect()
+    gc.disable()
+    try:
+        before = alive()
+        for seed in range(3):
+            measure(memory, seed=seed, engine=engine, scheme=scheme)
+        assert alive() <= before
+    finally:
+        gc.enable()
