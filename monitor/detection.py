@@ -14,7 +14,7 @@ from phasewatch.detectors.types import Alarm
 from phasewatch.monitor.config import MonitorConfig
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.scalars import Column
-from phasewatch.monitor.streams import Stream, Streams
+from phasewatch.monitor.streams import Override, Stream, Streams
 from phasewatch.monitor.transitions import Point, TransitionTracker, is_validation
 from phasewatch.monitor.types import EstimateStatus, Observation, Transition, TransitionStatus
 
@@ -33,6 +33,7 @@ class Detection:
         given: Detectors, or their names, by stream name.
         run_id: Identity of the run.
         health: Where transitions, scores and non-finite values are counted.
+        override: Which detector a stream gets in place of the one it would have.
 
     Raises:
         ConfigError: A detector's name or parameters are wrong.
@@ -44,9 +45,10 @@ class Detection:
         given: Mapping[str, Detector | str] | None,
         run_id: str,
         health: Health,
+        override: Override | None = None,
     ) -> None:
         self._health = health
-        self._streams = Streams(config.detectors, given)
+        self._streams = Streams(config.detectors, given, override)
         self._tracker = TransitionTracker(run_id, attempt=0)
         self._group_norms: dict[str, deque[tuple[int, float]]] = {}
         self._announced: set[str] = set()
@@ -63,11 +65,13 @@ class Detection:
     def take_columns(self, columns: Mapping[str, Column]) -> list[Transition]:
         """Detect on many exact scalars of many streams.
 
+        How a run is cut into calls depends on the clock; what is found does not: points are fused
+        in the order of step, time and name.
+
         Returns:
             Every state that a transition newly took, in the order of steps.
         """
         points: list[Point] = []
-        self._tracker.has_validation |= any(map(is_validation, columns))
         for name, column in columns.items():
             stream = self._streams.get(name)
             if stream.detector is None:
@@ -77,8 +81,17 @@ class Detection:
                 points += self._take_column(stream, stream.detector, column)
             except Exception as error:
                 self._put_away(stream, error)
-        points.sort(key=lambda point: point.step)
-        return [transition for point in points for transition in self._fuse(point)]
+        points.sort(key=lambda point: (point.step, point.timestamp, point.name))
+        validated = min(
+            ((c.steps[0], c.timestamps[0]) for n, c in columns.items() if is_validation(n)),
+            default=(math.inf, math.inf),
+        )
+        changed = []
+        for point in points:
+            self._tracker.has_validation |= (point.step, point.timestamp) >= validated
+            changed += self._fuse(point)
+        self._tracker.has_validation |= math.isfinite(validated[0])
+        return changed
 
     def _put_away(self, stream: Stream, error: Exception) -> None:
         """A detector that raises detects no more; its stream is still stored."""
@@ -98,7 +111,7 @@ class Detection:
     def _take_column(self, stream: Stream, detector: Detector, column: Column) -> list[Point]:
         """Feed one stream; returns the points that fusing must see."""
         points = []
-        followed = stream.name in self._tracker.following
+        followed = self._tracker.concerns(stream.name)
         update = detector.update
         for index, value in enumerate(column.values):
             alarm = update(column.steps[index], value)
@@ -140,7 +153,7 @@ class Detection:
                 name.removeprefix(GROUP_PREFIX), deque(maxlen=GROUP_HISTORY)
             )
             norms.append((step, value))
-        stream = self._streams.get(name, observation.stderr)
+        stream = self._streams.get(name, observation.stderr, measured=True)
         try:
             alarm = stream.update(step, value, observation.stderr)
         except Exception as error:

@@ -25,6 +25,13 @@ class Column:
     epochs: list[int | None] = field(default_factory=list)
     timestamps: list[float] = field(default_factory=list)
 
+    def add(self, step: int, value: float, epoch: int | None, timestamp: float) -> None:
+        """Append one value."""
+        self.steps.append(step)
+        self.values.append(value)
+        self.epochs.append(epoch)
+        self.timestamps.append(timestamp)
+
 
 class ScalarBuffer:
     """Keeps scalars, tensors among them, without reading them: a read may wait for the device.
