@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.cli_output import (
+    add_row,
+    check_writable,
+    counting,
+    new_table,
+    plain,
+    print_json,
+    printable,
+    say,
+    transitions_table,
+    writing,
+)
+from phasewatch.monitor.errors import ConfigError, PhasewatchError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,7 +31,7 @@ if TYPE_CHECKING:
     from phasewatch.monitor.sampling.selfcheck import Check
     from phasewatch.monitor.sampling.sweep import Sweep
     from phasewatch.monitor.store import RunInfo, Store, StreamInfo
-    from phasewatch.monitor.types import Estimate, Transition
+    from phasewatch.monitor.types import Estimate
 
 app = typer.Typer(
     name="phasewatch",
@@ -39,6 +49,24 @@ StoreOption = Annotated[
 ]
 RunArgument = Annotated[str, typer.Argument(help="Name, id, or the first letters of the id.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+DetectorOption = Annotated[
+    str | None,
+    typer.Option("--detector", help='Detector of every watched stream; "none" watches none.'),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Parameter of the detector, or of each stream's own detector that has one of that "
+        "name; may be given again.",
+    ),
+]
+PageOption = Annotated[
+    Path | None, typer.Option("--report", help="HTML file to write; it opens offline.")
+]
+WATCHED_COLUMNS = ("name", "points", "last step", "detector", "skipped")
 
 DEFAULT_STORE = "phasewatch.db"
 
@@ -78,9 +106,9 @@ def runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> Non
     with _open(store) as history:
         found = history.runs()
     if as_json:
-        _print_json([_plain(run) for run in found])
+        print_json([plain(run) for run in found])
     else:
-        _print(_runs_table(found) if found else f"no runs in {history.where}")
+        say(_runs_table(found) if found else f"no runs in {history.where}")
 
 
 @app.command()
@@ -90,14 +118,14 @@ def show(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOpti
         info = history.run(run)
         streams, transitions = history.streams(info.id), history.transitions(info.id)
     if as_json:
-        content = _plain(info)
-        content["streams"] = [_plain(stream) for stream in streams]
-        content["transitions"] = [_plain(transition) for transition in transitions]
-        _print_json(content)
+        content = plain(info)
+        content["streams"] = [plain(stream) for stream in streams]
+        content["transitions"] = [plain(transition) for transition in transitions]
+        print_json(content)
         return
-    _print(_headline(info))
-    _print(_streams_table(streams) if streams else "nothing observed yet")
-    _print(_transitions_table(transitions) if transitions else "no transitions")
+    say(_headline(info))
+    say(_streams_table(streams) if streams else "nothing observed yet")
+    say(transitions_table(transitions) if transitions else "no transitions")
 
 
 @app.command()
@@ -113,9 +141,168 @@ def report(
 
     with _open(store) as history:
         info = history.run(run)
-        with _writing(out, "--out"):
+        with writing(out, "--out"):
             write_report(history, info.id, out)
     typer.echo(f"report of {info.name} written to {out}")
+
+
+@app.command()
+def detect(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="CSV or JSONL file, TensorBoard event file, or the folder of one run.",
+            show_default=False,
+        ),
+    ],
+    step: Annotated[
+        str | None,
+        typer.Option(
+            "--step",
+            help="Column of the steps; else step, global_step, iteration or epoch. "
+            '"row" counts rows.',
+        ),
+    ] = None,
+    columns: Annotated[
+        str, typer.Option("--columns", help="Columns to watch, separated by commas; else all.")
+    ] = "",
+    exclude: Annotated[
+        str, typer.Option("--exclude", help="Columns to leave out, separated by commas.")
+    ] = "",
+    detector: DetectorOption = None,
+    settings: SetOption = None,
+    page: PageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the transitions in curves that exist already, as a live run would have."""
+    from phasewatch.monitor.curves import Curves
+    from phasewatch.monitor.replay import Change
+    from phasewatch.monitor.replay import detect as detect_in
+
+    change = Change(detector, _settings(settings))
+    curves = Curves(file, step=step, columns=_names(columns), exclude=_names(exclude))
+    chunks = curves.chunks()
+    if page is not None:
+        from phasewatch.monitor.replay_page import Collected, render_detection
+
+        check_writable(page, "--report")
+        collected = Collected(chunks)
+        outcome = detect_in(collected, run=str(file), change=change)
+        with writing(page, "--report"):
+            content = render_detection(curves, collected.series, outcome, str(change))
+            page.write_text(content, encoding="utf-8")
+    else:
+        outcome = detect_in(chunks, run=str(file), change=change)
+    if as_json:
+        watched = {
+            w.name: {**plain(w), "count": curves.streams[w.name].count} for w in outcome.watched
+        }
+        print_json(
+            {
+                "file": str(curves.path),
+                "step": curves.step_name,
+                "rows_without_step": curves.num_stepless,
+                "streams": list(watched.values()),
+                "transitions": plain(outcome.transitions),
+            }
+        )
+        return
+    table = new_table(f"{curves.path} by {curves.step_name}", *WATCHED_COLUMNS)
+    for watched in outcome.watched:
+        curve = curves.streams[watched.name]
+        cells = (str(curve.count), str(curve.last_step), watched.detector, str(watched.skipped))
+        add_row(table, watched.name, *cells)
+    say(table)
+    if curves.num_stepless:
+        say(f"{curves.num_stepless} rows without a step were left out")
+    say(transitions_table(outcome.transitions) if outcome.transitions else "no transitions")
+    if page is not None:
+        say(f"page written to {page}")
+
+
+@app.command()
+def replay(
+    run: RunArgument,
+    store: StoreOption = DEFAULT_STORE,
+    detector: DetectorOption = None,
+    settings: SetOption = None,
+    streams: Annotated[
+        list[str] | None,
+        typer.Option("--stream", help="Change only this stream; may be given again."),
+    ] = None,
+    page: PageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Detect again over a stored run: what would other settings have said?"""
+    from phasewatch.monitor.replay import Change, compare
+    from phasewatch.monitor.replay import replay as replay_run
+
+    change = Change(detector, _settings(settings), streams or ())
+    if page is not None:
+        check_writable(page, "--report")
+    with _open(store) as history:
+        info = history.run(run)
+        _check_streams(streams or (), history.names(info.id), info.name)
+        stored = history.transitions(info.id)
+        outcome = replay_run(history, info, change)
+        pairs = compare(stored, outcome.transitions)
+        if page is not None:
+            from phasewatch.monitor.replay_page import render_replay
+            from phasewatch.monitor.report_data import read_run
+
+            content = render_replay(read_run(history, info.id), outcome, pairs, str(change))
+            with writing(page, "--report"):
+                page.write_text(content, encoding="utf-8")
+    if as_json:
+        print_json(
+            {
+                "run": info.id,
+                "name": info.name,
+                "change": str(change),
+                "streams": plain(outcome.watched),
+                "transitions": plain(outcome.transitions),
+                "beside": [{"verdict": str(pair.verdict), **plain(pair)} for pair in pairs],
+            }
+        )
+        return
+    say(f"{printable(info.name)} ({info.id}) again with {change or 'the detectors it had'}")
+    if pairs:
+        table = new_table("transitions, beside what the run said", *pairs[0].cells)
+        for pair in pairs:
+            add_row(table, *pair.cells.values())
+        say(table)
+    else:
+        say("no transitions, now as then")
+    if page is not None:
+        say(f"page written to {page}")
+
+
+def _check_streams(wanted: Sequence[str], known: Sequence[str], run: str) -> None:
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(
+                f"--stream {name!r} is none of run {run!r}; its streams: {', '.join(known)}"
+            )
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _settings(given: Sequence[str] | None) -> dict[str, Any]:
+    """KEY=VALUE as parameters: numbers where they read as such."""
+    parameters: dict[str, Any] = {}
+    for item in given or ():
+        key, equals, text = item.partition("=")
+        if not (key and equals):
+            raise ConfigError(f"--set is {item!r}; it must be KEY=VALUE, for example gate=0.2")
+        value: Any = text
+        for convert in (int, float):
+            with suppress(ValueError):
+                value = convert(text)
+                break
+        parameters[key.strip()] = value
+    return parameters
 
 
 @app.command()
@@ -123,9 +310,7 @@ def selfcheck(
     device: Annotated[
         str, typer.Option("--device", help="cpu, cuda, mps, or auto: an accelerator if any.")
     ] = "auto",
-    page: Annotated[
-        Path | None, typer.Option("--report", help="HTML file to write; it opens offline.")
-    ] = None,
+    page: PageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Estimate λ where it is known in closed form; exit code 1 if any case fails."""
@@ -133,7 +318,7 @@ def selfcheck(
 
     where = suite.choose_device(device)
     if page is not None:
-        _check_writable(page, "--report")
+        check_writable(page, "--report")
     checks = []
     if not as_json:
         typer.echo(f"{'model':30s} {'λ':>6s} {'expected':>8s} {'estimate':>16s} {'error':>6s}")
@@ -150,12 +335,12 @@ def selfcheck(
         content = render_selfcheck(
             checks, summary=summary, rule=suite.RULE, max_error=suite.MAX_ERROR
         )
-        with _writing(page, "--report"):
+        with writing(page, "--report"):
             page.write_text(content, encoding="utf-8")
     if as_json:
         passed = num_passed == len(checks)
         head = {"device": str(where), "passed": passed, "rule": suite.RULE}
-        _print_json({**head, "checks": [_plain(check) for check in checks]})
+        print_json({**head, "checks": [plain(check) for check in checks]})
     else:
         typer.echo(f"{suite.RULE}\n{summary}")
     if num_passed < len(checks):
@@ -214,8 +399,8 @@ def calibrate(
     subject = load_subject(factory)
     if checkpoint is not None:
         load_checkpoint(subject.model, checkpoint, prefix)
-    _check_writable(out, "--out")
-    with _progress("points of the sweep") as progress:
+    check_writable(out, "--out")
+    with counting("points of the sweep") as progress:
         found = run_sweep(
             subject, num_chains=chains, num_draws=draws, seed=seed, progress=progress, **grid
         )
@@ -223,15 +408,15 @@ def calibrate(
     page = render_sweep(
         found, f"Calibration of {factory}", f"{weights} · n = {subject.n_samples:,}"
     )
-    with _writing(out, "--out"):
+    with writing(out, "--out"):
         out.write_text(page, encoding="utf-8")
     if as_json:
-        _print_json(_sweep_content(found))
+        print_json(_sweep_content(found))
         return
-    _print("\n".join(found.why))
+    say("\n".join(found.why))
     if found.recommended is not None:
         best = found.recommended
-        _print(
+        say(
             f"recommended: SamplerConfig(step_size={best.step_size:.3g}, "
             f"localization={best.localization:g}, n_beta={best.n_beta:.6g})"
         )
@@ -247,22 +432,11 @@ def _numbers(text: str, option: str) -> list[float]:
         ) from error
 
 
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A line on standard error that counts, gone when the work is done."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def _sweep_content(found: Sweep) -> dict[str, Any]:
     """A sweep for scripts, without the traces."""
 
     def point(estimate: Estimate) -> dict[str, Any]:
-        content: dict[str, Any] = _plain(estimate)
+        content: dict[str, Any] = plain(estimate)
         del content["chain_loss"]
         return content
 
@@ -284,83 +458,14 @@ def _check_line(check: Check) -> str:
     return line.rstrip()
 
 
-def _check_writable(path: Path, option: str) -> None:
-    """Tell before minutes of work that their page could not be written."""
-    with _writing(path, option):
-        path.open("a").close()
-
-
-@contextmanager
-def _writing(path: Path, option: str) -> Iterator[None]:
-    """A file that cannot be written is one line that names the option."""
-    try:
-        yield
-    except OSError as error:
-        raise PhasewatchError(
-            f"report {str(path)!r} cannot be written: {error.strerror}; give {option} a path that "
-            "can be"
-        ) from error
-
-
 def _open(store: str) -> Store:
     from phasewatch.monitor.store import Store
 
     return Store(store, create=False)
 
 
-def _plain(record: Any) -> Any:
-    """A record as JSON knows it; NaN and infinity as the strings "nan", "inf" and "-inf"."""
-    if isinstance(record, dict):
-        return {str(key): _plain(value) for key, value in record.items()}
-    if isinstance(record, (list, tuple)):
-        return [_plain(value) for value in record]
-    if dataclasses.is_dataclass(record) and not isinstance(record, type):
-        return {
-            field.name: _plain(getattr(record, field.name)) for field in dataclasses.fields(record)
-        }
-    if isinstance(record, float) and not math.isfinite(record):
-        return repr(record)
-    return record
-
-
-def _print_json(content: Any) -> None:
-    import json
-
-    typer.echo(json.dumps(content, indent=2, allow_nan=False))
-
-
-def _print(content: Any) -> None:
-    from rich.console import Console
-
-    Console(highlight=False, markup=False).print(content, soft_wrap=isinstance(content, str))
-
-
-def _table(title: str, *columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE)
-    for column in columns:
-        is_free = column in ("run", "name", "evidence")
-        table.add_column(
-            column, overflow="fold", no_wrap=not is_free, min_width=12 if is_free else None
-        )
-    return table
-
-
-def _add_row(table: Table, *cells: str) -> None:
-    """Add a row of plain text: a name may look like markup or hold control characters."""
-    from rich.text import Text
-
-    table.add_row(*(Text(_printable(cell)) for cell in cells))
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
-
-
 def _runs_table(found: list[RunInfo]) -> Table:
-    table = _table("", "run", "id", "state", "attempt", "step", "started")
+    table = new_table("", "run", "id", "state", "attempt", "step", "started")
     for run in found:
         cells = (
             run.name,
@@ -370,7 +475,7 @@ def _runs_table(found: list[RunInfo]) -> Table:
             "–" if run.last_step is None else str(run.last_step),
             _when(run.started_at),
         )
-        _add_row(table, *cells)
+        add_row(table, *cells)
     return table
 
 
@@ -383,34 +488,16 @@ def _headline(run: RunInfo) -> str:
         f"attempt {run.attempt}, {step}, started {_when(run.started_at)} on {run.host}, "
         f"process {run.pid}, {_duration((run.ended_at or run.last_seen) - run.started_at)} long"
     )
-    return _printable("\n".join(lines))
+    return printable("\n".join(lines))
 
 
 def _streams_table(streams: list[StreamInfo]) -> Table:
-    table = _table("observed", "name", "unit", "count", "last step", "last value", "status")
+    table = new_table("observed", "name", "unit", "count", "last step", "last value", "status")
     for stream in streams:
         last = stream.last
         value = f"{last.value:.6g}" + ("" if last.stderr is None else f" ± {last.stderr:.2g}")
         cells = (stream.name, stream.unit, str(stream.count), str(last.step), value, last.status)
-        _add_row(table, *cells)
-    return table
-
-
-def _transitions_table(transitions: list[Transition]) -> Table:
-    table = _table(
-        "transitions", "kind", "status", "onset", "detected", "end", "severity", "evidence"
-    )
-    for item in transitions:
-        cells = (
-            item.kind.value,
-            item.status.value,
-            str(item.onset_step),
-            str(item.detected_step),
-            "–" if item.end_step is None else str(item.end_step),
-            f"{item.severity:.3g}",
-            ", ".join(item.evidence),
-        )
-        _add_row(table, *cells)
+        add_row(table, *cells)
     return table
 
 

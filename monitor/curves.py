@@ -38,6 +38,7 @@ CLOCKS = frozenset({"time", "timestamp", "wall_time", "walltime", "runtime", "re
 EMPTY = frozenset({"", "none", "null", "na", "n/a"})
 """Cells without a value."""
 
+OTHER_STEPS = f"name another column with --step, or count rows with --step {ROW}"
 STDERR = "_stderr"
 PEEKED = 100
 """Rows of JSONL that are looked at for the names of columns."""
@@ -151,23 +152,30 @@ class Curves:
         """Add a row's exact values to `columns`; returns the measured ones."""
         measured = []
         epoch = self._epoch_of(row)
+        streams, line, timestamp = self.streams, row.line, row.timestamp
         for name, cell in row.cells.items():
             if name in self._ignored:
                 continue
-            curve = self.streams.get(name) or self._begin(name, cell)
-            value = None if curve is None else self._number(row, name, cell)
-            if curve is None or value is None:
+            curve = streams.get(name) or self._begin(name, cell)
+            if curve is None or cell is None or cell == "":
                 continue
+            try:
+                value = float(cell)
+            except (TypeError, ValueError, OverflowError):
+                if (number := self._number(line, name, cell)) is None:
+                    continue
+                value = number
+            if step == curve.last_step:
+                curve.repeated += 1
             curve.count += 1
-            curve.repeated += step == curve.last_step
             curve.last_step = step
             if curve.measured:
-                stderr = self._number(row, name + STDERR, row.cells.get(name + STDERR))
-                measured.append(_observation(name, step, epoch, row.timestamp, value, stderr))
-            elif (column := columns.get(name)) is not None:
-                column.add(step, value, epoch, row.timestamp)
-            else:
-                columns[name] = Column([step], [value], [epoch], [row.timestamp])
+                stderr = self._number(line, name + STDERR, row.cells.get(name + STDERR))
+                measured.append(_observation(name, step, epoch, timestamp, value, stderr))
+                continue
+            if (column := columns.get(name)) is None:
+                column = columns[name] = Column()
+            column.add(step, value, epoch, timestamp)
         return measured
 
     # ---- which columns
@@ -233,30 +241,29 @@ class Curves:
         if self.step_name == ROW and ROW not in self._names:
             return last_step + 1 if last_step > 0 else 1
         cell = row.cells.get(self.step_name)
-        number = self._number(row, self.step_name, cell)
+        number = self._number(row.line, self.step_name, cell)
         if number is None:
             return None
         if not math.isfinite(number) or number != int(number) or number < 0:
             raise CurveError(
-                f"{self._where(row, self.step_name)}: step is {cell!r}; it must be a whole number "
-                f"of at least 0; name another column with --step, or count rows with --step {ROW}"
+                f"{self._where(row.line, self.step_name)}: step is {cell!r}; it must be a whole "
+                f"number of at least 0; {OTHER_STEPS}"
             )
         step = int(number)
         if step < last_step:
             raise CurveError(
-                f"{self._where(row, self.step_name)}: step {step} follows step {last_step}; steps "
-                f"must not decrease: sort the file by {self.step_name}, name another column with "
-                f"--step, or count rows with --step {ROW}"
+                f"{self._where(row.line, self.step_name)}: step {step} follows step {last_step}; "
+                f"steps must not decrease: sort the file by {self.step_name}, {OTHER_STEPS}"
             )
         return step
 
     def _epoch_of(self, row: Row) -> int | None:
         if self._epoch_name is None:
             return None
-        epoch = self._number(row, self._epoch_name, row.cells.get(self._epoch_name))
+        epoch = self._number(row.line, self._epoch_name, row.cells.get(self._epoch_name))
         return None if epoch is None or not math.isfinite(epoch) else int(epoch)
 
-    def _number(self, row: Row, name: str, cell: Any) -> float | None:
+    def _number(self, line: int, name: str, cell: Any) -> float | None:
         if cell is None or cell == "":
             return None
         try:
@@ -265,12 +272,12 @@ class Curves:
             if _is_empty(cell):
                 return None
             raise CurveError(
-                f"{self._where(row, name)}: {cell!r} is no number; mend it, or leave the column "
+                f"{self._where(line, name)}: {cell!r} is no number; mend it, or leave the column "
                 f"out with --exclude {name}"
             ) from error
 
-    def _where(self, row: Row, name: str) -> str:
-        return f"{self.path}, line {row.line}, column {name!r}"
+    def _where(self, line: int, name: str) -> str:
+        return f"{self.path}, line {line}, column {name!r}"
 
     def _check_streams(self) -> None:
         """Refuse a file in which nothing can be watched."""
@@ -284,8 +291,7 @@ class Curves:
             if 2 * curve.repeated > curve.count:
                 raise CurveError(
                     f"{self.path}: {curve.repeated} of {curve.count} values of {curve.name!r} "
-                    f"repeat the step before: {self.step_name!r} does not count them; name "
-                    f"another column with --step, or count rows with --step {ROW}"
+                    f"repeat the step before: {self.step_name!r} does not count them; {OTHER_STEPS}"
                 )
 
 

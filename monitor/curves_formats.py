@@ -144,7 +144,7 @@ def _open_events(path: Path) -> tuple[Sequence[str], Iterator[Row]]:
     except ImportError as error:
         raise CurveError(
             f"{path} is of TensorBoard, and the package tensorboard is not installed; "
-            "pip install tensorboard"
+            "pip install 'phasewatch[tensorboard]'"
         ) from error
     events = EventAccumulator(str(path), size_guidance={"scalars": 0, "tensors": 0})
     events.Reload()

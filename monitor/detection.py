@@ -58,6 +58,11 @@ class Detection:
         """Transitions found so far, in the order of their onset."""
         return sorted(self._tracker.found.values(), key=lambda t: t.onset_step)
 
+    @property
+    def streams(self) -> Streams:
+        """The streams seen so far, each with its detector."""
+        return self._streams
+
     def start(self, run_id: str, attempt: int) -> None:
         """Begin an attempt."""
         self._tracker.run, self._tracker.attempt = run_id, attempt

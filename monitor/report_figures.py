@@ -14,7 +14,7 @@ from phasewatch.monitor.report_data import (
     KIND_COLOURS,
     LINE_COLOURS,
     Panel,
-    RunRecord,
+    Record,
     Series,
     panels,
     span,
@@ -45,7 +45,7 @@ STATUS_SYMBOLS = {
 }
 
 
-def overview(record: RunRecord) -> dict[str, Any]:
+def overview(record: Record) -> dict[str, Any]:
     """Every stream against the step, one panel a group, transitions as bands over all of them.
 
     Returns:
@@ -64,7 +64,7 @@ def overview(record: RunRecord) -> dict[str, Any]:
         hovermode="closest",
         font={"family": "system-ui, sans-serif", "size": 13},
         xaxis={
-            "title": {"text": "optimizer step"},
+            "title": {"text": html.escape(record.step_label)},
             "anchor": f"y{len(found)}" if len(found) > 1 else "y",
             "range": [0, max(record.last_step, 1)],
             "showspikes": True,
@@ -199,7 +199,7 @@ def _add_rug(figure: go.Figure, series: Series, suffix: str) -> None:
         )
 
 
-def _add_transitions(figure: go.Figure, record: RunRecord) -> None:
+def _add_transitions(figure: go.Figure, record: Record) -> None:
     for index, transition in enumerate(record.transitions):
         first, last = span(transition, record.last_step)
         colour = KIND_COLOURS[transition.kind]

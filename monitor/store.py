@@ -18,7 +18,7 @@ import os
 import time
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -268,6 +268,10 @@ class Store:
     ) -> list[Observation]:
         """The observations of one stream, by step, each with its detail."""
         return self._fresh_reader().observations(run_id, name, superseded=superseded)
+
+    def in_order(self, run_id: str) -> Iterator[Observation]:
+        """Everything observed in a run that counts, by step and time, read as it is asked for."""
+        return self._fresh_reader().in_order(run_id)
 
     def transitions(self, run_id: str, *, superseded: bool = False) -> list[Transition]:
         """The transitions of a run as they stand, by onset."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,9 @@ from phasewatch.monitor.types import EstimateStatus, Observation, RunState, Tran
 
 _MIN_PREFIX = 4
 """Letters of an id that may stand for the whole."""
+
+ROWS_AT_ONCE = 4096
+"""Rows fetched together where a whole run is read."""
 
 _BY_STEP = (
     schema.observations.c.step,
@@ -168,6 +171,24 @@ class Reader:
             )
             rows = connection.execute(query.order_by(*_BY_STEP)).all()
         return [_observation(row, name, units[row.stream_id]) for row in rows]
+
+    def in_order(self, run_id: str) -> Iterator[Observation]:
+        """Everything observed in a run, by step and time; what a resume has superseded is left out.
+
+        Rows come as they are asked for; details are left out.
+        """
+        table, streams = schema.observations, schema.streams
+        with self._database.reading() as connection:
+            hidden = _hidden(connection, run_id)
+            query = (
+                select(table, streams.c.name, streams.c.unit)
+                .join(streams, streams.c.id == table.c.stream_id)
+                .where(streams.c.run_id == run_id, *_shown(table, "step", hidden))
+                .order_by(table.c.step, table.c.timestamp, table.c.id)
+                .execution_options(yield_per=ROWS_AT_ONCE)
+            )
+            for row in connection.execute(query):
+                yield _observation(row, row.name, row.unit)
 
     def transitions(self, run_id: str, *, superseded: bool) -> list[Transition]:
         """The transitions of a run as they stand, by onset."""

@@ -150,6 +150,15 @@ class Streams:
             detector.reset()
             log.warning("the detector of %s starts afresh: %s", name, error)
 
+    def settings(self) -> dict[str, Any]:
+        """Detectors that were chosen or given, as a configuration would say them."""
+        chosen = {name: settings.model_dump(mode="json") for name, settings in self._chosen.items()}
+        given = {
+            name: {"name": name_of(detector), "parameters": parameters_of(detector)}
+            for name, detector in self._given.items()
+        }
+        return chosen | given
+
     def state_dict(self) -> dict[str, Any]:
         """State of every detector, by stream."""
         live = {s.name: s.detector.state_dict() for s in self if s.detector is not None}
@@ -159,6 +168,16 @@ class Streams:
         """Take over detectors' states; a stream picks up its own when it is made."""
         self._streams.clear()
         self._restored = dict(state)
+
+
+def name_of(detector: Detector) -> str:
+    """Its registered name, or that of its class."""
+    return str(getattr(detector, "name", type(detector).__name__))
+
+
+def parameters_of(detector: Detector) -> Mapping[str, Any]:
+    """The arguments it was made with, if it tells them."""
+    return dict(getattr(detector, "parameters", {}))
 
 
 def create_detector(settings: DetectorConfig) -> Detector | None:

@@ -157,7 +157,8 @@ class Watch:
             attempt=self.attempt + 1,
             resumed_step=resumed_step,
             # A database URL may hold a password; what is kept names the place without it.
-            config=self.config.model_dump(mode="json") | {"store": store.where},
+            config=self.config.model_dump(mode="json")
+            | {"store": store.where, "detectors": self._detection.streams.settings()},
         )
 
     def finish(self, state: RunState = RunState.FINISHED, reason: str = "") -> None:
