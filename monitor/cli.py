@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phasewatch.monitor.cli_output import (
+from phasewatch.monitor import cli_replay
+from phasewatch.monitor.cli_common import (
+    DEFAULT_STORE,
+    JsonOption,
+    PageOption,
+    RunArgument,
+    StoreOption,
     add_row,
     check_writable,
     counting,
     new_table,
+    open_history,
     plain,
     print_json,
     printable,
@@ -23,14 +28,14 @@ from phasewatch.monitor.cli_output import (
     transitions_table,
     writing,
 )
-from phasewatch.monitor.errors import ConfigError, PhasewatchError
+from phasewatch.monitor.errors import PhasewatchError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from phasewatch.monitor.sampling.selfcheck import Check
     from phasewatch.monitor.sampling.sweep import Sweep
-    from phasewatch.monitor.store import RunInfo, Store, StreamInfo
+    from phasewatch.monitor.store import RunInfo, StreamInfo
     from phasewatch.monitor.types import Estimate
 
 app = typer.Typer(
@@ -40,35 +45,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-StoreOption = Annotated[
-    str,
-    typer.Option(
-        "--store", envvar="PHASEWATCH_STORE", help="SQLite file or SQLAlchemy URL of the history."
-    ),
-]
-RunArgument = Annotated[str, typer.Argument(help="Name, id, or the first letters of the id.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-
-DetectorOption = Annotated[
-    str | None,
-    typer.Option("--detector", help='Detector of every watched stream; "none" watches none.'),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Parameter of the detector, or of each stream's own detector that has one of that "
-        "name; may be given again.",
-    ),
-]
-PageOption = Annotated[
-    Path | None, typer.Option("--report", help="HTML file to write; it opens offline.")
-]
-WATCHED_COLUMNS = ("name", "points", "last step", "detector", "skipped")
-
-DEFAULT_STORE = "phasewatch.db"
 
 
 def main() -> None:
@@ -103,7 +79,7 @@ def _root(
 @app.command()
 def runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List the runs of a store, the latest first."""
-    with _open(store) as history:
+    with open_history(store) as history:
         found = history.runs()
     if as_json:
         print_json([plain(run) for run in found])
@@ -114,7 +90,7 @@ def runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> Non
 @app.command()
 def show(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Show one run: its state, what was observed, its transitions."""
-    with _open(store) as history:
+    with open_history(store) as history:
         info = history.run(run)
         streams, transitions = history.streams(info.id), history.transitions(info.id)
     if as_json:
@@ -139,170 +115,15 @@ def report(
     """Write a report of one run with all its curves and transitions."""
     from phasewatch.monitor.report import write_report
 
-    with _open(store) as history:
+    with open_history(store) as history:
         info = history.run(run)
         with writing(out, "--out"):
             write_report(history, info.id, out)
     typer.echo(f"report of {info.name} written to {out}")
 
 
-@app.command()
-def detect(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            help="CSV or JSONL file, TensorBoard event file, or the folder of one run.",
-            show_default=False,
-        ),
-    ],
-    step: Annotated[
-        str | None,
-        typer.Option(
-            "--step",
-            help="Column of the steps; else step, global_step, iteration or epoch. "
-            '"row" counts rows.',
-        ),
-    ] = None,
-    columns: Annotated[
-        str, typer.Option("--columns", help="Columns to watch, separated by commas; else all.")
-    ] = "",
-    exclude: Annotated[
-        str, typer.Option("--exclude", help="Columns to leave out, separated by commas.")
-    ] = "",
-    detector: DetectorOption = None,
-    settings: SetOption = None,
-    page: PageOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Find the transitions in curves that exist already, as a live run would have."""
-    from phasewatch.monitor.curves import Curves
-    from phasewatch.monitor.replay import Change
-    from phasewatch.monitor.replay import detect as detect_in
-
-    change = Change(detector, _settings(settings))
-    curves = Curves(file, step=step, columns=_names(columns), exclude=_names(exclude))
-    chunks = curves.chunks()
-    if page is not None:
-        from phasewatch.monitor.replay_page import Collected, render_detection
-
-        check_writable(page, "--report")
-        collected = Collected(chunks)
-        outcome = detect_in(collected, run=str(file), change=change)
-        with writing(page, "--report"):
-            content = render_detection(curves, collected.series, outcome, str(change))
-            page.write_text(content, encoding="utf-8")
-    else:
-        outcome = detect_in(chunks, run=str(file), change=change)
-    if as_json:
-        watched = {
-            w.name: {**plain(w), "count": curves.streams[w.name].count} for w in outcome.watched
-        }
-        print_json(
-            {
-                "file": str(curves.path),
-                "step": curves.step_name,
-                "rows_without_step": curves.num_stepless,
-                "streams": list(watched.values()),
-                "transitions": plain(outcome.transitions),
-            }
-        )
-        return
-    table = new_table(f"{curves.path} by {curves.step_name}", *WATCHED_COLUMNS)
-    for watched in outcome.watched:
-        curve = curves.streams[watched.name]
-        cells = (str(curve.count), str(curve.last_step), watched.detector, str(watched.skipped))
-        add_row(table, watched.name, *cells)
-    say(table)
-    if curves.num_stepless:
-        say(f"{curves.num_stepless} rows without a step were left out")
-    say(transitions_table(outcome.transitions) if outcome.transitions else "no transitions")
-    if page is not None:
-        say(f"page written to {page}")
-
-
-@app.command()
-def replay(
-    run: RunArgument,
-    store: StoreOption = DEFAULT_STORE,
-    detector: DetectorOption = None,
-    settings: SetOption = None,
-    streams: Annotated[
-        list[str] | None,
-        typer.Option("--stream", help="Change only this stream; may be given again."),
-    ] = None,
-    page: PageOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Detect again over a stored run: what would other settings have said?"""
-    from phasewatch.monitor.replay import Change, compare
-    from phasewatch.monitor.replay import replay as replay_run
-
-    change = Change(detector, _settings(settings), streams or ())
-    if page is not None:
-        check_writable(page, "--report")
-    with _open(store) as history:
-        info = history.run(run)
-        _check_streams(streams or (), history.names(info.id), info.name)
-        stored = history.transitions(info.id)
-        outcome = replay_run(history, info, change)
-        pairs = compare(stored, outcome.transitions)
-        if page is not None:
-            from phasewatch.monitor.replay_page import render_replay
-            from phasewatch.monitor.report_data import read_run
-
-            content = render_replay(read_run(history, info.id), outcome, pairs, str(change))
-            with writing(page, "--report"):
-                page.write_text(content, encoding="utf-8")
-    if as_json:
-        print_json(
-            {
-                "run": info.id,
-                "name": info.name,
-                "change": str(change),
-                "streams": plain(outcome.watched),
-                "transitions": plain(outcome.transitions),
-                "beside": [{"verdict": str(pair.verdict), **plain(pair)} for pair in pairs],
-            }
-        )
-        return
-    say(f"{printable(info.name)} ({info.id}) again with {change or 'the detectors it had'}")
-    if pairs:
-        table = new_table("transitions, beside what the run said", *pairs[0].cells)
-        for pair in pairs:
-            add_row(table, *pair.cells.values())
-        say(table)
-    else:
-        say("no transitions, now as then")
-    if page is not None:
-        say(f"page written to {page}")
-
-
-def _check_streams(wanted: Sequence[str], known: Sequence[str], run: str) -> None:
-    for name in wanted:
-        if name not in known:
-            raise ConfigError(
-                f"--stream {name!r} is none of run {run!r}; its streams: {', '.join(known)}"
-            )
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _settings(given: Sequence[str] | None) -> dict[str, Any]:
-    """KEY=VALUE as parameters: numbers where they read as such."""
-    parameters: dict[str, Any] = {}
-    for item in given or ():
-        key, equals, text = item.partition("=")
-        if not (key and equals):
-            raise ConfigError(f"--set is {item!r}; it must be KEY=VALUE, for example gate=0.2")
-        value: Any = text
-        for convert in (int, float):
-            with suppress(ValueError):
-                value = convert(text)
-                break
-        parameters[key.strip()] = value
-    return parameters
+app.command()(cli_replay.detect)
+app.command()(cli_replay.replay)
 
 
 @app.command()
@@ -456,12 +277,6 @@ def _check_line(check: Check) -> str:
         f"{check.status:11s} {verdict} {check.reason}"
     )
     return line.rstrip()
-
-
-def _open(store: str) -> Store:
-    from phasewatch.monitor.store import Store
-
-    return Store(store, create=False)
 
 
 def _runs_table(found: list[RunInfo]) -> Table:

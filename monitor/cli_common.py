@@ -1,4 +1,4 @@
-"""What the command line prints: JSON, tables, progress."""
+"""What the commands share: options, and the printing of JSON, tables and progress."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +16,29 @@ from phasewatch.monitor.errors import PhasewatchError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from phasewatch.monitor.store import Store
     from phasewatch.monitor.types import Transition
+
+StoreOption = Annotated[
+    str,
+    typer.Option(
+        "--store", envvar="PHASEWATCH_STORE", help="SQLite file or SQLAlchemy URL of the history."
+    ),
+]
+RunArgument = Annotated[str, typer.Argument(help="Name, id, or the first letters of the id.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+PageOption = Annotated[
+    Path | None, typer.Option("--report", help="HTML file to write; it opens offline.")
+]
+DEFAULT_STORE = "phasewatch.db"
+
+
+def open_history(store: str) -> Store:
+    """Open a store to read."""
+    from phasewatch.monitor.store import Store
+
+    return Store(store, create=False)
 
 
 @contextmanager
