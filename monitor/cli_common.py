@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for script
 PageOption = Annotated[
     Path | None, typer.Option("--report", help="HTML file to write; it opens offline.")
 ]
+PIPED_WIDTH = 160
+"""Width of tables that no terminal shows: a file or a pipe has none, and must not cut them."""
+
 DEFAULT_STORE = "phasewatch.db"
 
 
@@ -96,7 +100,10 @@ def say(content: Any) -> None:
     """Print a text or a table."""
     from rich.console import Console
 
-    Console(highlight=False, markup=False).print(content, soft_wrap=isinstance(content, str))
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPED_WIDTH
+    console.print(content, soft_wrap=isinstance(content, str))
 
 
 def new_table(title: str, *columns: str) -> Table:

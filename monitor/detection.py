@@ -228,12 +228,20 @@ class Detection:
 
     def state_dict(self) -> dict[str, Any]:
         """Detectors and transitions, as plain containers."""
-        return {"streams": self._streams.state_dict(), "transitions": self._tracker.state_dict()}
+        return {
+            "streams": self._streams.state_dict(),
+            "transitions": self._tracker.state_dict(),
+            "group_norms": {name: list(norms) for name, norms in self._group_norms.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         self._streams.load_state_dict(state["streams"])
         self._tracker.load_state_dict(state["transitions"])
+        self._group_norms = {
+            name: deque(((int(step), float(norm)) for step, norm in norms), maxlen=GROUP_HISTORY)
+            for name, norms in state.get("group_norms", {}).items()
+        }
         self._announced = {
             t.id for t in self.transitions if t.status is not TransitionStatus.SUSPECTED
         }

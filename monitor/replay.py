@@ -273,11 +273,11 @@ class Pair:
 
     @property
     def cells(self) -> dict[str, str]:
-        """What a table says; "old → new" where they differ."""
+        """What a table says; "old→new" where they differ."""
         sides = [_cells(t) for t in (self.stored, self.found) if t is not None]
         both = [dict.fromkeys(values) for values in zip(*(s.values() for s in sides), strict=True)]
-        texts = (" → ".join(values) for values in both)
-        return {"beside": str(self.verdict), **dict(zip(sides[0], texts, strict=True))}
+        texts = ("→".join(values) for values in both)
+        return {"verdict": str(self.verdict), **dict(zip(sides[0], texts, strict=True))}
 
     @property
     def verdict(self) -> Verdict:
