@@ -17,14 +17,8 @@ from typing import Any
 
 from phasewatch.monitor.curves_formats import Row, find_file, open_rows
 from phasewatch.monitor.errors import CurveError
-from phasewatch.monitor.scalars import Column, unit_of
+from phasewatch.monitor.scalars import CHUNK, Chunk, Column, unit_of
 from phasewatch.monitor.types import EstimateStatus, Observation
-
-Chunk = dict[str, Column] | Observation
-"""What detection takes at once: exact scalars of many streams, or one measured value."""
-
-CHUNK = 4096
-"""Values after which a chunk ends, at the next step."""
 
 STEP_NAMES = ("step", "global_step", "iteration", "iter", "epoch")
 """Names of the step column, the best first; case, spaces and what precedes a "/" do not matter."""

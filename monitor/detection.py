@@ -13,7 +13,7 @@ from phasewatch.detectors.base import Detector
 from phasewatch.detectors.types import Alarm
 from phasewatch.monitor.config import MonitorConfig
 from phasewatch.monitor.health import Health
-from phasewatch.monitor.scalars import Column
+from phasewatch.monitor.scalars import Chunk, Column
 from phasewatch.monitor.streams import Override, Stream, Streams
 from phasewatch.monitor.transitions import Point, TransitionTracker, is_validation
 from phasewatch.monitor.types import EstimateStatus, Observation, Transition, TransitionStatus
@@ -52,6 +52,7 @@ class Detection:
         self._tracker = TransitionTracker(run_id, attempt=0)
         self._group_norms: dict[str, deque[tuple[int, float]]] = {}
         self._announced: set[str] = set()
+        self._seen: dict[str, int] = {}
 
     @property
     def transitions(self) -> list[Transition]:
@@ -67,6 +68,14 @@ class Detection:
         """Begin an attempt."""
         self._tracker.run, self._tracker.attempt = run_id, attempt
 
+    def is_new(self, observation: Observation) -> bool:
+        """Whether its stream has not got to this step yet."""
+        return observation.step > self._seen.get(observation.name, -1)
+
+    def take_chunk(self, chunk: Chunk) -> list[Transition]:
+        """Detect on scalars or on a measured value, as they come."""
+        return self.take(chunk) if isinstance(chunk, Observation) else self.take_columns(chunk)
+
     def take_columns(self, columns: Mapping[str, Column]) -> list[Transition]:
         """Detect on many exact scalars of many streams.
 
@@ -78,6 +87,7 @@ class Detection:
         """
         points: list[Point] = []
         for name, column in columns.items():
+            self._seen[name] = column.steps[-1]
             stream = self._streams.get(name)
             if stream.detector is None:
                 self._count_nonfinite(name, column)
@@ -148,6 +158,7 @@ class Detection:
             Every state that a transition newly took.
         """
         name, step, value = observation.name, observation.step, observation.value
+        self._seen[name] = step
         if not math.isfinite(value):
             self._health.nonfinite[name] += 1
             return []
@@ -231,6 +242,7 @@ class Detection:
         return {
             "streams": self._streams.state_dict(),
             "transitions": self._tracker.state_dict(),
+            "seen": dict(self._seen),
             "group_norms": {name: list(norms) for name, norms in self._group_norms.items()},
         }
 
@@ -240,8 +252,9 @@ class Detection:
         self._tracker.load_state_dict(state["transitions"])
         self._group_norms = {
             name: deque(((int(step), float(norm)) for step, norm in norms), maxlen=GROUP_HISTORY)
-            for name, norms in state.get("group_norms", {}).items()
+            for name, norms in state["group_norms"].items()
         }
+        self._seen = {name: int(step) for name, step in state["seen"].items()}
         self._announced = {
             t.id for t in self.transitions if t.status is not TransitionStatus.SUSPECTED
         }

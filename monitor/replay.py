@@ -6,7 +6,7 @@ an override, a stored run gives the transitions that it gave when it was live.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -14,14 +14,13 @@ from typing import Any
 from phasewatch import detectors
 from phasewatch.detectors.base import Detector
 from phasewatch.monitor.config import DetectorConfig, MonitorConfig
-from phasewatch.monitor.curves import CHUNK, Chunk
 from phasewatch.monitor.detection import Detection
 from phasewatch.monitor.errors import ConfigError
 from phasewatch.monitor.health import Health
-from phasewatch.monitor.scalars import Column
+from phasewatch.monitor.scalars import Chunk, chunked
 from phasewatch.monitor.store import RunInfo, Store
 from phasewatch.monitor.streams import Stream, create_detector, name_of, parameters_of
-from phasewatch.monitor.types import Observation, Transition
+from phasewatch.monitor.types import Transition
 
 DETECTION_SETTINGS = ("detectors", "false_alarms_per_run")
 """Fields of a stored configuration that matter to detection."""
@@ -177,11 +176,7 @@ def detect(
     detection.start(run, attempt)
     said: dict[str, Transition] = {}
     for chunk in chunks:
-        if isinstance(chunk, Observation):
-            changed = detection.take(chunk)
-        else:
-            changed = detection.take_columns(chunk)
-        said.update((transition.id, transition) for transition in changed)
+        said.update((transition.id, transition) for transition in detection.take_chunk(chunk))
     watched = [Watched.of(stream) for stream in detection.streams]
     change.check_used(watched)
     found = sorted(said.values(), key=lambda t: (t.onset_step, t.detected_step))
@@ -212,34 +207,12 @@ def replay(store: Store, run: RunInfo, change: Change | None = None) -> Outcome:
                 f"which is not known here; choose another with --stream {name} --detector"
             )
     return detect(
-        stored_chunks(store, run.id), run=run.id, attempt=run.attempt, config=config, change=change
+        chunked(store.in_order(run.id)),
+        run=run.id,
+        attempt=run.attempt,
+        config=config,
+        change=change,
     )
-
-
-def stored_chunks(store: Store, run_id: str) -> Iterator[Chunk]:
-    """The stored history in the order in which it was observed.
-
-    What an observable measured took time, and is detected one by one; what training logged took
-    none.
-    """
-    columns: dict[str, Column] = {}
-    size, last_step = 0, 0
-    for observation in store.in_order(run_id):
-        if observation.duration_seconds > 0 or observation.stderr is not None:
-            if columns:
-                yield columns
-                columns, size = {}, 0
-            yield observation
-            continue
-        if size >= CHUNK and observation.step > last_step:
-            yield columns
-            columns, size = {}, 0
-        last_step = observation.step
-        size += 1
-        column = columns.setdefault(observation.name, Column())
-        column.add(last_step, observation.value, observation.epoch, observation.timestamp)
-    if columns:
-        yield columns
 
 
 # ---- beside what was stored

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from phasewatch.monitor.curves import Chunk, Curves
+from phasewatch.monitor.curves import Curves
 from phasewatch.monitor.replay import Outcome, Pair, Watched
 from phasewatch.monitor.report import page, streams_table
 from phasewatch.monitor.report_data import Record, RunRecord, Series
-from phasewatch.monitor.scalars import Column, unit_of
+from phasewatch.monitor.scalars import Chunk, Column, unit_of
 from phasewatch.monitor.types import Observation
 
 

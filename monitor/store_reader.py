@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Select, Table, false, func, or_, select
+from sqlalchemy import ColumnElement, Select, Table, false, func, or_, select, true
 from sqlalchemy.engine import Connection, Row
 
 from phasewatch.monitor import store_schema as schema
@@ -172,11 +172,8 @@ class Reader:
             rows = connection.execute(query.order_by(*_BY_STEP)).all()
         return [_observation(row, name, units[row.stream_id]) for row in rows]
 
-    def in_order(self, run_id: str) -> Iterator[Observation]:
-        """Everything observed in a run, by step and time; what a resume has superseded is left out.
-
-        Rows come as they are asked for; details are left out.
-        """
+    def in_order(self, run_id: str, step: int | None) -> Iterator[Observation]:
+        """Everything observed in a run, or at one step of it, by step and time."""
         table, streams = schema.observations, schema.streams
         with self._database.reading() as connection:
             hidden = _hidden(connection, run_id)
@@ -184,6 +181,7 @@ class Reader:
                 select(table, streams.c.name, streams.c.unit)
                 .join(streams, streams.c.id == table.c.stream_id)
                 .where(streams.c.run_id == run_id, *_shown(table, "step", hidden))
+                .where(true() if step is None else table.c.step == step)
                 .order_by(table.c.step, table.c.timestamp, table.c.id)
                 .execution_options(yield_per=ROWS_AT_ONCE)
             )

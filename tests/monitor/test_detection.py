@@ -109,10 +109,6 @@ def test_the_norms_of_groups_are_part_of_the_state() -> None:
     second.load_state_dict(first.state_dict())
     assert second.state_dict() == first.state_dict()
     assert first.state_dict()["group_norms"] == {"net": [(1, 1.0), (2, 2.0)]}
-    state = first.state_dict()
-    del state["group_norms"]  # a checkpoint of an earlier version
-    second.load_state_dict(state)
-    assert second.state_dict()["group_norms"] == {}
 
 
 def test_a_detector_is_put_in_place_of_the_one_a_stream_would_have() -> None:

@@ -142,6 +142,27 @@ def test_a_resumed_run_replays_as_its_attempts_went(settings) -> None:
     assert any(min(steps) < 1230 < max(steps) for steps in detected)  # it was open at the resume
 
 
+def test_a_validation_after_the_checkpoint_of_its_step_is_detected_on_by_the_resumed_run(
+    settings,
+) -> None:
+    first = Watch(settings)
+    first.start()
+    train(first, range(1, 1210))
+    logged = values(1210)
+    first.observe(1210, {"train_loss": logged["train_loss"]})
+    state = first.state_dict()
+    first.observe(1210, {"val_loss": 777.0})  # differs, so that it matters
+    first.finish()
+    second = Watch(settings)
+    second.load_state_dict(state)
+    second.start(step=1210)
+    assert second.state_dict()["detection"]["seen"]["val_loss"] == 1210
+    assert second.state_dict()["detection"]["streams"]["train_loss"]["num_skipped"] == 0
+    train(second, range(1211, STEPS + 1))
+    second.finish()
+    assert_replays_as_stored(settings)
+
+
 def test_detectors_of_the_configuration_and_of_the_code_are_used_again(settings) -> None:
     from phasewatch import detectors
 
