@@ -104,7 +104,8 @@ def detect(
             }
         )
         return
-    table = new_table(f"{curves.path} by {curves.step_name}", *WATCHED_COLUMNS)
+    say(printable(f"{curves.path}, steps by {curves.step_name}"))
+    table = new_table("watched", *WATCHED_COLUMNS)
     for watched in outcome.watched:
         curve = curves.streams[watched.name]
         cells = (str(curve.count), str(curve.last_step), watched.detector, str(watched.skipped))

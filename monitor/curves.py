@@ -278,7 +278,7 @@ class Curves:
         self._check_names()
         if not self.streams:
             raise CurveError(
-                f"{self.path} has no numeric column beside the steps; its columns: "
+                f"{self.path} has no numeric column to watch beside the steps; its columns: "
                 f"{_listed(self._names)}"
             )
         for curve in self.streams.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import heapq
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,7 +70,7 @@ def open_rows(path: Path) -> tuple[Sequence[str], Iterator[Row]]:
         start = file.readline()
     if start.lstrip().startswith("{"):
         return (), _jsonl_rows(path)
-    delimiter = max(",;\t", key=start.count)
+    delimiter = max(",;\t", key=re.sub(r'"[^"]*"', "", start).count)
     names = [name.strip() for name in next(csv.reader([start], delimiter=delimiter), [])]
     if not any(map(_is_word, names)):
         raise CurveError(
