@@ -104,7 +104,7 @@ def detect(
             }
         )
         return
-    say(printable(f"{curves.path}, steps by {curves.step_name}"))
+    say(printable(f"{curves.path}, steps from column {curves.step_name}"))
     table = new_table("watched", *WATCHED_COLUMNS)
     for watched in outcome.watched:
         curve = curves.streams[watched.name]

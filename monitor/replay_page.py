@@ -83,10 +83,11 @@ def render_detection(
         change: The detectors that were asked for, in words; empty for the defaults.
     """
     record = Record(series=series, transitions=outcome.transitions, step_label=curves.step_name)
+    settings = change or "the default detectors"
     left_out = f" · {curves.num_stepless:,} rows without a step" if curves.num_stepless else ""
     summary = (
-        f'<p class="sub">{len(series)} streams up to step {record.last_step:,}, steps by '
-        f"{html.escape(curves.step_name)}{left_out} · {_with(change)}</p>"
+        f'<p class="sub">{len(series)} streams up to step {record.last_step:,}, steps from column '
+        f"{html.escape(curves.step_name)}{left_out} · with {html.escape(settings)}</p>"
     )
     facts = streams_table(record) + _watched(outcome.watched)
     return page(str(curves.path), summary, record, facts)
@@ -101,14 +102,11 @@ def render_replay(run: RunRecord, outcome: Outcome, pairs: Sequence[Pair], chang
         pairs: Each transition beside the stored one.
         change: The detectors that were asked for, in words; empty for the run's own.
     """
-    summary = f'<p class="sub">replayed {_with(change)}</p>{_pairs(pairs)}'
+    settings = html.escape(change or "the detectors it had")
+    summary = f'<p class="sub">replayed with {settings}</p>{_pairs(pairs)}'
     record = replace(run, transitions=outcome.transitions)
     facts = streams_table(record) + _watched(outcome.watched)
     return page(f"{run.info.name}, replayed", summary, record, facts)
-
-
-def _with(change: str) -> str:
-    return f"with {html.escape(change)}" if change else "with the detectors of a live run"
 
 
 def _pairs(pairs: Sequence[Pair]) -> str:
@@ -133,7 +131,7 @@ def _watched(watched: Sequence[Watched]) -> str:
     )
     return (
         "<h2>Detectors</h2><div class='wide'><table id='detectors'><tr><th>stream</th>"
-        "<th>detector</th><th class='number'>points skipped</th><th>parameters</th></tr>"
+        "<th>detector</th><th class='number'>skipped</th><th>parameters</th></tr>"
         f"{rows}</table></div>"
     )
 

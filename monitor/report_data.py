@@ -202,6 +202,12 @@ def is_fraction(series: Series) -> bool:
     return bool(named and len(values) and values.min() >= 0 and values.max() <= 1)
 
 
+def is_constant(series: Iterable[Series]) -> bool:
+    """Whether all of them have one and the same value throughout."""
+    values = np.concatenate([s.values[s.finite] for s in series])
+    return bool(values.size and values.min() == values.max())
+
+
 def thin(
     steps: NDArray[np.int64], values: NDArray[np.float64], bins: int = MAX_BINS
 ) -> NDArray[np.int64]:

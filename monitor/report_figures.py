@@ -16,6 +16,7 @@ from phasewatch.monitor.report_data import (
     Panel,
     Record,
     Series,
+    is_constant,
     panels,
     span,
     thin,
@@ -62,6 +63,7 @@ def overview(record: Record) -> dict[str, Any]:
         height=heights + TOP_PIXELS + BOTTOM_PIXELS,
         margin={"t": TOP_PIXELS, "b": BOTTOM_PIXELS, "l": 75, "r": 215},
         hovermode="closest",
+        showlegend=True,
         font={"family": "system-ui, sans-serif", "size": 13},
         xaxis={
             "title": {"text": html.escape(record.step_label)},
@@ -90,6 +92,8 @@ def _add_panel(figure: go.Figure, panel: Panel, number: int, domain: tuple[float
         "zeroline": False,
         "exponentformat": "power" if panel.scale == "log" else "none",
     }
+    if panel.scale == "linear" and is_constant(panel.series):
+        axis["rangemode"] = "tozero"  # else the axis reaches one unit up and down, whatever it is
     limits = value_range(panel.series) if panel.series[0].is_measured else None
     if limits is not None:
         axis["range"] = limits

@@ -62,7 +62,7 @@ def store(tmp_path):
 def test_detect_tells_streams_and_transitions(shell, curve) -> None:
     code, out, err = shell("detect", curve)
     assert (code, err) == (0, "")
-    assert f"{curve}, steps by step" in out
+    assert f"{curve}, steps from column step" in out
     for part in ("val_loss", "800", "799", "slope_shift", "lr", "none"):
         assert part in out
     for part in ("generalisation", "ended"):
