@@ -135,6 +135,8 @@ def replay(
     from phasewatch.monitor.replay import replay as replay_run
 
     change = Change(detector, _settings(settings), streams or ())
+    if streams and not change:
+        raise ConfigError("--stream alone changes nothing; give --detector or --set with it")
     if page is not None:
         check_writable(page, "--report")
     with open_history(store) as history:

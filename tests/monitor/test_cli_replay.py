@@ -164,7 +164,11 @@ def test_a_wrong_setting_is_one_line(shell, curve, store, command, arguments, me
     [
         (["detect", "none.csv"], "there is no file 'none.csv'"),
         (["replay", "dmeo"], "no run 'dmeo'"),
-        (["replay", "demo", "--stream", "loss"], "--stream 'loss' is none of run 'demo'"),
+        (
+            ["replay", "demo", "--stream", "loss", "--detector", "none"],
+            "--stream 'loss' is none of run 'demo'; its streams: val_loss",
+        ),
+        (["replay", "demo", "--stream", "val_loss"], "--stream alone changes nothing; give"),
     ],
 )
 def test_a_wrong_subject_is_one_line(shell, store, arguments, message) -> None:
