@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from phasewatch.monitor import cli_replay
+from phasewatch.monitor.cli_common import (
+    DEFAULT_STORE,
+    JsonOption,
+    PageOption,
+    RunArgument,
+    StoreOption,
+    add_row,
+    check_writable,
+    counting,
+    new_table,
+    open_history,
+    plain,
+    print_json,
+    printable,
+    say,
+    transitions_table,
+    writing,
+)
 from phasewatch.monitor.errors import PhasewatchError
 
 if TYPE_CHECKING:
@@ -20,8 +35,8 @@ if TYPE_CHECKING:
 
     from phasewatch.monitor.sampling.selfcheck import Check
     from phasewatch.monitor.sampling.sweep import Sweep
-    from phasewatch.monitor.store import RunInfo, Store, StreamInfo
-    from phasewatch.monitor.types import Estimate, Transition
+    from phasewatch.monitor.store import RunInfo, StreamInfo
+    from phasewatch.monitor.types import Estimate
 
 app = typer.Typer(
     name="phasewatch",
@@ -30,17 +45,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-StoreOption = Annotated[
-    str,
-    typer.Option(
-        "--store", envvar="PHASEWATCH_STORE", help="SQLite file or SQLAlchemy URL of the history."
-    ),
-]
-RunArgument = Annotated[str, typer.Argument(help="Name, id, or the first letters of the id.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-
-DEFAULT_STORE = "phasewatch.db"
 
 
 def main() -> None:
@@ -75,29 +79,29 @@ def _root(
 @app.command()
 def runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List the runs of a store, the latest first."""
-    with _open(store) as history:
+    with open_history(store) as history:
         found = history.runs()
     if as_json:
-        _print_json([_plain(run) for run in found])
+        print_json([plain(run) for run in found])
     else:
-        _print(_runs_table(found) if found else f"no runs in {history.where}")
+        say(_runs_table(found) if found else f"no runs in {history.where}")
 
 
 @app.command()
 def show(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Show one run: its state, what was observed, its transitions."""
-    with _open(store) as history:
+    with open_history(store) as history:
         info = history.run(run)
         streams, transitions = history.streams(info.id), history.transitions(info.id)
     if as_json:
-        content = _plain(info)
-        content["streams"] = [_plain(stream) for stream in streams]
-        content["transitions"] = [_plain(transition) for transition in transitions]
-        _print_json(content)
+        content = plain(info)
+        content["streams"] = [plain(stream) for stream in streams]
+        content["transitions"] = [plain(transition) for transition in transitions]
+        print_json(content)
         return
-    _print(_headline(info))
-    _print(_streams_table(streams) if streams else "nothing observed yet")
-    _print(_transitions_table(transitions) if transitions else "no transitions")
+    say(_headline(info))
+    say(_streams_table(streams) if streams else "nothing observed yet")
+    say(transitions_table(transitions) if transitions else "no transitions")
 
 
 @app.command()
@@ -111,11 +115,15 @@ def report(
     """Write a report of one run with all its curves and transitions."""
     from phasewatch.monitor.report import write_report
 
-    with _open(store) as history:
+    with open_history(store) as history:
         info = history.run(run)
-        with _writing(out, "--out"):
+        with writing(out, "--out"):
             write_report(history, info.id, out)
     typer.echo(f"report of {info.name} written to {out}")
+
+
+app.command()(cli_replay.detect)
+app.command()(cli_replay.replay)
 
 
 @app.command()
@@ -123,9 +131,7 @@ def selfcheck(
     device: Annotated[
         str, typer.Option("--device", help="cpu, cuda, mps, or auto: an accelerator if any.")
     ] = "auto",
-    page: Annotated[
-        Path | None, typer.Option("--report", help="HTML file to write; it opens offline.")
-    ] = None,
+    page: PageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Estimate λ where it is known in closed form; exit code 1 if any case fails."""
@@ -133,7 +139,7 @@ def selfcheck(
 
     where = suite.choose_device(device)
     if page is not None:
-        _check_writable(page, "--report")
+        check_writable(page, "--report")
     checks = []
     if not as_json:
         typer.echo(f"{'model':30s} {'λ':>6s} {'expected':>8s} {'estimate':>16s} {'error':>6s}")
@@ -150,12 +156,12 @@ def selfcheck(
         content = render_selfcheck(
             checks, summary=summary, rule=suite.RULE, max_error=suite.MAX_ERROR
         )
-        with _writing(page, "--report"):
+        with writing(page, "--report"):
             page.write_text(content, encoding="utf-8")
     if as_json:
         passed = num_passed == len(checks)
         head = {"device": str(where), "passed": passed, "rule": suite.RULE}
-        _print_json({**head, "checks": [_plain(check) for check in checks]})
+        print_json({**head, "checks": [plain(check) for check in checks]})
     else:
         typer.echo(f"{suite.RULE}\n{summary}")
     if num_passed < len(checks):
@@ -214,8 +220,8 @@ def calibrate(
     subject = load_subject(factory)
     if checkpoint is not None:
         load_checkpoint(subject.model, checkpoint, prefix)
-    _check_writable(out, "--out")
-    with _progress("points of the sweep") as progress:
+    check_writable(out, "--out")
+    with counting("points of the sweep") as progress:
         found = run_sweep(
             subject, num_chains=chains, num_draws=draws, seed=seed, progress=progress, **grid
         )
@@ -223,15 +229,15 @@ def calibrate(
     page = render_sweep(
         found, f"Calibration of {factory}", f"{weights} · n = {subject.n_samples:,}"
     )
-    with _writing(out, "--out"):
+    with writing(out, "--out"):
         out.write_text(page, encoding="utf-8")
     if as_json:
-        _print_json(_sweep_content(found))
+        print_json(_sweep_content(found))
         return
-    _print("\n".join(found.why))
+    say("\n".join(found.why))
     if found.recommended is not None:
         best = found.recommended
-        _print(
+        say(
             f"recommended: SamplerConfig(step_size={best.step_size:.3g}, "
             f"localization={best.localization:g}, n_beta={best.n_beta:.6g})"
         )
@@ -247,22 +253,11 @@ def _numbers(text: str, option: str) -> list[float]:
         ) from error
 
 
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A line on standard error that counts, gone when the work is done."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def _sweep_content(found: Sweep) -> dict[str, Any]:
     """A sweep for scripts, without the traces."""
 
     def point(estimate: Estimate) -> dict[str, Any]:
-        content: dict[str, Any] = _plain(estimate)
+        content: dict[str, Any] = plain(estimate)
         del content["chain_loss"]
         return content
 
@@ -284,83 +279,8 @@ def _check_line(check: Check) -> str:
     return line.rstrip()
 
 
-def _check_writable(path: Path, option: str) -> None:
-    """Tell before minutes of work that their page could not be written."""
-    with _writing(path, option):
-        path.open("a").close()
-
-
-@contextmanager
-def _writing(path: Path, option: str) -> Iterator[None]:
-    """A file that cannot be written is one line that names the option."""
-    try:
-        yield
-    except OSError as error:
-        raise PhasewatchError(
-            f"report {str(path)!r} cannot be written: {error.strerror}; give {option} a path that "
-            "can be"
-        ) from error
-
-
-def _open(store: str) -> Store:
-    from phasewatch.monitor.store import Store
-
-    return Store(store, create=False)
-
-
-def _plain(record: Any) -> Any:
-    """A record as JSON knows it; NaN and infinity as the strings "nan", "inf" and "-inf"."""
-    if isinstance(record, dict):
-        return {str(key): _plain(value) for key, value in record.items()}
-    if isinstance(record, (list, tuple)):
-        return [_plain(value) for value in record]
-    if dataclasses.is_dataclass(record) and not isinstance(record, type):
-        return {
-            field.name: _plain(getattr(record, field.name)) for field in dataclasses.fields(record)
-        }
-    if isinstance(record, float) and not math.isfinite(record):
-        return repr(record)
-    return record
-
-
-def _print_json(content: Any) -> None:
-    import json
-
-    typer.echo(json.dumps(content, indent=2, allow_nan=False))
-
-
-def _print(content: Any) -> None:
-    from rich.console import Console
-
-    Console(highlight=False, markup=False).print(content, soft_wrap=isinstance(content, str))
-
-
-def _table(title: str, *columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE)
-    for column in columns:
-        is_free = column in ("run", "name", "evidence")
-        table.add_column(
-            column, overflow="fold", no_wrap=not is_free, min_width=12 if is_free else None
-        )
-    return table
-
-
-def _add_row(table: Table, *cells: str) -> None:
-    """Add a row of plain text: a name may look like markup or hold control characters."""
-    from rich.text import Text
-
-    table.add_row(*(Text(_printable(cell)) for cell in cells))
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
-
-
 def _runs_table(found: list[RunInfo]) -> Table:
-    table = _table("", "run", "id", "state", "attempt", "step", "started")
+    table = new_table("", "run", "id", "state", "attempt", "step", "started")
     for run in found:
         cells = (
             run.name,
@@ -370,7 +290,7 @@ def _runs_table(found: list[RunInfo]) -> Table:
             "–" if run.last_step is None else str(run.last_step),
             _when(run.started_at),
         )
-        _add_row(table, *cells)
+        add_row(table, *cells)
     return table
 
 
@@ -383,34 +303,16 @@ def _headline(run: RunInfo) -> str:
         f"attempt {run.attempt}, {step}, started {_when(run.started_at)} on {run.host}, "
         f"process {run.pid}, {_duration((run.ended_at or run.last_seen) - run.started_at)} long"
     )
-    return _printable("\n".join(lines))
+    return printable("\n".join(lines))
 
 
 def _streams_table(streams: list[StreamInfo]) -> Table:
-    table = _table("observed", "name", "unit", "count", "last step", "last value", "status")
+    table = new_table("observed", "name", "unit", "count", "last step", "last value", "status")
     for stream in streams:
         last = stream.last
         value = f"{last.value:.6g}" + ("" if last.stderr is None else f" ± {last.stderr:.2g}")
         cells = (stream.name, stream.unit, str(stream.count), str(last.step), value, last.status)
-        _add_row(table, *cells)
-    return table
-
-
-def _transitions_table(transitions: list[Transition]) -> Table:
-    table = _table(
-        "transitions", "kind", "status", "onset", "detected", "end", "severity", "evidence"
-    )
-    for item in transitions:
-        cells = (
-            item.kind.value,
-            item.status.value,
-            str(item.onset_step),
-            str(item.detected_step),
-            "–" if item.end_step is None else str(item.end_step),
-            f"{item.severity:.3g}",
-            ", ".join(item.evidence),
-        )
-        _add_row(table, *cells)
+        add_row(table, *cells)
     return table
 
 

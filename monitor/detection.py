@@ -13,8 +13,8 @@ from phasewatch.detectors.base import Detector
 from phasewatch.detectors.types import Alarm
 from phasewatch.monitor.config import MonitorConfig
 from phasewatch.monitor.health import Health
-from phasewatch.monitor.scalars import Column
-from phasewatch.monitor.streams import Stream, Streams
+from phasewatch.monitor.scalars import Chunk, Column
+from phasewatch.monitor.streams import Override, Stream, Streams
 from phasewatch.monitor.transitions import Point, TransitionTracker, is_validation
 from phasewatch.monitor.types import EstimateStatus, Observation, Transition, TransitionStatus
 
@@ -33,6 +33,7 @@ class Detection:
         given: Detectors, or their names, by stream name.
         run_id: Identity of the run.
         health: Where transitions, scores and non-finite values are counted.
+        override: Which detector a stream gets in place of the one it would have.
 
     Raises:
         ConfigError: A detector's name or parameters are wrong.
@@ -44,31 +45,49 @@ class Detection:
         given: Mapping[str, Detector | str] | None,
         run_id: str,
         health: Health,
+        override: Override | None = None,
     ) -> None:
         self._health = health
-        self._streams = Streams(config.detectors, given)
+        self._streams = Streams(config.detectors, given, override)
         self._tracker = TransitionTracker(run_id, attempt=0)
         self._group_norms: dict[str, deque[tuple[int, float]]] = {}
         self._announced: set[str] = set()
+        self._seen: dict[str, int] = {}
 
     @property
     def transitions(self) -> list[Transition]:
         """Transitions found so far, in the order of their onset."""
         return sorted(self._tracker.found.values(), key=lambda t: t.onset_step)
 
+    @property
+    def streams(self) -> Streams:
+        """The streams seen so far, each with its detector."""
+        return self._streams
+
     def start(self, run_id: str, attempt: int) -> None:
         """Begin an attempt."""
         self._tracker.run, self._tracker.attempt = run_id, attempt
 
+    def is_new(self, observation: Observation) -> bool:
+        """Whether its stream has not got to this step yet."""
+        return observation.step > self._seen.get(observation.name, -1)
+
+    def take_chunk(self, chunk: Chunk) -> list[Transition]:
+        """Detect on scalars or on a measured value, as they come."""
+        return self.take(chunk) if isinstance(chunk, Observation) else self.take_columns(chunk)
+
     def take_columns(self, columns: Mapping[str, Column]) -> list[Transition]:
         """Detect on many exact scalars of many streams.
+
+        How a run is cut into calls depends on the clock; what is found does not: points are fused
+        in the order of step, time and name.
 
         Returns:
             Every state that a transition newly took, in the order of steps.
         """
         points: list[Point] = []
-        self._tracker.has_validation |= any(map(is_validation, columns))
         for name, column in columns.items():
+            self._seen[name] = column.steps[-1]
             stream = self._streams.get(name)
             if stream.detector is None:
                 self._count_nonfinite(name, column)
@@ -77,8 +96,17 @@ class Detection:
                 points += self._take_column(stream, stream.detector, column)
             except Exception as error:
                 self._put_away(stream, error)
-        points.sort(key=lambda point: point.step)
-        return [transition for point in points for transition in self._fuse(point)]
+        points.sort(key=lambda point: (point.step, point.timestamp, point.name))
+        validated = min(
+            ((c.steps[0], c.timestamps[0]) for n, c in columns.items() if is_validation(n)),
+            default=(math.inf, math.inf),
+        )
+        changed = []
+        for point in points:
+            self._tracker.has_validation |= (point.step, point.timestamp) >= validated
+            changed += self._fuse(point)
+        self._tracker.has_validation |= math.isfinite(validated[0])
+        return changed
 
     def _put_away(self, stream: Stream, error: Exception) -> None:
         """A detector that raises detects no more; its stream is still stored."""
@@ -98,7 +126,7 @@ class Detection:
     def _take_column(self, stream: Stream, detector: Detector, column: Column) -> list[Point]:
         """Feed one stream; returns the points that fusing must see."""
         points = []
-        followed = stream.name in self._tracker.following
+        followed = self._tracker.concerns(stream.name)
         update = detector.update
         for index, value in enumerate(column.values):
             alarm = update(column.steps[index], value)
@@ -130,6 +158,7 @@ class Detection:
             Every state that a transition newly took.
         """
         name, step, value = observation.name, observation.step, observation.value
+        self._seen[name] = step
         if not math.isfinite(value):
             self._health.nonfinite[name] += 1
             return []
@@ -140,7 +169,7 @@ class Detection:
                 name.removeprefix(GROUP_PREFIX), deque(maxlen=GROUP_HISTORY)
             )
             norms.append((step, value))
-        stream = self._streams.get(name, observation.stderr)
+        stream = self._streams.get(name, observation.stderr, measured=True)
         try:
             alarm = stream.update(step, value, observation.stderr)
         except Exception as error:
@@ -210,12 +239,22 @@ class Detection:
 
     def state_dict(self) -> dict[str, Any]:
         """Detectors and transitions, as plain containers."""
-        return {"streams": self._streams.state_dict(), "transitions": self._tracker.state_dict()}
+        return {
+            "streams": self._streams.state_dict(),
+            "transitions": self._tracker.state_dict(),
+            "seen": dict(self._seen),
+            "group_norms": {name: list(norms) for name, norms in self._group_norms.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         self._streams.load_state_dict(state["streams"])
         self._tracker.load_state_dict(state["transitions"])
+        self._group_norms = {
+            name: deque(((int(step), float(norm)) for step, norm in norms), maxlen=GROUP_HISTORY)
+            for name, norms in state["group_norms"].items()
+        }
+        self._seen = {name: int(step) for name, step in state["seen"].items()}
         self._announced = {
             t.id for t in self.transitions if t.status is not TransitionStatus.SUSPECTED
         }

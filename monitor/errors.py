@@ -5,7 +5,8 @@
     │   └── UnknownNameError   an observable, detector or schedule nobody registered
     ├── MeasurementError     one measurement failed; counted, and training goes on
     │   └── RefusedError       this cannot be measured safely here; says why and the way out
-    └── StoreError           the run history cannot be read or written
+    ├── StoreError           the run history cannot be read or written
+    └── CurveError           a file of curves cannot be read, or what it holds cannot be watched
 
 A message says which quantity is wrong, the value received, what is allowed and what to do.
 """
@@ -50,3 +51,7 @@ class RefusedError(MeasurementError):
 
 class StoreError(PhasewatchError, RuntimeError):
     """The run history cannot be opened, read or written."""
+
+
+class CurveError(PhasewatchError, ValueError):
+    """A file of curves cannot be read. The message says which file, column and value."""

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from phasewatch.detectors.types import Alarm
-from phasewatch.monitor.report_data import KIND_COLOURS, RunRecord, is_llc, panels, read_run
+from phasewatch.monitor.report_data import (
+    KIND_COLOURS,
+    Record,
+    RunRecord,
+    is_llc,
+    panels,
+    read_run,
+)
 from phasewatch.monitor.report_figures import chain_traces, overview
 from phasewatch.monitor.report_page import SCRIPT, chain_box, document
 from phasewatch.monitor.store import Store
@@ -46,6 +53,18 @@ def write_report(store: Store, run_id: str, path: str | Path) -> Path:
 
 def render(record: RunRecord) -> str:
     """The page of a run, as HTML."""
+    return page(record.info.name, _summary(record), record, _facts(record))
+
+
+def page(title: str, summary: str, record: Record, facts: str) -> str:
+    """A page of curves with the transitions found in them.
+
+    Args:
+        title: Plain text.
+        summary: HTML below the title.
+        record: What is drawn.
+        facts: HTML at the end.
+    """
     chains = chain_traces([s for s in record.series.values() if is_llc(s.name)])
     data = {
         "figure": overview(record),
@@ -54,7 +73,7 @@ def render(record: RunRecord) -> str:
         "chains": chains,
     }
     body = [
-        _summary(record),
+        summary,
         _transitions(record),
         _buttons(record),
         '<div id="overview"></div>',
@@ -63,12 +82,12 @@ def render(record: RunRecord) -> str:
             chains,
             f"Traces of the sampling chains behind each of {len(chains)} λ̂ estimates",
         ),
-        _facts(record),
+        facts,
     ]
-    return document(record.info.name, body, data, SCRIPT)
+    return document(title, body, data, SCRIPT)
 
 
-def _llc_axes(record: RunRecord) -> list[str]:
+def _llc_axes(record: Record) -> list[str]:
     return [
         "yaxis" if index == 0 else f"yaxis{index + 1}"
         for index, panel in enumerate(panels(record.series.values()))
@@ -91,7 +110,7 @@ def _summary(record: RunRecord) -> str:
     )
 
 
-def _buttons(record: RunRecord) -> str:
+def _buttons(record: Record) -> str:
     if not record.series:
         return '<p class="note">Nothing has been observed yet.</p>'
     parts = ['<button id="step-scale" type="button">steps: log</button>']
@@ -100,7 +119,7 @@ def _buttons(record: RunRecord) -> str:
     return "<p>" + "".join(parts) + "</p>"
 
 
-def _legend_note(record: RunRecord) -> str:
+def _legend_note(record: Record) -> str:
     if not record.series:
         return ""
     return (
@@ -115,7 +134,7 @@ def _legend_note(record: RunRecord) -> str:
 # ---- transitions
 
 
-def _transitions(record: RunRecord) -> str:
+def _transitions(record: Record) -> str:
     standing = [t for t in record.transitions if t.status is not TransitionStatus.WITHDRAWN]
     if not record.transitions:
         return '<p class="found none">No transition was found.</p>'
@@ -182,7 +201,7 @@ def _facts(record: RunRecord) -> str:
     )
     config = json.dumps(_public(info.config or {}), indent=2, ensure_ascii=False, default=str)
     return (
-        f"<h2>The run</h2><table>{rows}</table>{_streams(record)}"
+        f"<h2>The run</h2><table>{rows}</table>{streams_table(record)}"
         f"<details><summary>Configuration</summary><pre>{html.escape(config)}</pre></details>"
     )
 
@@ -199,7 +218,8 @@ def _public(value: Any, *, secret: bool = False) -> Any:
     return value
 
 
-def _streams(record: RunRecord) -> str:
+def streams_table(record: Record) -> str:
+    """What was observed, as HTML."""
     head = (
         "<tr><th>observed</th><th class='number'>points</th><th class='number'>last value</th>"
         "<th>status</th></tr>"

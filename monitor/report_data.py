@@ -95,20 +95,38 @@ class Panel:
     scale: Literal["log", "linear"]
 
 
-@dataclass(frozen=True, slots=True)
-class RunRecord:
-    """Everything that is shown of one run."""
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Streams, and the transitions found in them.
 
-    info: RunInfo
+    Attributes:
+        series: The streams, by name.
+        transitions: By onset.
+        step_label: What is counted along the axis of steps.
+    """
+
     series: Mapping[str, Series]
     transitions: tuple[Transition, ...]
+    step_label: str = "optimizer step"
 
     @property
     def last_step(self) -> int:
         """Last step at which anything was observed; 0 before the first."""
         ends = [int(s.steps[-1]) for s in self.series.values() if len(s.steps)]
         said = [max(t.detected_step, t.end_step or 0) for t in self.transitions]
-        return max([self.info.last_step or 0, *ends, *said])
+        return max([0, *ends, *said])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(Record):
+    """Everything that is shown of one run."""
+
+    info: RunInfo
+
+    @property
+    def last_step(self) -> int:
+        """Last step at which anything was observed; 0 before the first."""
+        return max(self.info.last_step or 0, super().last_step)
 
 
 def read_run(store: Store, run: str) -> RunRecord:
@@ -182,6 +200,12 @@ def is_fraction(series: Series) -> bool:
     values = series.values[series.finite]
     named = any(word in series.name.lower() for word in FRACTIONS)
     return bool(named and len(values) and values.min() >= 0 and values.max() <= 1)
+
+
+def is_constant(series: Iterable[Series]) -> bool:
+    """Whether all of them have one and the same value throughout."""
+    values = np.concatenate([s.values[s.finite] for s in series])
+    return bool(values.size and values.min() == values.max())
 
 
 def thin(

@@ -14,8 +14,9 @@ from phasewatch.monitor.report_data import (
     KIND_COLOURS,
     LINE_COLOURS,
     Panel,
-    RunRecord,
+    Record,
     Series,
+    is_constant,
     panels,
     span,
     thin,
@@ -45,7 +46,7 @@ STATUS_SYMBOLS = {
 }
 
 
-def overview(record: RunRecord) -> dict[str, Any]:
+def overview(record: Record) -> dict[str, Any]:
     """Every stream against the step, one panel a group, transitions as bands over all of them.
 
     Returns:
@@ -62,9 +63,10 @@ def overview(record: RunRecord) -> dict[str, Any]:
         height=heights + TOP_PIXELS + BOTTOM_PIXELS,
         margin={"t": TOP_PIXELS, "b": BOTTOM_PIXELS, "l": 75, "r": 215},
         hovermode="closest",
+        showlegend=True,
         font={"family": "system-ui, sans-serif", "size": 13},
         xaxis={
-            "title": {"text": "optimizer step"},
+            "title": {"text": html.escape(record.step_label)},
             "anchor": f"y{len(found)}" if len(found) > 1 else "y",
             "range": [0, max(record.last_step, 1)],
             "showspikes": True,
@@ -90,6 +92,8 @@ def _add_panel(figure: go.Figure, panel: Panel, number: int, domain: tuple[float
         "zeroline": False,
         "exponentformat": "power" if panel.scale == "log" else "none",
     }
+    if panel.scale == "linear" and is_constant(panel.series):
+        axis["rangemode"] = "tozero"  # else the axis reaches one unit up and down, whatever it is
     limits = value_range(panel.series) if panel.series[0].is_measured else None
     if limits is not None:
         axis["range"] = limits
@@ -199,7 +203,7 @@ def _add_rug(figure: go.Figure, series: Series, suffix: str) -> None:
         )
 
 
-def _add_transitions(figure: go.Figure, record: RunRecord) -> None:
+def _add_transitions(figure: go.Figure, record: Record) -> None:
     for index, transition in enumerate(record.transitions):
         first, last = span(transition, record.last_step)
         colour = KIND_COLOURS[transition.kind]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,46 @@ class Column:
     values: list[float] = field(default_factory=list)
     epochs: list[int | None] = field(default_factory=list)
     timestamps: list[float] = field(default_factory=list)
+
+    def add(self, step: int, value: float, epoch: int | None, timestamp: float) -> None:
+        """Append one value."""
+        self.steps.append(step)
+        self.values.append(value)
+        self.epochs.append(epoch)
+        self.timestamps.append(timestamp)
+
+
+Chunk = dict[str, Column] | Observation
+"""What detection takes at once: exact scalars of many streams, or one measured value."""
+
+CHUNK = 4096
+"""Scalars after which a chunk ends, at the next step."""
+
+
+def chunked(observations: Iterable[Observation]) -> Iterator[Chunk]:
+    """Observations in the order in which they came, as a live run shows them to its detectors.
+
+    What an observable measured took time, and is shown by itself; what training logged took none.
+    """
+    columns: dict[str, Column] = {}
+    size, last_step = 0, 0
+    for observation in observations:
+        if observation.duration_seconds > 0 or observation.stderr is not None:
+            if columns:
+                yield columns
+                columns, size = {}, 0
+            yield observation
+            continue
+        step = observation.step
+        if size >= CHUNK and step > last_step:
+            yield columns
+            columns, size = {}, 0
+        last_step = step
+        size += 1
+        column = columns.setdefault(observation.name, Column())
+        column.add(step, observation.value, observation.epoch, observation.timestamp)
+    if columns:
+        yield columns
 
 
 class ScalarBuffer:

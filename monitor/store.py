@@ -18,7 +18,7 @@ import os
 import time
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -268,6 +268,18 @@ class Store:
     ) -> list[Observation]:
         """The observations of one stream, by step, each with its detail."""
         return self._fresh_reader().observations(run_id, name, superseded=superseded)
+
+    def in_order(self, run_id: str, *, step: int | None = None) -> Iterator[Observation]:
+        """Everything observed in a run, by step and time, read as it is asked for.
+
+        Args:
+            run_id: Id of the run.
+            step: Only what was observed at this step.
+
+        Yields:
+            Observations that no resume has superseded, without their details.
+        """
+        yield from self._fresh_reader().in_order(run_id, step)
 
     def transitions(self, run_id: str, *, superseded: bool = False) -> list[Transition]:
         """The transitions of a run as they stand, by onset."""

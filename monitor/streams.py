@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
@@ -18,6 +18,9 @@ from phasewatch.monitor.errors import ConfigError, UnknownNameError
 log = logging.getLogger("phasewatch")
 
 StreamKind = Literal["loss", "measured", "scalar"]
+
+Override = Callable[[str, Detector | None], Detector | None]
+"""From a stream's name, and the detector it would have, to the one it gets."""
 
 NOT_DETECTED = frozenset({"epoch", "step", "global_step", "lr", "learning_rate", "momentum"})
 """Logged settings and counters: they change because someone set them, not because of the model."""
@@ -38,6 +41,12 @@ def kind_of(name: str, stderr: float | None) -> StreamKind:
     if stderr is not None:
         return "measured"
     return "loss" if "loss" in name.lower() else "scalar"
+
+
+def is_setting(name: str) -> bool:
+    """Whether a logged name is that of a setting or a counter."""
+    last = name.rpartition("/")[2]
+    return name.startswith("lr-") or last in NOT_DETECTED
 
 
 @dataclass(slots=True)
@@ -71,6 +80,7 @@ class Streams:
     Args:
         chosen: Detector by stream name, from the configuration.
         given: Detector objects by stream name, from the user's code.
+        override: Which detector a stream gets in place of the one it would have.
 
     Raises:
         ConfigError: A detector's name or parameters are wrong.
@@ -80,7 +90,9 @@ class Streams:
         self,
         chosen: Mapping[str, DetectorConfig],
         given: Mapping[str, Detector | str] | None = None,
+        override: Override | None = None,
     ) -> None:
+        self._override = override
         self._given: dict[str, Detector] = {}
         self._chosen = dict(chosen)
         for name, detector in (given or {}).items():
@@ -93,28 +105,39 @@ class Streams:
         self._streams: dict[str, Stream] = {}
         self._restored: dict[str, Any] = {}
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Stream]:
         return iter(self._streams.values())
 
-    def get(self, name: str, stderr: float | None = None) -> Stream:
-        """The stream of that name, made on first use."""
+    def get(self, name: str, stderr: float | None = None, *, measured: bool = False) -> Stream:
+        """The stream of that name, made on first use.
+
+        Args:
+            name: Its name.
+            stderr: Standard error of its first value, if that has one.
+            measured: Whether an observable measures it; "total/part" is then a part, which is
+                shown beside its total and not watched. A logged "train/loss" is no part.
+        """
         stream = self._streams.get(name)
         if stream is None:
-            stream = self._streams[name] = self._make(name, stderr)
+            stream = self._streams[name] = self._make(
+                name, stderr, is_part=measured and "/" in name
+            )
         return stream
 
-    def _make(self, name: str, stderr: float | None) -> Stream:
+    def _make(self, name: str, stderr: float | None, *, is_part: bool) -> Stream:
         detector: Detector | None
         role = Role.LEAD
         if name in self._given:
             detector = self._given[name]
         elif name in self._chosen:
             detector = create_detector(self._chosen[name])
-        elif name in NOT_DETECTED or name.startswith("lr-") or "/" in name:
+        elif is_part or is_setting(name):
             detector = None
         else:
             detector = detectors.default(kind_of(name, stderr))
             role = Role.SUPPORT if name in SUPPORTING else Role.LEAD
+        if self._override is not None:
+            detector = self._override(name, detector)
         if detector is not None and name in self._restored:
             self._restore(name, detector)
         return Stream(name, detector, role)
@@ -127,6 +150,15 @@ class Streams:
             detector.reset()
             log.warning("the detector of %s starts afresh: %s", name, error)
 
+    def settings(self) -> dict[str, Any]:
+        """Detectors that were chosen or given, as a configuration would say them."""
+        chosen = {name: settings.model_dump(mode="json") for name, settings in self._chosen.items()}
+        given = {
+            name: {"name": name_of(detector), "parameters": parameters_of(detector)}
+            for name, detector in self._given.items()
+        }
+        return chosen | given
+
     def state_dict(self) -> dict[str, Any]:
         """State of every detector, by stream."""
         live = {s.name: s.detector.state_dict() for s in self if s.detector is not None}
@@ -136,6 +168,16 @@ class Streams:
         """Take over detectors' states; a stream picks up its own when it is made."""
         self._streams.clear()
         self._restored = dict(state)
+
+
+def name_of(detector: Detector) -> str:
+    """Its registered name, or that of its class."""
+    return str(getattr(detector, "name", type(detector).__name__))
+
+
+def parameters_of(detector: Detector) -> Mapping[str, Any]:
+    """The arguments it was made with, if it tells them."""
+    return dict(getattr(detector, "parameters", {}))
 
 
 def create_detector(settings: DetectorConfig) -> Detector | None:

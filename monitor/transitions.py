@@ -108,6 +108,10 @@ class TransitionTracker:
     following: set[str] = field(default_factory=set)
     has_validation: bool = False
 
+    def concerns(self, name: str) -> bool:
+        """Whether a stream's points matter, or may begin to with the next alarm of another."""
+        return name in self.following or any(name == waiting for waiting, _ in self._pending)
+
     def update(self, point: Point) -> list[Transition]:
         """Take one point of a followed stream, or one with an alarm.
 

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from phasewatch.detectors.base import Detector
 from phasewatch.monitor.config import MonitorConfig
 from phasewatch.monitor.detection import Detection
-from phasewatch.monitor.errors import ConfigError
+from phasewatch.monitor.errors import ConfigError, StoreError
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.measuring import Measuring
 from phasewatch.monitor.outlets import Outlets, open_exporter, open_store, store_url
-from phasewatch.monitor.scalars import ScalarBuffer
+from phasewatch.monitor.scalars import ScalarBuffer, chunked
 from phasewatch.monitor.store import Store
 from phasewatch.monitor.types import (
     LossFn,
@@ -149,6 +149,19 @@ class Watch:
             store.close()
             raise
         self._outlets = Outlets(store, sinks, self.health, self.run_id, self.attempt)
+        if resumed_step is not None:
+            self._catch_up(self._outlets, resumed_step)
+
+    def _catch_up(self, outlets: Outlets, step: int) -> None:
+        """Detect on what was observed at `step` after the checkpoint, such as its validation."""
+        try:
+            stored = list(outlets.store.in_order(self.run_id, step=step))
+        except StoreError as error:
+            log.warning("what was observed at step %d is not looked at again: %s", step, error)
+            return
+        for chunk in chunked(filter(self._detection.is_new, stored)):
+            for transition in self._detection.take_chunk(chunk):
+                outlets.notify(transition)
 
     def _begin(self, store: Store, resumed_step: int | None) -> None:
         self.run_id, self.attempt = store.begin_run(
@@ -157,7 +170,8 @@ class Watch:
             attempt=self.attempt + 1,
             resumed_step=resumed_step,
             # A database URL may hold a password; what is kept names the place without it.
-            config=self.config.model_dump(mode="json") | {"store": store.where},
+            config=self.config.model_dump(mode="json")
+            | {"store": store.where, "detectors": self._detection.streams.settings()},
         )
 
     def finish(self, state: RunState = RunState.FINISHED, reason: str = "") -> None:

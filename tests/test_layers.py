@@ -16,6 +16,7 @@ ROOMS = {
     "pytorch_lightning": ("callbacks/",),
     "ruptures": ("detectors/",),
     "prometheus_client": ("monitor/sinks/prometheus",),
+    "tensorboard": ("monitor/curves_formats.py",),
     "torch": (
         "monitor/sampling/",
         "monitor/observables/",

@@ -162,7 +162,7 @@ def test_the_version(shell):
 def test_help_names_every_command(shell):
     code, out, _ = shell("--help")
     assert code == 0
-    for command in ("runs", "show", "report", "selfcheck", "calibrate"):
+    for command in ("runs", "show", "report", "detect", "replay", "selfcheck", "calibrate"):
         assert command in out
 
 

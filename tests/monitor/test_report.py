@@ -126,6 +126,15 @@ def test_a_withdrawn_transition_is_shown_but_not_counted(write: Write) -> None:
     assert "withdrawn" in page.words
 
 
+def test_a_constant_stream_is_drawn_on_an_axis_from_zero(store: Store, write: Write) -> None:
+    for step in (1, 2):
+        store.add_observation(RUN_ID, 1, Observation(name="dropout", step=step, value=0.001))
+    layout = write().data["figure"]["layout"]
+    axes = {axis["title"]["text"]: axis for key, axis in layout.items() if key.startswith("yaxis")}
+    assert axes["dropout"]["rangemode"] == "tozero"
+    assert "rangemode" not in axes["Losses (nats)"]
+
+
 def test_no_transition_is_said(write: Write) -> None:
     assert "No transition was found." in write(transitions=()).words
 

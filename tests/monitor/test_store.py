@@ -42,6 +42,21 @@ def test_history_has_every_value_in_order_of_its_step(store, run):
     assert np.isnan(stderrs).all()
 
 
+def test_a_whole_run_is_read_by_step_then_by_time(store, run):
+    for step, name, timestamp in ((2, "a", 5.0), (1, "b", 4.0), (2, "c", 3.0)):
+        observation = make_observation(step, NAN, name=name, timestamp=timestamp, stderr=0.5)
+        store.add_observation(run, 1, observation)
+    store.add_scalars(run, 1, "d", Column([2], [1.5], [7], [4.0]))
+    found = list(store.in_order(run))
+    assert [(o.step, o.name) for o in found] == [(1, "b"), (2, "c"), (2, "d"), (2, "a")]
+    assert (found[2].value, found[2].epoch, found[2].stderr) == (1.5, 7, None)
+    assert math.isnan(found[0].value)
+    assert found[0].stderr == 0.5
+    assert [o.name for o in store.in_order(run, step=1)] == ["b"]
+    store.begin_run(name="demo", run_id=run, attempt=2, resumed_step=1)
+    assert [o.name for o in store.in_order(run)] == ["b"]
+
+
 def test_awkward_numbers_survive(store, run):
     values = [NAN, INF, -INF, 0.0, 5e-324, 1.7976931348623157e308]
     pairs = list(itertools.product(values, [None, NAN, INF, -INF, 0.25]))

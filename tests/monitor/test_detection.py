@@ -1,0 +1,123 @@
+"""From numbers to transitions: what is found depends on the numbers and their order alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from phasewatch.detectors.types import Alarm, Direction
+from phasewatch.monitor.config import MonitorConfig
+from phasewatch.monitor.detection import Detection
+from phasewatch.monitor.health import Health
+from phasewatch.monitor.scalars import Column
+from phasewatch.monitor.streams import Role, Streams
+from phasewatch.monitor.types import Observation
+
+
+class Scripted:
+    """Alarms at one step, and is active up to another."""
+
+    threshold, statistic, num_skipped = 1.0, 0.5, 0
+
+    def __init__(self, alarm_at: int, until: int) -> None:
+        self.alarm_at, self.until, self.active = alarm_at, until, False
+
+    def update(self, step, value, stderr=None):
+        self.active = self.alarm_at <= step < self.until
+        if step != self.alarm_at:
+            return None
+        return Alarm(
+            detected_step=step,
+            onset_step=step - 5,
+            direction=Direction.DOWN,
+            score=2.0,
+            run_length=5,
+            value_before=1.0,
+            value_after=0.1,
+        )
+
+    def reset(self):
+        self.active = False
+
+    def state_dict(self):
+        return {"active": self.active}
+
+    def load_state_dict(self, state):
+        self.active = state["active"]
+
+
+def rows(num: int):
+    """A support alarms at 48, the lead at 50; validation is logged from 70 on."""
+    for step in range(1, num + 1):
+        loss = 0.1 if step > 50 else 1.0
+        yield step, 10.0 * step, {"train_loss": loss, "gradient_norm": 0.1 * step}
+        if step >= 70:
+            yield step, 10.0 * step + 1.0, {"a_val_loss": 1.0}
+
+
+def detect(monkeypatch, cut: int):
+    """What is said in the end, where `cut` rows are taken at a time."""
+    scripts = {"train_loss": Scripted(50, 60), "gradient_norm": Scripted(48, 62)}
+    monkeypatch.setattr("phasewatch.monitor.detection.Streams", lambda *_: _scripted(scripts))
+    detection = Detection(MonitorConfig(), None, "run", Health())
+    said = {}
+    pending: dict[str, Column] = {}
+    for index, (step, timestamp, values) in enumerate(rows(120), start=1):
+        for name, value in values.items():
+            pending.setdefault(name, Column()).add(step, value, None, timestamp)
+        if index % cut == 0:
+            said |= {t.id: t for t in detection.take_columns(pending)}
+            pending = {}
+    said |= {t.id: t for t in detection.take_columns(pending)} if pending else {}
+    return list(said.values()), detection.transitions
+
+
+def _scripted(scripts):
+    streams = Streams({}, scripts)
+    streams.get("gradient_norm").role = Role.SUPPORT
+    return streams
+
+
+@pytest.mark.parametrize("cut", [2, 7, 49, 55, 1000])
+def test_how_the_numbers_are_cut_into_columns_does_not_matter(monkeypatch, cut) -> None:
+    whole = detect(monkeypatch, 1)
+    assert detect(monkeypatch, cut) == whole
+    ((transition,), _) = whole
+    assert set(transition.evidence) == {"train_loss", "gradient_norm"}
+    assert transition.end_step == 60
+    assert transition.kind == "acquisition"  # no validation had been seen by then
+
+
+def test_a_logged_name_with_a_slash_is_watched_and_a_measured_part_is_not() -> None:
+    detection = Detection(MonitorConfig(), None, "run", Health())
+    detection.take_columns({"train/loss": Column([1], [1.0], [None], [0.0])})
+    detection.take_columns({"opt/lr": Column([1], [1.0], [None], [0.0])})
+    detection.take(Observation(name="weight_norm/net", step=1, value=1.0))
+    assert {s.name: s.detector is not None for s in detection.streams} == {
+        "train/loss": True,
+        "opt/lr": False,
+        "weight_norm/net": False,
+    }
+
+
+def test_the_norms_of_groups_are_part_of_the_state() -> None:
+    first = Detection(MonitorConfig(), None, "run", Health())
+    for step in (1, 2):
+        first.take(Observation(name="weight_norm/net", step=step, value=float(step)))
+    second = Detection(MonitorConfig(), None, "run", Health())
+    second.load_state_dict(first.state_dict())
+    assert second.state_dict() == first.state_dict()
+    assert first.state_dict()["group_norms"] == {"net": [(1, 1.0), (2, 2.0)]}
+
+
+def test_a_detector_is_put_in_place_of_the_one_a_stream_would_have() -> None:
+    asked = []
+
+    def override(name, detector):
+        asked.append((name, detector.name))
+
+    detection = Detection(MonitorConfig(), None, "run", Health(), override)
+    detection.take_columns({"loss": Column([1], [math.nan], [None], [0.0])})
+    assert asked == [("loss", "slope_shift")]
+    assert [stream.detector for stream in detection.streams] == [None]
