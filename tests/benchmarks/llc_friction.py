@@ -1,9 +1,9 @@
 """How the friction of the default sampler was chosen: deep linear nets against their long-run λ̂.
 
 Sixteen points of `llc_accuracy.py`, 2 to 5 layers, chains of fixed length. Laws of friction, with k
-the number of steps from w*, t = hk, and never less than 10 √γ:
+the number of steps from w* and t = hk:
 
-    constant   η = 10 √γ
+    constant   η = 10 √γ, the least that all laws have
     c/t        η = c/t
     a/√k       hη = a/√k; a = 1 is the default
 """
@@ -20,7 +20,7 @@ import torch
 from llc_accuracy import NUM_NETS, Subject, load, subjects
 
 from phasewatch.monitor.sampling import SamplerConfig, measure
-from phasewatch.monitor.sampling.integrators import FRICTION, Baoab
+from phasewatch.monitor.sampling.integrators import FRICTION, MAX_DAMPING, Baoab
 
 Law = Callable[[int], float]
 """hη as a function of k."""
@@ -42,7 +42,7 @@ def following(law: Law) -> type[Baoab]:
     class Tried(Baoab):
         def _next_friction(self) -> float:
             self._steps_done += 1
-            least = self._step * FRICTION * math.sqrt(self._localization)
+            least = min(self._step * FRICTION * math.sqrt(self._localization), MAX_DAMPING)
             return max(law(self._steps_done), least)
 
     return Tried
