@@ -29,6 +29,10 @@ flat or not filled yet, and nothing tells which. If they are the greater part, a
 λ̂ may be far too low. With products of weights (degree 3 to 9) a low virial comes from directions
 along which the others may grow: λ̂ is right to some per cent there at a virial of 0.1."""
 
+FULL_VIRIAL, MAX_FILLING = 0.85, 0.05
+"""Below the first, in such a loss, λ̂ may rise for a long time yet: it must not have risen by more
+than the second over the last doubling of the draws, give or take its error."""
+
 MAX_RELATIVE_STDERR = 0.12
 """Two standard errors are then within a quarter of λ̂."""
 
@@ -186,15 +190,26 @@ def weaknesses(summary: Summary, n_samples: int) -> dict[str, str]:
             f"{MAX_RELATIVE_STDERR:.0%}"
         )
     slack = NUM_SIGMAS * summary.virial_stderr
+    is_square = summary.degree < MAX_DEGREE
     if summary.virial - slack > MAX_VIRIAL:
         found["heated"] = (
             f"virial {summary.virial:.2f} is above {MAX_VIRIAL}: the chains are too hot; lower "
             "step_size"
         )
-    if summary.virial + slack < MIN_VIRIAL and summary.degree < MAX_DEGREE:
+    if is_square and summary.virial + slack < MIN_VIRIAL:
         found["virial"] = (
             f"virial {summary.virial:.2f} is below {MIN_VIRIAL}: most directions are flat, or not "
             "filled yet"
+        )
+    elif (
+        is_square
+        and summary.virial + slack < FULL_VIRIAL
+        and summary.drift - summary.drift_stderr > MAX_FILLING
+    ):
+        found["filling"] = (
+            f"virial {summary.virial:.2f} is below {FULL_VIRIAL} and λ̂ rises, by "
+            f"{summary.drift:.0%} over the last doubling of the draws: soft directions are still "
+            "being filled"
         )
     if abs(summary.drift) - NUM_SIGMAS * summary.drift_stderr > MAX_DRIFT:
         found["drift"] = (

@@ -84,6 +84,15 @@ def test_a_drift_beyond_noise_is_named():
     assert weaknesses(replace(calm, drift=-0.3, drift_stderr=0.1), 1000) == {}
 
 
+def test_a_square_that_still_fills_is_told():
+    rising = replace(summary_of(chains(), 0.7), drift=0.1, drift_stderr=0.02)
+    assert "still being filled" in weaknesses(rising, 1000)["filling"]
+    assert weaknesses(replace(rising, drift=0.04), 1000) == {}
+    assert weaknesses(replace(rising, drift=-0.1), 1000) == {}
+    assert weaknesses(replace(rising, degree=3.0), 1000) == {}
+    assert weaknesses(replace(rising, virial=0.9), 1000) == {}
+
+
 def test_what_the_last_doubling_changed_is_part_of_the_error():
     level, risen = np.ones((4, 100)), np.ones((4, 100))
     risen[:, 50:] = 2.0
