@@ -142,7 +142,7 @@ class Cusum(ResidualDetector):
         threshold: float | None = None,
         average_run_length: float = 1e9,
         slack: float = 0.5,
-        gate: float = 0.1,
+        gate: float = 0.15,
         trend: int = 20,
         scale: ScaleName = "auto",
         floor: float = 1e-8,

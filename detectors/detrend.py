@@ -59,7 +59,7 @@ class Detrend:
         "slope",
     )  # fmt: skip
 
-    def __init__(self, points: int = 20, noise_floor: float = 0.005) -> None:
+    def __init__(self, points: int = 20, noise_floor: float = 0.01) -> None:
         require(points >= MIN_POINTS, "trend", points, f"at least {MIN_POINTS}")
         require(noise_floor > 0.0, "noise_floor", noise_floor, "above 0")
         self._points, self._noise_floor = points, noise_floor
