@@ -1,15 +1,14 @@
-"""Bayesian online change-point detection on detrended residuals (Adams and MacKay 2007,
-arXiv:0710.3742).
+"""Bayesian online change-point detection on detrended residuals.
 
-The run length r is the number of points since the last change. Before each point, a run goes on
-with probability 1 − 1/`mean_run` and ends otherwise:
+Adams and MacKay (2007, arXiv:0710.3742). The run length r is the number of points since the last
+change. Before each point, a run goes on with probability 1 − 1/`mean_run` and ends otherwise:
 
     P(rₙ = r + 1, z₁…ₙ) = P(rₙ₋₁ = r, z₁…ₙ₋₁) π(zₙ | r) (1 − H),
     P(rₙ = 0, z₁…ₙ)     = Σᵣ P(rₙ₋₁ = r, z₁…ₙ₋₁) π(zₙ | r) H,      H = 1/`mean_run`.
 
-Mean and variance of a run have a normal-inverse-gamma prior (0, κ, 1, 1), so that π is Student's t
-with 2αᵣ degrees of freedom, αᵣ = 1 + r/2. The statistic is the posterior probability of a run that
-began 3 to `recent` points ago.
+Mean and variance of a run have a normal-inverse-gamma prior (0, κ, 10, 10), so that π is Student's
+t with 2αᵣ degrees of freedom, αᵣ = 10 + r/2. The statistic is the posterior probability of a run
+that began 3 to `recent` points ago.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from phasewatch.detectors.base import require
 from phasewatch.detectors.residual import MIN_RUN, ResidualDetector
 from phasewatch.detectors.scales import ScaleName
 
-ALPHA = BETA = 1.0
-"""Prior of a run's variance: inverse gamma, with 2 degrees of freedom."""
+ALPHA = BETA = 10.0
+"""Inverse-gamma prior of a run's variance: as good as 20 points of variance 1."""
 
 
 class RunLengths:
@@ -148,11 +147,11 @@ class Bocpd(ResidualDetector):
     def __init__(
         self,
         *,
-        threshold: float = 0.9,
-        mean_run: float = 250.0,
+        threshold: float = 0.99,
+        mean_run: float = 1e5,
         max_run: int = 200,
         recent: int = 40,
-        kappa: float = 0.1,
+        kappa: float = 0.01,
         gate: float = 0.15,
         trend: int = 20,
         scale: ScaleName = "auto",

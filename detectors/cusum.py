@@ -52,7 +52,9 @@ def threshold_for(slack: float, run_length: float) -> float:
         5.0
     """
     least = average_run_length(slack, 0.0)
-    require(run_length > least, "average_run_length", run_length, f"above {least:.3g} at this slack")
+    require(
+        run_length > least, "average_run_length", run_length, f"above {least:.3g} at this slack"
+    )
 
     def excess(threshold: float) -> float:
         b = 2.0 * slack * (threshold + OVERSHOOT)
@@ -150,7 +152,9 @@ class Cusum(ResidualDetector):
         given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         require(slack > 0.0, "slack", slack, "above 0")
         self._slack = slack
-        self._threshold = threshold_for(slack, average_run_length) if threshold is None else threshold
+        self._threshold = (
+            threshold_for(slack, average_run_length) if threshold is None else threshold
+        )
         require(self._threshold > 0.0, "threshold", threshold, "above 0")
         super().__init__(given)
 

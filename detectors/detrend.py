@@ -10,7 +10,8 @@ S = Σ (tᵢ − t̄)², the residual of value y at step t is
 the recursive residual of Brown, Durbin and Evans (1975, J. R. Statist. Soc. B 37:149). σ is
 1.4826 × the median absolute numerator of the last residuals, each over its own root: about 0, not
 about their median, so that a curve that is bent all along has residuals of ordinary size. It never
-falls below `noise_floor`, or noise-free curves would give residuals without bound; z is clipped.
+falls below `noise_floor`, or noise-free curves would give residuals without bound. z is clipped to
+±10 and, for tests made for white noise, divided by √((1+φ)/(1−φ)), φ its running autocorrelation.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from operator import mul
 from typing import Any
 
 from phasewatch.detectors.base import require
-from phasewatch.detectors.noise import MAD_TO_SIGMA
+from phasewatch.detectors.noise import MAD_TO_SIGMA, RunningCorrelation, inflation
 
 CLIP = 10.0
 """Largest residual: a few wild points must not look like a change of level."""
@@ -35,7 +36,10 @@ MEMORY = 100
 """Residuals whose median absolute size is the scale."""
 
 MIN_POINTS = 5
-"""Points from which on a line is fitted; the first residuals only set the scale."""
+"""Points from which on a line is fitted; the residuals start there."""
+
+MIN_SIZES = 10
+"""Residuals that set the scale before the first is given."""
 
 
 class Detrend:
@@ -44,7 +48,7 @@ class Detrend:
     Cost: about 6 µs a point; memory of `points` values and 100 residuals.
 
     Args:
-        points: Points of the line; as many residuals set the scale before the first is given.
+        points: Points of the line; the first residual is given at the 16th point.
         noise_floor: Smallest scale of the noise, in units of `unit` in `update`.
 
     Attributes:
@@ -55,8 +59,8 @@ class Detrend:
     """
 
     __slots__ = (
-        "_held", "_noise_floor", "_points", "_sizes", "_sorted", "_steps", "_values", "_wild",
-        "slope",
+        "_correlation", "_held", "_noise_floor", "_points", "_sizes", "_sorted", "_steps",
+        "_values", "_wild", "slope",
     )  # fmt: skip
 
     def __init__(self, points: int = 20, noise_floor: float = 0.01) -> None:
@@ -69,6 +73,7 @@ class Detrend:
         self._wild = 0
         self._sizes: deque[float] = deque()
         self._sorted: list[float] = []
+        self._correlation = RunningCorrelation()
         self.slope = 0.0
 
     def update(self, step: int, y: float, unit: float) -> float | None:
@@ -86,37 +91,41 @@ class Detrend:
             self._push(step, y)
             return None
         error = self._forecast_error(step, y)
-        noise = max(self._scale(), self._noise_floor * unit)
-        ready = len(self._sizes) >= self._points
+        if not math.isfinite(error):
+            return None  # the sums overflow
+        ready = len(self._sizes) >= MIN_SIZES
+        z = error / max(self._scale(), self._noise_floor * unit)
         self._learn(abs(error))
-        z = error / noise
-        if not ready or -CLIP < z < CLIP:
-            self._wild = 0
-            self._held.clear()
+        if not ready:
             self._push(step, y)
-            return z if ready else None
-        return self._take_wild(step, y, 1 if z > 0.0 else -1)
+            return None
+        z = min(max(z, -CLIP), CLIP)
+        self._take(step, y, z)
+        white = z / inflation(self._correlation.phi)
+        self._correlation.update(z)
+        return white
 
-    def _take_wild(self, step: int, y: float, sign: int) -> float:
-        """Hold wild points back until they are too many for a spike, which must not bend the line."""
-        if self._wild * sign <= 0:
+    def _take(self, step: int, y: float, z: float) -> None:
+        """Move the line on. Wild points wait until they are too many for a spike."""
+        sign = (z >= CLIP) - (z <= -CLIP)
+        if sign == 0 or sign * self._wild < 0:
             self._wild = 0
             self._held.clear()
         self._wild += sign
-        self._held.append((step, y))
-        if abs(self._wild) >= BELIEVED:
-            self._wild = sign * BELIEVED
-            for point in self._held:
-                self._push(*point)
-            self._held.clear()
-        return sign * CLIP
+        if 0 < abs(self._wild) < BELIEVED:
+            self._held.append((step, y))
+            return
+        for point in self._held:
+            self._push(*point)
+        self._held.clear()
+        self._push(step, y)
 
     def _push(self, step: int, y: float) -> None:
         self._steps.append(step)
         self._values.append(y)
 
     def _forecast_error(self, step: int, y: float) -> float:
-        """How far the point lies from the line, over the root of the forecast's relative variance."""
+        """How far the point lies from the line, over √(1 + 1/n + (t − t̄)²/S)."""
         n = len(self._steps)
         centre = sum(self._steps) / n
         x = [point - centre for point in self._steps]
@@ -143,6 +152,7 @@ class Detrend:
             "held": [list(point) for point in self._held],
             "wild": self._wild,
             "sizes": list(self._sizes),
+            "correlation": self._correlation.state_dict(),
             "slope": self.slope,
         }
 
@@ -154,4 +164,5 @@ class Detrend:
         self._wild = int(state["wild"])
         self._sizes = deque(float(size) for size in state["sizes"])
         self._sorted = sorted(self._sizes)
+        self._correlation.load_state_dict(state["correlation"])
         self.slope = float(state["slope"])

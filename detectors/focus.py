@@ -1,4 +1,4 @@
-"""FOCuS: the likelihood-ratio test of a change of a Gaussian mean, for every size of change at once.
+"""FOCuS: the likelihood-ratio test of a change of a Gaussian mean, for all sizes at once.
 
 Romano, Eckley, Fearnhead and Rigaill (2023, JMLR 24:81), with the mean before the change unknown.
 With partial sums Sₜ of n residuals of variance 1, the statistic is
@@ -119,7 +119,7 @@ class Focus(ResidualDetector):
     def __init__(
         self,
         *,
-        threshold: float = 40.0,
+        threshold: float = 45.0,
         max_pieces: int = 64,
         gate: float = 0.15,
         trend: int = 20,

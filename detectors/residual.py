@@ -8,9 +8,10 @@ stream moved to and the points since the change. Its evidence becomes an alarm w
   by `gate` (0.1 dex, or 3 % of the range so far if that is more), and its level has moved that way
   by half as much. A spike is gone by then, and a curve that flattens has not fallen.
 
-Evidence that moves nothing within `PATIENCE` points is dropped. The episode ends when the residuals
-have been calm for `CALM_POINTS` points and the speed is below `RELEASE` of its peak, or else when
-they have been calm for five times as long; the recursion then starts afresh.
+A rise on the log scale by `RISE` (0.5 dex) or more is an instability: a loss that shoots up has not
+learnt anything. Evidence that moves nothing within `PATIENCE` points is dropped. The episode ends
+when the residuals have been calm for `CALM_POINTS` points and the speed is below `RELEASE` of its
+peak, and after `LONGEST` points in any case; the recursion then starts afresh.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from statistics import median
 from typing import Any, Protocol
 
 from phasewatch.detectors.base import BaseDetector, require
-from phasewatch.detectors.detrend import Detrend
+from phasewatch.detectors.detrend import MIN_POINTS, Detrend
 from phasewatch.detectors.scales import StreamScale
-from phasewatch.detectors.types import Alarm, Direction
+from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 
 MIN_RUN = 3
 """Points a change must have lasted."""
@@ -36,6 +37,9 @@ HISTORY = 128
 GATE_SHARE = 0.03
 """Smallest change as a share of the range so far."""
 
+RISE = 0.5
+"""Smallest rise of a loss that is an instability, in dex."""
+
 PATIENCE = 40
 """Points in which evidence must show an effect."""
 
@@ -43,15 +47,17 @@ CALM = 3.0
 """Residuals below it are calm."""
 
 CALM_POINTS = 20
-LONG_CALM = 5
-"""Factor on the calm points of a change whose speed stays."""
+"""Calm points in a row that end an episode, if the change has slowed down."""
+
+LONGEST = 250
+"""Points after which an episode ends whatever the stream does."""
 
 RELEASE = 0.35
 """Share of the peak speed below which a change is over."""
 
 
 class Recursion(Protocol):
-    """A sequential test on a stream of numbers that have mean 0 and scale 1 while nothing changes."""
+    """A sequential test on numbers that have mean 0 and scale 1 while nothing changes."""
 
     @property
     def statistic(self) -> float:
@@ -147,25 +153,27 @@ class ResidualDetector(BaseDetector):
         alarm = self._alarm(step) if self._test.run_length >= MIN_RUN else None
         self._waited += 1
         if alarm is not None:
-            self._peak, self._calm = abs(self._detrend.slope), 0
+            self._peak, self._calm, self._waited = abs(self._detrend.slope), 0, 0
         elif self._waited >= PATIENCE:
             self._end()
         return alarm
 
     def _alarm(self, step: int) -> Alarm | None:
         sign = self._test.sign
-        back = min(self._test.run_length, len(self._points) - self._trend)
+        back = min(self._test.run_length, len(self._points) - MIN_POINTS)
         onset = len(self._points) - back
-        before = list(islice(self._points, onset - self._trend, onset))
+        before = list(islice(self._points, max(onset - self._trend, 0), onset))
         now = median(y for _, y in islice(self._points, len(self._points) - MIN_RUN, None))
         level, carried_on = line_ends(before, step)
         gate = max(self._gate * self._scale.unit, GATE_SHARE * self._scale.range)
-        if sign * (now - carried_on) < gate or sign * (now - level) < gate / 2.0:
+        if not min(sign * (now - carried_on), sign * 2.0 * (now - level)) >= gate:
             return None
+        wild = sign > 0 and not self._scale.linear and now - level >= RISE
         return Alarm(
             detected_step=step,
             onset_step=self._points[onset][0],
             direction=Direction.UP if sign > 0 else Direction.DOWN,
+            kind=AlarmKind.INSTABILITY if wild else AlarmKind.SHIFT,
             score=self._test.statistic / self.threshold,
             run_length=back,
             value_before=self._scale.back(level),
@@ -177,8 +185,9 @@ class ResidualDetector(BaseDetector):
         speed = abs(self._detrend.slope)
         self._peak = max(speed, peak)
         self._calm = self._calm + 1 if abs(z) < CALM else 0
-        slow = speed < RELEASE * self._peak
-        if self._calm >= (CALM_POINTS if slow else LONG_CALM * CALM_POINTS):
+        self._waited += 1
+        over = self._calm >= CALM_POINTS and speed < RELEASE * self._peak
+        if over or self._waited >= LONGEST:
             self._end()
 
     def _state(self) -> dict[str, Any]:
