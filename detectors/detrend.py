@@ -52,7 +52,8 @@ class Detrend:
         noise_floor: Smallest scale of the noise, in units of `unit` in `update`.
 
     Attributes:
-        slope: Slope of the line, per step.
+        forecast: The line through the points before the latest, at its step.
+        slope: Slope of that line, per step.
 
     Raises:
         ValueError: A parameter is out of its range.
@@ -60,7 +61,7 @@ class Detrend:
 
     __slots__ = (
         "_correlation", "_held", "_noise_floor", "_points", "_sizes", "_sorted", "_steps",
-        "_values", "_wild", "slope",
+        "_values", "_wild", "forecast", "slope",
     )  # fmt: skip
 
     def __init__(self, points: int = 20, noise_floor: float = 0.01) -> None:
@@ -74,7 +75,7 @@ class Detrend:
         self._sizes: deque[float] = deque()
         self._sorted: list[float] = []
         self._correlation = RunningCorrelation()
-        self.slope = 0.0
+        self.forecast = self.slope = 0.0
 
     def update(self, step: int, y: float, unit: float) -> float | None:
         """Take the next point.
@@ -88,11 +89,14 @@ class Detrend:
             The residual z, within [−10, 10]; None while there are too few points.
         """
         if len(self._steps) < MIN_POINTS:
+            self.forecast, self.slope = y, 0.0
             self._push(step, y)
             return None
         error = self._forecast_error(step, y)
         if not math.isfinite(error):
-            return None  # the sums overflow
+            self._steps.clear()  # the sums overflow: begin the line afresh
+            self._values.clear()
+            return None
         ready = len(self._sizes) >= MIN_SIZES
         z = error / max(self._scale(), self._noise_floor * unit)
         self._learn(abs(error))
@@ -132,8 +136,8 @@ class Detrend:
         spread = sum(map(mul, x, x))
         self.slope = sum(map(mul, x, self._values)) / spread
         ahead = step - centre
-        forecast = sum(self._values) / n + self.slope * ahead
-        return (y - forecast) / math.sqrt(1.0 + 1.0 / n + ahead * ahead / spread)
+        self.forecast = sum(self._values) / n + self.slope * ahead
+        return (y - self.forecast) / math.sqrt(1.0 + 1.0 / n + ahead * ahead / spread)
 
     def _scale(self) -> float:
         sizes = self._sorted
@@ -153,7 +157,7 @@ class Detrend:
             "wild": self._wild,
             "sizes": list(self._sizes),
             "correlation": self._correlation.state_dict(),
-            "slope": self.slope,
+            "line": [self.forecast, self.slope],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -165,4 +169,4 @@ class Detrend:
         self._sizes = deque(float(size) for size in state["sizes"])
         self._sorted = sorted(self._sizes)
         self._correlation.load_state_dict(state["correlation"])
-        self.slope = float(state["slope"])
+        self.forecast, self.slope = state["line"]

@@ -4,9 +4,9 @@ A recursion (CUSUM, Page–Hinkley, FOCuS, BOCPD) turns residuals into a statist
 stream moved to and the points since the change. Its evidence becomes an alarm when
 
 - the statistic passes the threshold, and the change is at least 3 points old;
-- effect: the median of the last three values has left the line through the points before the change
-  by `gate` (0.1 dex, or 3 % of the range so far if that is more), and its level has moved that way
-  by half as much. A spike is gone by then, and a curve that flattens has not fallen.
+- effect: all of the last three values have left the line through the points before the change by
+  `gate` (in dex; or 3 % of the range so far, if that is more), and have moved that way by half as
+  much. A spike is gone by then, and a curve that flattens has not fallen.
 
 A rise on the log scale by `RISE` (0.5 dex) or more is an instability: a loss that shoots up has not
 learnt anything. Evidence that moves nothing within `PATIENCE` points is dropped. The episode ends
@@ -18,13 +18,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Mapping, Sequence
-from itertools import islice
-from statistics import median
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from phasewatch.detectors.base import BaseDetector, require
-from phasewatch.detectors.detrend import MIN_POINTS, Detrend
+from phasewatch.detectors.detrend import Detrend
 from phasewatch.detectors.scales import StreamScale
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 
@@ -122,7 +120,7 @@ class ResidualDetector(BaseDetector):
     def _restart(self) -> None:
         """Forget the points, not the scale."""
         self._detrend = Detrend(self._trend)
-        self._points: deque[tuple[int, float]] = deque(maxlen=HISTORY)
+        self._points: deque[tuple[int, float, float, float]] = deque(maxlen=HISTORY)
         self._end()
 
     def _end(self) -> None:
@@ -135,8 +133,8 @@ class ResidualDetector(BaseDetector):
         if self._scale.must_change(value):
             self._restart()
         y = self._scale.take(value)
-        self._points.append((step, y))
         z = self._detrend.update(step, y, self._scale.unit)
+        self._points.append((step, y, self._detrend.forecast, self._detrend.slope))
         if z is None:
             return None
         if self._peak is not None:
@@ -160,18 +158,19 @@ class ResidualDetector(BaseDetector):
 
     def _alarm(self, step: int) -> Alarm | None:
         sign = self._test.sign
-        back = min(self._test.run_length, len(self._points) - MIN_POINTS)
-        onset = len(self._points) - back
-        before = list(islice(self._points, max(onset - self._trend, 0), onset))
-        now = median(y for _, y in islice(self._points, len(self._points) - MIN_RUN, None))
-        level, carried_on = line_ends(before, step)
+        back = min(self._test.run_length, len(self._points))
+        onset, _, level, slope = self._points[-back]
+        carried_on = level + slope * (step - onset)
+        latest = sorted(self._points[-i][1] for i in range(1, MIN_RUN + 1))
+        least = latest[0] if sign > 0 else latest[-1]
         gate = max(self._gate * self._scale.unit, GATE_SHARE * self._scale.range)
-        if not min(sign * (now - carried_on), sign * 2.0 * (now - level)) >= gate:
+        if not min(sign * (least - carried_on), sign * 2.0 * (least - level)) >= gate:
             return None
+        now = latest[MIN_RUN // 2]
         wild = sign > 0 and not self._scale.linear and now - level >= RISE
         return Alarm(
             detected_step=step,
-            onset_step=self._points[onset][0],
+            onset_step=onset,
             direction=Direction.UP if sign > 0 else Direction.DOWN,
             kind=AlarmKind.INSTABILITY if wild else AlarmKind.SHIFT,
             score=self._test.statistic / self.threshold,
@@ -202,16 +201,6 @@ class ResidualDetector(BaseDetector):
     def _load(self, state: Mapping[str, Any]) -> None:
         self._scale.load_state_dict(state["scale"])
         self._detrend.load_state_dict(state["detrend"])
-        self._points.extend((int(step), float(y)) for step, y in state["points"])
+        self._points.extend(tuple(point) for point in state["points"])
         self._test.load_state_dict(state["test"])
         self._peak, self._calm, self._waited = state["episode"]
-
-
-def line_ends(points: Sequence[tuple[int, float]], step: int) -> tuple[float, float]:
-    """The least-squares line through points at the last of them, and carried on to a step."""
-    n = len(points)
-    centre = sum(t for t, _ in points) / n
-    mean = sum(y for _, y in points) / n
-    spread = sum((t - centre) ** 2 for t, _ in points)
-    slope = sum((t - centre) * y for t, y in points) / spread
-    return mean + slope * (points[-1][0] - centre), mean + slope * (step - centre)
