@@ -20,7 +20,8 @@ from phasewatch.detectors.scales import ScaleName
 OVERSHOOT = 1.166
 """Twice the mean overshoot of a Gaussian walk, 2 × 0.583 (Siegmund 1985, chapter 10)."""
 
-LARGEST_THRESHOLD = 1e4
+LARGEST_EXPONENT = 700.0
+SMALLEST_SLACK = 0.01
 
 
 def average_run_length(slack: float, threshold: float) -> float:
@@ -38,6 +39,8 @@ def average_run_length(slack: float, threshold: float) -> float:
         469
     """
     b = 2.0 * slack * (threshold + OVERSHOOT)
+    if b > LARGEST_EXPONENT:
+        return math.inf
     return (math.expm1(b) - b) / (4.0 * slack * slack)
 
 
@@ -61,7 +64,7 @@ def threshold_for(slack: float, run_length: float) -> float:
         # The logarithm, so that long runs do not overflow: log(eᵇ − b − 1).
         return b + math.log1p(-(b + 1.0) * math.exp(-b)) - math.log(4.0 * slack**2 * run_length)
 
-    return float(brentq(excess, 0.0, (math.log(4.0 * slack**2 * run_length) + 50.0) / slack))
+    return float(brentq(excess, 0.0, (math.log(run_length + 1.0) + 50.0) / slack))
 
 
 class TwoSidedSums:
@@ -150,7 +153,7 @@ class Cusum(ResidualDetector):
         floor: float = 1e-8,
     ) -> None:
         given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        require(slack > 0.0, "slack", slack, "above 0")
+        require(slack >= SMALLEST_SLACK, "slack", slack, f"at least {SMALLEST_SLACK}")
         self._slack = slack
         self._threshold = (
             threshold_for(slack, average_run_length) if threshold is None else threshold

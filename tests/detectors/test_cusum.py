@@ -38,7 +38,7 @@ def test_siegmunds_closed_form_agrees_with_the_textbook():
     assert average_run_length(0.5, 4.0) == pytest.approx(168.0, rel=0.02)
 
 
-@pytest.mark.parametrize("slack", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("slack", [0.01, 0.5, 1.0])
 @pytest.mark.parametrize("points", [200.0, 1e4, 1e9])
 def test_the_threshold_gives_the_run_length_it_was_asked_for(slack, points):
     assert average_run_length(slack, threshold_for(slack, points)) == pytest.approx(points)
@@ -46,6 +46,7 @@ def test_the_threshold_gives_the_run_length_it_was_asked_for(slack, points):
 
 def test_very_long_runs_do_not_overflow():
     assert math.isfinite(threshold_for(0.5, 1e300))
+    assert average_run_length(0.5, 1e4) == math.inf
 
 
 def test_the_sums_are_those_of_the_definition():
@@ -70,7 +71,7 @@ def test_a_threshold_given_wins_over_the_run_length():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"slack": 0.0}, r"slack is 0\.0, but must be above 0"),
+        ({"slack": 0.0}, r"slack is 0\.0, but must be at least 0\.01"),
         ({"threshold": -1.0}, r"threshold is -1\.0, but must be above 0"),
         ({"average_run_length": 1.0}, r"average_run_length is 1\.0, but must be above 1\.04"),
     ],

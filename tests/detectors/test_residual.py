@@ -106,6 +106,17 @@ def test_streams_without_a_change_are_quiet(name, values):
     assert feed(create(name), values) == []
 
 
+def test_on_the_linear_scale_up_and_down_are_alike(name):
+    values = autoregressive(600, 0.3, 0.01, seed=1)
+    values[200:] += 1.0
+    values[400:] -= 1.0
+    there, back = (feed(create(name, scale="linear"), sign * values) for sign in (1.0, -1.0))
+    assert [alarm.direction for alarm in there] == [Direction.UP, Direction.DOWN]
+    assert [alarm.direction for alarm in back] == [Direction.DOWN, Direction.UP]
+    assert [alarm.onset_step for alarm in there] == [alarm.onset_step for alarm in back]
+    assert [alarm.score for alarm in there] == [alarm.score for alarm in back]
+
+
 def test_a_fall_that_flattens_is_no_rise(name):
     values = 2.0 * 10.0 ** -np.minimum(np.arange(600) / 100.0, 3.0)
     assert feed(create(name), values) == []
