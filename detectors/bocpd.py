@@ -147,13 +147,13 @@ class Bocpd(ResidualDetector):
     def __init__(
         self,
         *,
-        threshold: float = 0.99,
+        threshold: float = 0.9,
         mean_run: float = 1e5,
         max_run: int = 200,
         recent: int = 40,
         kappa: float = 0.01,
-        gate: float = 0.15,
-        trend: int = 20,
+        gate: float = 0.25,
+        trend: int = 30,
         scale: ScaleName = "auto",
         floor: float = 1e-8,
     ) -> None:

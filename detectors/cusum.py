@@ -145,10 +145,10 @@ class Cusum(ResidualDetector):
         self,
         *,
         threshold: float | None = None,
-        average_run_length: float = 1e9,
+        average_run_length: float = 1e6,
         slack: float = 0.5,
-        gate: float = 0.15,
-        trend: int = 20,
+        gate: float = 0.25,
+        trend: int = 30,
         scale: ScaleName = "auto",
         floor: float = 1e-8,
     ) -> None:

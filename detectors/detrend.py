@@ -45,7 +45,7 @@ MIN_SIZES = 10
 class Detrend:
     """One-step residuals of a local straight line over a robust running scale.
 
-    Cost: about 6 µs a point; memory of `points` values and 100 residuals.
+    Memory of `points` values and 100 residuals.
 
     Args:
         points: Points of the line; the first residual is given at the 16th point.
@@ -64,7 +64,7 @@ class Detrend:
         "_values", "_wild", "forecast", "slope",
     )  # fmt: skip
 
-    def __init__(self, points: int = 20, noise_floor: float = 0.01) -> None:
+    def __init__(self, points: int = 30, noise_floor: float = 0.01) -> None:
         require(points >= MIN_POINTS, "trend", points, f"at least {MIN_POINTS}")
         require(noise_floor > 0.0, "noise_floor", noise_floor, "above 0")
         self._points, self._noise_floor = points, noise_floor

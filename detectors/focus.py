@@ -119,10 +119,10 @@ class Focus(ResidualDetector):
     def __init__(
         self,
         *,
-        threshold: float = 45.0,
+        threshold: float = 30.0,
         max_pieces: int = 64,
-        gate: float = 0.15,
-        trend: int = 20,
+        gate: float = 0.25,
+        trend: int = 30,
         scale: ScaleName = "auto",
         floor: float = 1e-8,
     ) -> None:

@@ -78,10 +78,10 @@ class PageHinkley(ResidualDetector):
     def __init__(
         self,
         *,
-        threshold: float = 20.0,
-        slack: float = 0.25,
-        gate: float = 0.15,
-        trend: int = 20,
+        threshold: float = 12.0,
+        slack: float = 0.5,
+        gate: float = 0.25,
+        trend: int = 30,
         scale: ScaleName = "auto",
         floor: float = 1e-8,
     ) -> None:

