@@ -93,7 +93,7 @@ class FunctionalPruning:
 class Focus(ResidualDetector):
     """Detects changes of level against the local trend, of any size, upwards and downwards.
 
-    Cost: about 15 µs a point; memory of `max_pieces` change points for each side.
+    Cost: about 20 µs a point; memory of `max_pieces` change points for each side.
 
     Args:
         threshold: Smallest 2 log Λ.
