@@ -82,7 +82,7 @@ def test_a_change_of_level_is_believed():
     z = residuals(values)
     start = 300 - FIRST
     assert z[start : start + 3] == pytest.approx([-CLIP] * 3, rel=0.2)
-    assert np.abs(z[start + 25 :]).max() < 5.0
+    assert np.abs(z[start + 35 :]).max() < 5.0
 
 
 def test_spikes_on_both_sides_in_turn_are_never_believed():
