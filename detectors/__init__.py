@@ -24,12 +24,20 @@ from phasewatch.detectors.registry import (
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 
 if TYPE_CHECKING:
+    from phasewatch.detectors.bocpd import Bocpd
+    from phasewatch.detectors.cusum import Cusum
+    from phasewatch.detectors.focus import Focus
     from phasewatch.detectors.level_shift import LevelShift
+    from phasewatch.detectors.page_hinkley import PageHinkley
     from phasewatch.detectors.ruptures_window import RupturesWindow
     from phasewatch.detectors.slope_shift import SlopeShift
 
 _LAZY = {
+    "Bocpd": "bocpd",
+    "Cusum": "cusum",
+    "Focus": "focus",
     "LevelShift": "level_shift",
+    "PageHinkley": "page_hinkley",
     "RupturesWindow": "ruptures_window",
     "SlopeShift": "slope_shift",
 }
@@ -38,9 +46,13 @@ __all__ = [
     "Alarm",
     "AlarmKind",
     "BaseDetector",
+    "Bocpd",
+    "Cusum",
     "Detector",
     "Direction",
+    "Focus",
     "LevelShift",
+    "PageHinkley",
     "RupturesWindow",
     "SlopeShift",
     "StateError",

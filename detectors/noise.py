@@ -98,3 +98,45 @@ class PastScale:
         """Take over what `state_dict` gave."""
         self._waiting = deque(float(value) for value in state["waiting"])
         self._up, self._down, self._count = state["squares"]
+
+
+class RunningCorrelation:
+    """Lag-one autocorrelation of a stream whose scale is about 1 while nothing happens.
+
+    Values are cut at ±3, the latest 20 are held back, and less power than that of scale 1 counts as
+    that: neither a change, nor rounding noise below the scale, passes for correlation.
+    """
+
+    CUT, DELAY, MEMORY = 3.0, 20, 200
+
+    __slots__ = ("_last", "_power", "_product", "_waiting")
+
+    def __init__(self) -> None:
+        self._waiting: deque[float] = deque()
+        self._last = self._product = self._power = 0.0
+
+    @property
+    def phi(self) -> float:
+        """The autocorrelation, within [0, 0.95]; small at first."""
+        return min(max(self._product / max(self._power, 1.0), 0.0), MAX_CORRELATION)
+
+    def update(self, value: float) -> None:
+        """Take the stream's next value."""
+        self._waiting.append(min(max(value, -self.CUT), self.CUT))
+        if len(self._waiting) <= self.DELAY:
+            return
+        value = self._waiting.popleft()
+        self._product += (value * self._last - self._product) / self.MEMORY
+        self._power += (value * value - self._power) / self.MEMORY
+        self._last = value
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes."""
+        return {
+            "waiting": list(self._waiting), "means": [self._last, self._product, self._power],
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self._waiting = deque(float(value) for value in state["waiting"])
+        self._last, self._product, self._power = state["means"]

@@ -30,7 +30,11 @@ def _shipped(name: str, attribute: str) -> Callable[..., Detector]:
 _FACTORIES: dict[str, Callable[..., Detector]] = {
     name: _shipped(name, attribute)
     for name, attribute in (
+        ("bocpd", "Bocpd"),
+        ("cusum", "Cusum"),
+        ("focus", "Focus"),
         ("level_shift", "LevelShift"),
+        ("page_hinkley", "PageHinkley"),
         ("ruptures_window", "RupturesWindow"),
         ("slope_shift", "SlopeShift"),
     )

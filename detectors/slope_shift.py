@@ -28,13 +28,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 from phasewatch.detectors.base import BaseDetector, require
+from phasewatch.detectors.scales import ScaleName, StreamScale
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 from phasewatch.detectors.windows import Level, TwinLines
 
@@ -81,7 +82,6 @@ ALWAYS = 2**62
 """More points than any run has."""
 
 MIN_STANDARD_ERRORS = 6.0
-TINY = 1e-300
 NO_NOISE = 1e-9
 """Smallest noise scale assumed, in dex or in units of the stream's size."""
 
@@ -139,11 +139,11 @@ class SlopeShift(BaseDetector):
         rise_gate: float = 0.5,
         quiet: int = 24,
         levels: int = 12,
-        scale: Literal["auto", "log", "linear"] = "auto",
+        scale: ScaleName = "auto",
         floor: float = 1e-8,
     ) -> None:
         given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        for key in ("gate", "gate_share", "rise_gate", "floor", "past_ratio"):
+        for key in ("gate", "gate_share", "rise_gate", "past_ratio"):
             require(given[key] > 0.0, key, given[key], "above 0")
         for key in ("p_value", "share", "release"):
             require(0.0 < given[key] < 1.0, key, given[key], "above 0 and below 1")
@@ -151,12 +151,11 @@ class SlopeShift(BaseDetector):
             require(given[key] > 1.0, key, given[key], "above 1")
         for key in ("memory", "quiet", "levels"):
             require(given[key] >= 1, key, given[key], "at least 1")
-        require(scale in ("auto", "log", "linear"), "scale", scale, "'auto', 'log' or 'linear'")
         self._gate, self._gate_share, self._rise_gate = gate, gate_share, rise_gate
         self._ratio, self._coarse_ratio, self._past_ratio = ratio, coarse_ratio, past_ratio
-        self._share, self._release, self._floor = share, release, floor
+        self._share, self._release = share, release
         self._memory, self._quiet, self._max_levels = memory, quiet, levels
-        self._scale = scale
+        self._scale = StreamScale(scale, floor)
         self._limits = {w: _t_limit(p_value, 3 * w - 2) for w in WIDTHS}
         super().__init__(given)
 
@@ -170,7 +169,7 @@ class SlopeShift(BaseDetector):
         return self._falling is not None or self._unstable is not None
 
     def _reset(self) -> None:
-        self._linear = self._scale == "linear"
+        self._scale.reset()
         self._num_unstable = 0
         self._restart()
 
@@ -178,7 +177,6 @@ class SlopeShift(BaseDetector):
         """Forget the points, not the parameters: what a change of scale needs."""
         self._levels: list[Level] = []
         self._count = 0
-        self._lowest = self._highest = 0.0
         self._ended = -1
         self._muted_until = 0
         self._fast = self._slow = 0.0
@@ -187,12 +185,9 @@ class SlopeShift(BaseDetector):
         self._unstable: dict[str, Any] | None = None
 
     def _observe(self, step: int, value: float, stderr: float | None) -> Alarm | None:  # noqa: ARG002
-        if value < 0.0 and not self._linear and self._scale == "auto":
-            self._linear = True
+        if self._scale.must_change(value):
             self._restart()
-        y = value if self._linear else math.log10(max(value, 0.0) + self._floor)
-        self._lowest = min(self._lowest, y) if self._count else y
-        self._highest = max(self._highest, y) if self._count else y
+        y = self._scale.take(value)
         self._count += 1
         if self._unstable is not None:
             self._follow_instability(y)
@@ -221,22 +216,12 @@ class SlopeShift(BaseDetector):
         self._slow += SLOW * (y - self._slow)
         if count <= LONG or self._in_episode:
             return 0.0
-        if abs(self._fast - self._slow) >= WAKING_SHARE * self._gate * self._unit():
+        if abs(self._fast - self._slow) >= WAKING_SHARE * self._gate * self._scale.unit:
             self._awake_until = count + WAKING
         return 0.0 if count < self._awake_until else FINEST_SHARE * count
 
     def _new_level(self, index: int) -> Level:
         return Level(2**index, WIDTHS if index == 0 else WIDTHS[-1:], self._memory)
-
-    def _from_scale(self, y: float) -> float:
-        return y if self._linear else max(10.0 ** min(y, 300.0) - self._floor, 0.0)
-
-    def _unit(self) -> float:
-        """What the gates are measured in: a dex, or the largest size or range so far."""
-        if not self._linear:
-            return 1.0
-        low, high = self._lowest, self._highest
-        return max(high - low, abs(high), abs(low), TINY)
 
     def _judge(self, step: int, index: int, level: Level) -> Alarm | None:
         """All windows of a level after one point: count hits, learn from the past, perhaps alarm.
@@ -244,9 +229,9 @@ class SlopeShift(BaseDetector):
         Nearly every point of a run passes here without a further call: the time goes here.
         """
         alarm: Alarm | None = None
-        count, stride, latest, unit = self._count, level.stride, level.latest, self._unit()
+        count, stride, latest, unit = self._count, level.stride, level.latest, self._scale.unit
         since = count - self._ended if self._ended >= 0 else ALWAYS
-        gate = max(self._gate * unit, self._gate_share * (self._highest - self._lowest))
+        gate = max(self._gate * unit, self._gate_share * self._scale.range)
         highest_base = latest - self._rise_gate * unit if index < RISE_LEVELS else -math.inf
         for window in level.windows:
             if not window.ready:
@@ -295,13 +280,13 @@ class SlopeShift(BaseDetector):
         self, window: TwinLines, old: NDArray[np.float64], excess: float, past: float
     ) -> float:
         """The excess over what noise allows: now, by the t-test, and in the stream's own past."""
-        error = max(window.standard_error(old), NO_NOISE * self._unit())
+        error = max(window.standard_error(old), NO_NOISE * self._scale.unit)
         allowed = max(self._limits[window.width] * error, self._past_ratio * past)
         return excess / allowed
 
     def _rise_score(self, level: Level, window: TwinLines) -> float:
         """The same for a sudden rise, which is an instability; 1 is a hit."""
-        gate = self._unit() * self._rise_gate
+        gate = self._scale.unit * self._rise_gate
         margin = (level.latest - window.old_end) / gate
         if window.new_slope <= self._ratio * abs(window.old_slope):
             return 0.0
@@ -344,8 +329,8 @@ class SlopeShift(BaseDetector):
             kind=kind,
             score=score,
             run_length=back * level.stride + 1,
-            value_before=self._from_scale(sum(until_onset) / len(until_onset)),
-            value_after=self._from_scale(level.latest),
+            value_before=self._scale.back(sum(until_onset) / len(until_onset)),
+            value_after=self._scale.back(level.latest),
         )
 
     def _follow_fall(self, level: Level, falling: dict[str, Any]) -> None:
@@ -363,7 +348,7 @@ class SlopeShift(BaseDetector):
         """
         unstable = self._unstable
         assert unstable is not None  # noqa: S101
-        high = y - unstable["base"] > 0.5 * self._unit() * self._rise_gate
+        high = y - unstable["base"] > 0.5 * self._scale.unit * self._rise_gate
         if high and y > unstable["peak"]:
             unstable["peak"] = y
             unstable["left"] = self._quiet
@@ -383,9 +368,8 @@ class SlopeShift(BaseDetector):
     def _state(self) -> dict[str, Any]:
         return {
             "levels": [level.state_dict() for level in self._levels],
-            "linear": self._linear,
+            "scale": self._scale.state_dict(),
             "count": self._count,
-            "range": [self._lowest, self._highest],
             "ended": self._ended,
             "muted_until": self._muted_until,
             "means": [self._fast, self._slow],
@@ -396,9 +380,8 @@ class SlopeShift(BaseDetector):
         }
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        self._linear = bool(state["linear"])
+        self._scale.load_state_dict(state["scale"])
         self._count = int(state["count"])
-        self._lowest, self._highest = state["range"]
         self._ended = int(state["ended"])
         self._muted_until = int(state["muted_until"])
         self._fast, self._slow = state["means"]

@@ -4,7 +4,8 @@ The recorded curves are those of `training_curves.json` in the folder PHASEWATCH
 without it, simulated ones stand in. Columns: recall, precision, lenient F1 (repeats within a found
 transition forgiven), strict F1 (counted false), median delay from the start of the transition in
 its widths and in points, false alarms per 1000 points without a transition, processor time a point.
-Detectors of river are added where river is installed.
+Detectors of river are added where river is installed, and Lightning's SpikeDetection. Ours are fed
+what they expect: losses in nats, or their log10. "detrended" is the residual ours are fed inside.
 """
 
 from __future__ import annotations
@@ -14,15 +15,21 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
+import torch
+from lightning.fabric.utilities.spike import SpikeDetection, TrainingSpikeException
 from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from phasewatch import detectors
+from phasewatch.detectors.detrend import Detrend
 from phasewatch.detectors.scoring import (
     Curve,
     Interval,
@@ -32,7 +39,7 @@ from phasewatch.detectors.scoring import (
     load_curves,
     match,
 )
-from support.curves import autoregressive, feed, grokking_val_loss, power_law, sigmoid_fall
+from support.curves import autoregressive, feed, grokking_val_loss, power_law, sigmoid_fall, spiky
 
 Run = Callable[[Curve], list[int]]
 
@@ -105,6 +112,7 @@ def null_streams(seed: int = 1) -> Iterator[Curve]:
         "accumulation saw-teeth": 2.0 + 0.2 * (t % 8) / 8.0 + 2.0 * np.exp(-t / 2000.0),
         "minibatches, small loss": (0.02 + np.exp(-t / 2000.0)) * rng.gamma(8.0, 0.125, n),
         "flat tail at 1e-6": 4.0 * np.exp(-t / 300.0) + 1e-6,
+        "spikes of 3 dex": spiky(n, 400, seed=seed),
     }
     for name, values in streams.items():
         yield curve_of(name, values)
@@ -114,13 +122,18 @@ def candidates() -> dict[str, Run]:
     """How to get the alarms of each detector on one curve."""
     runs: dict[str, Run] = {
         f"{name} ({scale})": ours(name, scale)
-        for name, scale in (("slope_shift", "nats"), ("ruptures_window", "log10"))
+        for name in detectors.names()
+        for scale in ("log10" if name == "ruptures_window" else "nats",)
     }
+    runs["Lightning SpikeDetection (nats)"] = lightning_spikes
     if importlib.util.find_spec("river") is not None:
         from river import drift
 
         for kind in (drift.PageHinkley, drift.ADWIN, drift.KSWIN):
-            runs[f"river {kind.__name__} (log10)"] = theirs(kind)
+            runs[f"river {kind.__name__} (log10)"] = theirs(kind, logarithmic)
+        runs["river PageHinkley, 20 (detrended)"] = theirs(
+            lambda: drift.PageHinkley(threshold=20.0), detrended
+        )
     return runs
 
 
@@ -133,13 +146,13 @@ def ours(name: str, scale: str) -> Run:
     return run
 
 
-def theirs(kind: type) -> Run:
-    """A detector of river with its defaults."""
+def theirs(make: Callable[[], Any], prepare: Callable[[Curve], Curve]) -> Run:
+    """A detector of river."""
 
     def run(curve: Curve) -> list[int]:
-        detector = kind()
+        detector = make()
         alarms = []
-        for point, value in enumerate(logarithmic(curve).values):
+        for point, value in enumerate(prepare(curve).values):
             detector.update(value)
             if detector.drift_detected:
                 alarms.append(point)
@@ -148,10 +161,33 @@ def theirs(kind: type) -> Run:
     return run
 
 
+def lightning_spikes(curve: Curve) -> list[int]:
+    """SpikeDetection with its defaults; training would stop at each alarm, here it goes on."""
+    fabric = mock.MagicMock(global_rank=1)
+    fabric.strategy.root_device = torch.device("cpu")
+    fabric.strategy.reduce_boolean_decision = lambda decision, **_: decision
+    detector = SpikeDetection()
+    alarms = []
+    for point, value in enumerate(curve.values):
+        try:
+            detector.on_train_batch_end(fabric, torch.tensor(value), None, point)
+        except TrainingSpikeException:
+            alarms.append(point)
+    return alarms
+
+
+def detrended(curve: Curve) -> Curve:
+    """The residuals of its log10 against the local line; 0 where there are none yet."""
+    detrend = Detrend()
+    points = zip(curve.steps, logarithmic(curve).values, strict=True)
+    values = tuple(detrend.update(step, y, 1.0) or 0.0 for step, y in points)
+    return replace(curve, values=values)
+
+
 def logarithmic(curve: Curve) -> Curve:
     """The same curve in log10."""
     values = np.log10(np.maximum(curve.values, 1e-12))
-    return Curve(name=curve.name, steps=curve.steps, values=tuple(values.tolist()))
+    return replace(curve, values=tuple(values.tolist()))
 
 
 def timed_score(run: Run, curves: Sequence[Curve]) -> tuple[Score, float]:
@@ -177,10 +213,20 @@ def score_table(title: str, curves: Sequence[Curve]) -> Table:
     for name, run in candidates().items():
         score, microseconds = timed_score(run, curves)
         table.add_row(name, *cells(score), f"{microseconds:.1f}")
-    default = candidates()["slope_shift (nats)"]
-    for every in (2, 4, 8):
-        score, microseconds = timed_score(default, [curve.every(every) for curve in curves])
-        table.add_row(f"slope_shift, every {every}th point", *cells(score), f"{microseconds:.1f}")
+    return table
+
+
+def sparse_table(curves: Sequence[Curve]) -> Table:
+    """Lenient F1 of our detectors when only every n-th point is logged."""
+    table = Table(title="F1 when every n-th point is logged")
+    table.add_column("detector")
+    every = (1, 2, 4, 8)
+    for n in every:
+        table.add_column(str(n), justify="right")
+    for name, run in candidates().items():
+        if name.split(" ")[0] in detectors.names():
+            scores = (timed_score(run, [curve.every(n) for curve in curves])[0] for n in every)
+            table.add_row(name, *(f"{score.f1:.3f}" for score in scores))
     return table
 
 
@@ -199,13 +245,13 @@ def cells(score: Score) -> list[str]:
 def null_table() -> Table:
     """False alarms per 1000 points on streams without a transition."""
     table = Table(title=f"false alarms per 1000 points, {NULL_POINTS} points each")
-    table.add_column("stream")
-    runs = candidates()
-    for name in runs:
-        table.add_column(name, justify="right")
-    for curve in null_streams():
-        counts = [1000.0 * len(run(curve)) / len(curve.values) for run in runs.values()]
-        table.add_row(curve.name, *(f"{count:.3f}" for count in counts))
+    table.add_column("detector")
+    curves = list(null_streams())
+    for curve in curves:
+        table.add_column(curve.name, justify="right")
+    for name, run in candidates().items():
+        counts = [1000.0 * len(run(curve)) / len(curve.values) for curve in curves]
+        table.add_row(name, *(f"{count:.2f}" for count in counts))
     return table
 
 
@@ -237,12 +283,13 @@ def alarms_on(course: Callable[[np.ndarray], np.ndarray], length: int, seed: int
 
 def main() -> None:
     """Print all tables."""
-    console = Console(width=140)
+    console = Console(width=160)
     what, curves = recorded_curves()
     points = sum(len(curve.values) for curve in curves)
     transitions = sum(len(curve.transitions) for curve in curves)
     title = f"{len(curves)} {what}: {transitions} transitions, {points} points"
     console.print(score_table(title, curves))
+    console.print(sparse_table(curves))
     console.print(null_table())
     console.print(measured_table())
 

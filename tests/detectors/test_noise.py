@@ -3,7 +3,13 @@ import json
 import numpy as np
 import pytest
 
-from phasewatch.detectors.noise import PastScale, autocorrelation, inflation, scale
+from phasewatch.detectors.noise import (
+    PastScale,
+    RunningCorrelation,
+    autocorrelation,
+    inflation,
+    scale,
+)
 from support.curves import autoregressive
 
 
@@ -70,3 +76,33 @@ def test_the_past_goes_through_json():
     for one in (past, again):
         one.update(5.0)
     assert (past.up, past.down) == (again.up, again.down)
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.6, 0.9])
+def test_the_running_correlation_is_that_of_ar1_noise(phi):
+    running = RunningCorrelation()
+    seen = []
+    for value in autoregressive(20_000, phi, 1.0, seed=7).tolist():
+        running.update(value)
+        seen.append(running.phi)
+    assert np.mean(seen[2_000:]) == pytest.approx(phi, abs=0.08)
+
+
+def test_rounding_noise_and_a_fresh_change_are_no_correlation():
+    running = RunningCorrelation()
+    for value in autoregressive(2_000, 0.99, 0.01, seed=7).tolist():
+        running.update(value)
+    assert running.phi < 0.01
+    for _ in range(RunningCorrelation.DELAY):
+        running.update(10.0)
+    assert running.phi < 0.01
+
+
+def test_the_running_correlation_goes_through_json():
+    running, again = RunningCorrelation(), RunningCorrelation()
+    for value in autoregressive(100, 0.9, 1.0, seed=7).tolist():
+        running.update(value)
+    again.load_state_dict(json.loads(json.dumps(running.state_dict())))
+    for one in (running, again):
+        one.update(2.0)
+    assert running.state_dict() == again.state_dict()

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from phasewatch.detectors import default
+from phasewatch.detectors import create, default
 from phasewatch.detectors.scoring import always_alarm, evaluate, load_curves
 from support.needs import need_test_data
 
@@ -42,6 +42,17 @@ def test_the_delay_is_a_small_part_of_a_transition(score):
 @pytest.mark.parametrize(("every", "floor"), [(2, 0.91), (4, 0.75)])
 def test_f1_holds_for_curves_logged_less_often(curves, every, floor):
     assert evaluate([c.every(every) for c in curves], lambda: default("loss")).f1 >= floor
+
+
+@pytest.mark.parametrize(
+    "name", ["cusum", "focus", "page_hinkley", pytest.param("bocpd", marks=pytest.mark.slow)]
+)
+def test_f1_of_the_detectors_on_residuals_holds(curves, name):
+    score = evaluate(curves, lambda: create(name))
+    assert score.f1 >= 0.85
+    assert score.strict_f1 >= 0.85
+    assert score.false_alarms_per_1000 <= 0.1
+    assert score.median_relative_delay <= 0.35
 
 
 def test_it_beats_an_alarm_at_every_point_by_far(curves, score):
