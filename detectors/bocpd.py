@@ -118,7 +118,7 @@ class RunLengths:
 class Bocpd(ResidualDetector):
     """Detects changes of level or scale against the local trend, with a posterior probability.
 
-    Cost: about 80 µs a point; memory of `max_run` runs.
+    Cost: about 65 µs a point; memory of `max_run` runs.
 
     Args:
         threshold: Smallest posterior probability of a recent change.
