@@ -53,6 +53,7 @@ def measure_sharpness(
     n_beta: float,
     localization: float,
     guess: float | None = None,
+    allowed: float = 0.0,
     max_iterations: int = 10,
 ) -> Sharpness:
     """Largest curvature of L_n at the displacements `x`.
@@ -65,6 +66,7 @@ def measure_sharpness(
         n_beta: nβ.
         localization: γ.
         guess: A curvature known before; it sets the first length.
+        allowed: A curvature that the step suits already: what is below it needs no more digits.
         max_iterations: Gradient evaluations at most.
     """
     _normalise(vectors)
@@ -84,7 +86,7 @@ def measure_sharpness(
         flat = sizes <= _TINY  # these keep their vector
         vectors.mul_(flat[:, None]).add_(products.div_(sizes.clamp_min(_TINY)[:, None]))
         del products
-        settled = abs(found - value) <= TOLERANCE * found
+        settled = found <= allowed or abs(found - value) <= TOLERANCE * found
         value, sharpest = found, int(index)
         length = 1.0 / math.sqrt(_kappa(n_beta, value, localization))
         if settled:

@@ -444,6 +444,7 @@ class Run:
             n_beta=self.n_beta,
             localization=self.localization,
             guess=self.curvature,
+            allowed=self.curvature,
             max_iterations=5,
         )
         self.curvature = max(self.curvature, SAFETY * met.value)
