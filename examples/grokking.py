@@ -137,7 +137,7 @@ def monitor_for(
                 localization=170.0,
                 num_chains=task.llc_chains,
                 num_draws=task.llc_draws,
-                max_draws=6 * task.llc_draws,
+                max_draws=3 * task.llc_draws,
                 seed=seed,
             ),
             probe=ProbeConfig(num_samples=len(train)),

@@ -254,10 +254,13 @@ def _why_step(chosen: Sequence[Estimate], points: Sequence[Estimate]) -> str:
         if after.status is EstimateStatus.OK:
             outcome = _said(after)
         beyond = f"At the next step, ε = {after.step_size:.3g}, {outcome}."
+    passed = ""
+    if best.acceptance is not None:
+        passed = f" A Metropolis test would let {best.acceptance:.0%} of its steps pass."
     return (
         f"Step size: at γ = {best.localization:g} and nβ = {best.n_beta:.4g}, λ̂ is on a plateau "
         f"from ε = {chosen[0].step_size:.3g} to ε = {best.step_size:.3g} ({_said(best)}); the "
-        f"largest step on it mixes fastest. {beyond}"
+        f"largest step on it mixes fastest.{passed} {beyond}"
     )
 
 

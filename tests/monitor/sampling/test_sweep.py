@@ -123,7 +123,7 @@ def test_a_wrong_value_is_told_before_the_work(subject, grid, message):
 # ---- the recommendation
 
 
-def point(step, value, *, gamma=1.0, n_beta=N_BETA, stderr=0.01, status=OK):
+def point(step, value, *, gamma=1.0, n_beta=N_BETA, stderr=0.01, status=OK, acceptance=None):
     reason = "" if status is OK else "drift 0.31 is not below 0.2"
     return make_estimate(
         lambda_hat=value,
@@ -135,6 +135,7 @@ def point(step, value, *, gamma=1.0, n_beta=N_BETA, stderr=0.01, status=OK):
         n_beta=n_beta,
         n_samples=N,
         sharpness=2.0,
+        acceptance=acceptance,
     )
 
 
@@ -170,6 +171,14 @@ def test_the_largest_step_on_the_plateau_is_recommended_and_the_next_is_told():
     assert "At the next step, ε = 4, the estimate is diverged (drift" in why[0]
     assert "curvature at w* (2)" in why[3]
     assert why[3].endswith("the two agree.")
+
+
+def test_the_acceptance_of_the_recommended_step_is_told_where_it_is_known():
+    grid = [point(1, 10), point(2, 10, acceptance=0.873)]
+    _, why = recommend(grid, [point(2, 10)])
+    assert "would let 87% of its steps pass" in why[0]
+    _, why = recommend([point(1, 10), point(2, 10)], [point(2, 10)])
+    assert "Metropolis" not in why[0]
 
 
 def test_an_automatic_step_that_disagrees_is_told():
