@@ -1,0 +1,220 @@
+"""Courses fitted to a short stream with weights: jumps, ramps, slow ones and fast ones.
+
+All return what their χ² is smaller by than that of one level. Shapes: values and weights (n,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+RELAXATIONS = (1.5, 3.0, 6.0, 12.0)
+"""Rates of the exponential courses, in e-folds per half of the stream."""
+
+LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
+"""Ramps that are over took one of these numbers of points; a jump takes 1."""
+
+STARTS = 4
+"""A ramp's start is looked for in steps of this share of its length."""
+
+LAST = (3, 4, 6, 8, 12, 16)
+"""How many points a fast course may have."""
+
+LEAST_UNKNOWN = 6
+"""Points of a fast course where standard errors are not known."""
+
+MOST_CORRELATED = 0.8
+"""Largest correlation of neighbours that is believed: short streams cannot tell more."""
+
+
+class Change(NamedTuple):
+    """The most likely level → ramp → level.
+
+    Attributes:
+        gain: What χ² is smaller by than that of one level.
+        start: Last point of the old level.
+        end: First point of the new level; the last point of all if the ramp goes on.
+        before: The old level.
+        size: New level minus old.
+    """
+
+    gain: float
+    start: int
+    end: int
+    before: float
+    size: float
+
+
+class Fast(NamedTuple):
+    """A line through the last points that is steeper than a slow one may be.
+
+    Attributes:
+        ratio: 2 log Λ against the steepest slow line, over-dispersion allowed for.
+        count: Its points.
+        slope: Its slope per point.
+    """
+
+    ratio: float
+    count: int
+    slope: float
+
+
+def jump_gain(values: Array, weights: Array, min_before: int, min_after: int) -> float:
+    """The largest gain of two levels over one: max (S₁W − SW₁)² / (W₁W₂W)."""
+    w = weights.cumsum()
+    s = (weights * values).cumsum()
+    total, part = float(w[-1]), w[min_before - 1 : -min_after]
+    excess = s[min_before - 1 : -min_after] - part * (float(s[-1]) / total)
+    return float((excess * excess / (part * (total - part))).max()) * total
+
+
+@lru_cache(maxsize=512)
+def _ramps(count: int, min_before: int, min_after: int) -> tuple[NDArray[np.intp], Array, Array]:
+    """Start and end (2, m) of every ramp looked at; the starts and 1 / lengths as floats (m,)."""
+    last = count - 1
+    pairs = {(start, start + 1) for start in range(min_before - 1, last - min_after + 1)}
+    for length in LENGTHS:
+        starts = range(min_before - 1, last - max(length, min_after) + 1, -(-length // STARTS))
+        pairs.update((start, start + length) for start in starts)
+    pairs.update((start, last) for start in range(min_before - 1, last - min_after + 1))
+    both = np.array(sorted(pairs), dtype=np.intp).T
+    return both, both[0].astype(np.float64), 1.0 / (both[1] - both[0])
+
+
+def best_change(values: Array, weights: Array, min_before: int, min_after: int) -> Change:
+    """The level → ramp → level of largest likelihood, by prefix sums."""
+    count = values.size
+    ends, start, inverse = _ramps(count, min_before, min_after)
+    index = np.arange(count, dtype=np.float64)
+    mean = float(weights @ values) / float(weights.sum())
+    centred = weights * (values - mean)
+    parts = np.empty((5, count))
+    parts[0] = weights
+    np.multiply(weights, index, out=parts[1])
+    np.multiply(parts[1], index, out=parts[2])
+    parts[3] = centred
+    np.multiply(centred, index, out=parts[4])
+    sums = parts.cumsum(axis=1)
+    to_end = sums.take(ends[1], axis=1)
+    inner = to_end - sums.take(ends[0], axis=1)
+    beyond = float(sums[0, -1]) - to_end[0]
+    # Over the ramp r = (i − start) / length, beyond it 1: Σ w r, Σ w r², Σ w r (y − ȳ).
+    first = (inner[1] - start * inner[0]) * inverse + beyond
+    second = (inner[2] - start * (2.0 * inner[1] - start * inner[0])) * inverse**2 + beyond
+    cross = (inner[4] - start * inner[3]) * inverse - to_end[3]
+    spread = second - first * first / float(sums[0, -1])
+    gains = cross * cross / spread
+    best = int(gains.argmax())
+    size = float(cross[best] / spread[best])
+    before = mean - size * float(first[best]) / float(sums[0, -1])
+    return Change(float(gains[best]), int(ends[0, best]), int(ends[1, best]), before, size)
+
+
+def ramp(change: Change, count: int) -> Array:
+    """The course of a change, shape (count,)."""
+    rise = (np.arange(count) - change.start) / (change.end - change.start)
+    return np.asarray(change.before + change.size * rise.clip(0.0, 1.0))
+
+
+@lru_cache(maxsize=512)
+def _slow_shapes(count: int) -> Array:
+    """u, u² and the exponential courses over u in [−1, 1], shape (6, count)."""
+    u = np.linspace(-1.0, 1.0, count)
+    return np.stack([u, u * u, *(np.exp(-rate * (u + 1.0)) for rate in RELAXATIONS)])
+
+
+def slow_gain(values: Array, weights: Array, slow: float) -> float:
+    """The largest gain over one level of a slow line, parabola or approach to a level.
+
+    A fit that is anywhere faster than `slow` per point is made flatter by the factor f < 1 that
+    this takes; its gain is then f (2 − f) of what it was.
+    """
+    shapes = _slow_shapes(values.size)
+    total = float(weights.sum())
+    mean = float(weights @ values) / total
+    weighted = shapes * weights
+    centre = weighted.sum(axis=1)
+    squares = weighted @ shapes.T - np.outer(centre, centre) / total
+    cross: list[float] = (weighted @ (values - mean)).tolist()
+    allowed = slow * (values.size - 1) / 2.0  # per unit of u
+    line, square, both = float(squares[0, 0]), float(squares[1, 1]), float(squares[0, 1])
+    fits = [(cross[0] ** 2 / line, abs(cross[0] / line))]
+    if (determinant := line * square - both * both) > 0.0:
+        b = (square * cross[0] - both * cross[1]) / determinant
+        c = (line * cross[1] - both * cross[0]) / determinant
+        fits.append((b * cross[0] + c * cross[1], abs(b) + 2.0 * abs(c)))
+    for k, rate in enumerate(RELAXATIONS, start=2):
+        own = float(squares[k, k])
+        fits.append((cross[k] ** 2 / own, rate * abs(cross[k] / own)))
+    best = 0.0
+    for gain, speed in fits:
+        flatter = allowed / speed if speed > allowed else 1.0
+        best = max(best, gain * flatter * (2.0 - flatter))
+    return best
+
+
+def fastest(
+    values: Sequence[float], variances: Sequence[float], slow: float, least: int
+) -> Fast | None:
+    """The clearest fast course that ends at the last point, or None.
+
+    Args:
+        values: The last points of the stream.
+        variances: Their variances.
+        slow: Steepest slope of a slow line, per point.
+        least: Points it must have.
+    """
+    best = None
+    for count in LAST:
+        if not least <= count <= len(values):
+            continue
+        if abs(values[-1] - values[-count]) <= slow * (count - 1):
+            continue  # cannot be: its ends are no farther apart than a slow line's
+        fit = _line(values[-count:], variances[-count:], slow)
+        if fit is not None and (best is None or fit.ratio > best.ratio):
+            best = fit
+    return best
+
+
+def _line(values: Sequence[float], variances: Sequence[float], slow: float) -> Fast | None:
+    total = sx = sy = 0.0
+    for x, (y, variance) in enumerate(zip(values, variances, strict=True)):
+        weight = 1.0 / variance
+        total += weight
+        sx += weight * x
+        sy += weight * y
+    mx, my = sx / total, sy / total
+    sxx = sxy = syy = 0.0
+    for x, (y, variance) in enumerate(zip(values, variances, strict=True)):
+        dx, dy = x - mx, y - my
+        sxx += dx * dx / variance
+        sxy += dx * dy / variance
+        syy += dy * dy / variance
+    slope = sxy / sxx
+    excess = abs(slope) - slow
+    if excess <= 0.0:
+        return None
+    scatter = max((syy - slope * sxy) / (len(values) - 2), 1.0)
+    return Fast(excess * excess * sxx / scatter, len(values), slope)
+
+
+def slope_of(values: Array, weights: Array) -> float:
+    """Slope per point of the least-squares line."""
+    x = np.arange(values.size) - float(weights @ np.arange(values.size)) / float(weights.sum())
+    return float(weights * x @ values) / float(weights * x @ x)
+
+
+def scatter_of(residuals: Array, weights: Array, num_parameters: int) -> float:
+    """φ: χ² per degree of freedom, at least 1, times (1 + ρ) / (1 − ρ) for correlation ρ ≥ 0."""
+    z = residuals * np.sqrt(weights)
+    square = float(z @ z)
+    phi = max(square / max(z.size - num_parameters, 1), 1.0)
+    rho = float(z[1:] @ z[:-1]) / square if square > 0.0 else 0.0
+    rho = min(max(rho, 0.0), MOST_CORRELATED)
+    return phi * (1.0 + rho) / (1.0 - rho)
