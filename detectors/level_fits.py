@@ -5,6 +5,7 @@ All return what their χ² is smaller by than that of one level. Shapes: values 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -17,8 +18,14 @@ Array = NDArray[np.float64]
 RELAXATIONS = (1.5, 3.0, 6.0, 12.0)
 """Rates of the exponential courses, in e-folds per half of the stream."""
 
-LENGTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
-"""Ramps that are over took one of these numbers of points; a jump takes 1."""
+BENDS = (-0.5, 0.0, 0.5)
+"""Where a straight approach to a level ends; the stream lies over [−1, 1]."""
+
+STEEPEST = (*RELAXATIONS, *(1.0 for _ in BENDS))
+"""Largest slope of each approach to a level."""
+
+LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
+"""Ramps that are over took one of these numbers of points; 1 is a jump."""
 
 STARTS = 4
 """A ramp's start is looked for in steps of this share of its length."""
@@ -75,22 +82,21 @@ def jump_gain(values: Array, weights: Array, min_before: int, min_after: int) ->
 
 
 @lru_cache(maxsize=512)
-def _ramps(count: int, min_before: int, min_after: int) -> tuple[NDArray[np.intp], Array, Array]:
+def _ramps(count: int, min_before: int) -> tuple[NDArray[np.intp], Array, Array]:
     """Start and end (2, m) of every ramp looked at; the starts and 1 / lengths as floats (m,)."""
     last = count - 1
-    pairs = {(start, start + 1) for start in range(min_before - 1, last - min_after + 1)}
+    pairs = {(start, last) for start in range(min_before - 1, last)}
     for length in LENGTHS:
-        starts = range(min_before - 1, last - max(length, min_after) + 1, -(-length // STARTS))
+        starts = range(min_before - 1, last - length + 1, -(-length // STARTS))
         pairs.update((start, start + length) for start in starts)
-    pairs.update((start, last) for start in range(min_before - 1, last - min_after + 1))
     both = np.array(sorted(pairs), dtype=np.intp).T
     return both, both[0].astype(np.float64), 1.0 / (both[1] - both[0])
 
 
-def best_change(values: Array, weights: Array, min_before: int, min_after: int) -> Change:
+def best_change(values: Array, weights: Array, min_before: int) -> Change:
     """The level → ramp → level of largest likelihood, by prefix sums."""
     count = values.size
-    ends, start, inverse = _ramps(count, min_before, min_after)
+    ends, start, inverse = _ramps(count, min_before)
     index = np.arange(count, dtype=np.float64)
     mean = float(weights @ values) / float(weights.sum())
     centred = weights * (values - mean)
@@ -124,9 +130,11 @@ def ramp(change: Change, count: int) -> Array:
 
 @lru_cache(maxsize=512)
 def _slow_shapes(count: int) -> Array:
-    """u, u² and the exponential courses over u in [−1, 1], shape (6, count)."""
+    """u, u² and the approaches to a level over u in [−1, 1], shape (9, count)."""
     u = np.linspace(-1.0, 1.0, count)
-    return np.stack([u, u * u, *(np.exp(-rate * (u + 1.0)) for rate in RELAXATIONS)])
+    curved = [np.exp(-rate * (u + 1.0)) for rate in RELAXATIONS]
+    straight = [np.maximum(bend - u, 0.0) for bend in BENDS]
+    return np.stack([u, u * u, *curved, *straight])
 
 
 def slow_gain(values: Array, weights: Array, slow: float) -> float:
@@ -149,9 +157,10 @@ def slow_gain(values: Array, weights: Array, slow: float) -> float:
         b = (square * cross[0] - both * cross[1]) / determinant
         c = (line * cross[1] - both * cross[0]) / determinant
         fits.append((b * cross[0] + c * cross[1], abs(b) + 2.0 * abs(c)))
-    for k, rate in enumerate(RELAXATIONS, start=2):
-        own = float(squares[k, k])
-        fits.append((cross[k] ** 2 / own, rate * abs(cross[k] / own)))
+    own: list[float] = squares.diagonal().tolist()
+    for k, steepest in enumerate(STEEPEST, start=2):
+        if own[k] > 0.0:
+            fits.append((cross[k] ** 2 / own[k], steepest * abs(cross[k] / own[k])))
     best = 0.0
     for gain, speed in fits:
         flatter = allowed / speed if speed > allowed else 1.0
@@ -204,10 +213,13 @@ def _line(values: Sequence[float], variances: Sequence[float], slow: float) -> F
     return Fast(excess * excess * sxx / scatter, len(values), slope)
 
 
-def slope_of(values: Array, weights: Array) -> float:
-    """Slope per point of the least-squares line."""
-    x = np.arange(values.size) - float(weights @ np.arange(values.size)) / float(weights.sum())
-    return float(weights * x @ values) / float(weights * x @ x)
+def slope_of(values: Array, weights: Array) -> tuple[float, float]:
+    """Slope per point of the least-squares line, and its standard error."""
+    x = np.arange(float(values.size))
+    x -= float(weights @ x) / float(weights.sum())
+    weighted = weights * x
+    spread = float(weighted @ x)
+    return float(weighted @ values) / spread, 1.0 / math.sqrt(spread)
 
 
 def scatter_of(residuals: Array, weights: Array, num_parameters: int) -> float:

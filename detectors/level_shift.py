@@ -68,11 +68,14 @@ RAMP_SHARE = 0.75
 CHANGE_PARAMETERS = 4
 """Parameters of level → ramp → level: two levels, start and end."""
 
-LATEST = 5
+LATEST = 8
 """Points that the speed within an episode is taken from."""
 
 KEPT = 3
 """Points that remain of an episode which ends in motion."""
+
+CLEARLY = 3.0
+"""Standard errors from which on a slope has a sign."""
 
 RELEASE = 1.0 / 3.0
 """An episode is over below this share of its highest speed."""
@@ -211,7 +214,7 @@ class LevelShift(BaseDetector):
         y, known, extra = self._held[Y], self._held[KNOWN], self._held[EXTRA]
         value, error = float(self._held[VALUE, index]), float(self._held[ERROR, index])
         if self._logarithmic:
-            y[index] = math.copysign(math.log(abs(value)), value)
+            y[index] = math.copysign(1.0, value) * math.log(abs(value))
             known[index] = (error / value) ** 2
         else:
             y[index] = value
@@ -266,8 +269,7 @@ class LevelShift(BaseDetector):
         if values.size < self._min_before + self._min_after:
             return None
         weights = 1.0 / variances
-        sides = self._min_before, self._min_after
-        jump = fits.jump_gain(values, weights, *sides)
+        jump = fits.jump_gain(values, weights, self._min_before, self._min_after)
         if jump < RAMP_SHARE * self._threshold:
             self._statistic = max(self._statistic, jump)
             return None
@@ -276,7 +278,9 @@ class LevelShift(BaseDetector):
         slow = fits.slow_gain(values, weights, self._slow)
         if chi_square - slow <= values.size:
             return None  # a slow course explains all there is
-        change = fits.best_change(values, weights, *sides)
+        change = fits.best_change(values, weights, self._min_before)
+        if values.size - change.start <= self._min_after:
+            return None  # too few points since then to tell it from a wild one
         residuals = values - fits.ramp(change, values.size)
         scatter = fits.scatter_of(residuals, weights, CHANGE_PARAMETERS)
         ratio = min(change.gain, (change.gain - slow) / self._margin) / scatter
@@ -320,15 +324,19 @@ class LevelShift(BaseDetector):
 
     def _follow(self, values: Array, variances: Array) -> None:
         """End the episode once the stream is slow, below a third of its highest speed."""
-        latest, weights = values[-LATEST:], 1.0 / variances[-LATEST:]
-        speed = self._sign * fits.slope_of(latest, weights)
+        latest, weights = self._sign * values[-LATEST:], 1.0 / variances[-LATEST:]
+        speed, doubt = fits.slope_of(latest, weights)
+        back, error = fits.slope_of(latest[-KEPT:], weights[-KEPT:])
         self._peak = max(self._peak, speed)
-        if speed < min(RELEASE * self._peak, self._slow):
-            if not self._over:
-                self._start = max(self._start, self._stop - KEPT)
-            self._calm()
-        elif self._over and speed > self._slow:
-            self._over = False
+        limit = min(RELEASE * self._peak, self._slow)
+        if back < -max(self._slow, CLEARLY * error):
+            self._start = self._stop - latest.size + int(latest.argmax())
+        elif speed + min(doubt, limit / 2.0) >= limit:
+            self._over = self._over and speed < self._slow
+            return
+        elif not self._over:
+            self._start = max(self._start, self._stop - KEPT)
+        self._calm()
 
     def _state(self) -> dict[str, Any]:
         return {
