@@ -1,6 +1,6 @@
 """Courses fitted to a short stream with weights: jumps, ramps, slow ones and fast ones.
 
-All return what their χ² is smaller by than that of one level. Shapes: values and weights (n,).
+"Gain" is what their χ² is smaller by than that of one level. Shapes: values and weights (n,).
 """
 
 from __future__ import annotations
@@ -58,6 +58,34 @@ class Change(NamedTuple):
     size: float
 
 
+class Slow(NamedTuple):
+    """A slow course: level + slope u + bend u² + size · approach(u), u ∈ [−1, 1].
+
+    Attributes:
+        gain: What χ² is smaller by than that of one level.
+        count: Points it was fitted to; the first lies at u = −1, the last at 1.
+        level: Constant part.
+        slope: Linear part.
+        bend: Quadratic part.
+        approach: Which approach to a level it has a part of.
+        size: How much of it.
+    """
+
+    gain: float
+    count: int
+    level: float
+    slope: float
+    bend: float
+    approach: int
+    size: float
+
+    def at(self, index: int) -> float:
+        """Its value at a point, also beyond those it was fitted to."""
+        u = 2.0 * index / (self.count - 1) - 1.0
+        value = self.level + u * (self.slope + u * self.bend)
+        return value + self.size * _approach(self.approach, u) if self.size else value
+
+
 class Fast(NamedTuple):
     """A line through the last points that is steeper than a slow one may be.
 
@@ -70,15 +98,6 @@ class Fast(NamedTuple):
     ratio: float
     count: int
     slope: float
-
-
-def jump_gain(values: Array, weights: Array, min_before: int, min_after: int) -> float:
-    """The largest gain of two levels over one: max (S₁W − SW₁)² / (W₁W₂W)."""
-    w = weights.cumsum()
-    s = (weights * values).cumsum()
-    total, part = float(w[-1]), w[min_before - 1 : -min_after]
-    excess = s[min_before - 1 : -min_after] - part * (float(s[-1]) / total)
-    return float((excess * excess / (part * (total - part))).max()) * total
 
 
 @lru_cache(maxsize=512)
@@ -132,40 +151,74 @@ def ramp(change: Change, count: int) -> Array:
 def _slow_shapes(count: int) -> Array:
     """u, u² and the approaches to a level over u in [−1, 1], shape (9, count)."""
     u = np.linspace(-1.0, 1.0, count)
-    curved = [np.exp(-rate * (u + 1.0)) for rate in RELAXATIONS]
-    straight = [np.maximum(bend - u, 0.0) for bend in BENDS]
-    return np.stack([u, u * u, *curved, *straight])
+    approaches = [[_approach(k, x) for x in u.tolist()] for k in range(len(STEEPEST))]
+    return np.array([u, u * u, *approaches])
 
 
-def slow_gain(values: Array, weights: Array, slow: float) -> float:
-    """The largest gain over one level of a slow line, parabola or approach to a level.
+def _approach(which: int, u: float) -> float:
+    """An approach to 0 from above, exponential or straight."""
+    if which < len(RELAXATIONS):
+        return math.exp(-RELAXATIONS[which] * (u + 1.0))
+    return max(BENDS[which - len(RELAXATIONS)] - u, 0.0)
+
+
+def best_slow(values: Array, weights: Array, slow: float) -> Slow:
+    """The slow line, parabola or approach to a level of largest likelihood.
 
     A fit that is anywhere faster than `slow` per point is made flatter by the factor f < 1 that
     this takes; its gain is then f (2 − f) of what it was.
     """
-    shapes = _slow_shapes(values.size)
+    count = values.size
+    shapes = _slow_shapes(count)
     total = float(weights.sum())
     mean = float(weights @ values) / total
     weighted = shapes * weights
-    centre = weighted.sum(axis=1)
-    squares = weighted @ shapes.T - np.outer(centre, centre) / total
+    sums = weighted.sum(axis=1)
+    squares = weighted @ shapes.T - np.outer(sums, sums / total)
+    centre: list[float] = (sums / total).tolist()
     cross: list[float] = (weighted @ (values - mean)).tolist()
-    allowed = slow * (values.size - 1) / 2.0  # per unit of u
-    line, square, both = float(squares[0, 0]), float(squares[1, 1]), float(squares[0, 1])
-    fits = [(cross[0] ** 2 / line, abs(cross[0] / line))]
-    if (determinant := line * square - both * both) > 0.0:
-        b = (square * cross[0] - both * cross[1]) / determinant
-        c = (line * cross[1] - both * cross[0]) / determinant
-        fits.append((b * cross[0] + c * cross[1], abs(b) + 2.0 * abs(c)))
     own: list[float] = squares.diagonal().tolist()
-    for k, steepest in enumerate(STEEPEST, start=2):
-        if own[k] > 0.0:
-            fits.append((cross[k] ** 2 / own[k], steepest * abs(cross[k] / own[k])))
-    best = 0.0
-    for gain, speed in fits:
-        flatter = allowed / speed if speed > allowed else 1.0
-        best = max(best, gain * flatter * (2.0 - flatter))
+    allowed = slow * (count - 1) / 2.0  # per unit of u
+    best = Slow(0.0, count, mean, 0.0, 0.0, 0, 0.0)
+
+    slope = cross[0] / own[0]
+    flatter = min(allowed / abs(slope), 1.0) if slope else 1.0
+    gain = slope * cross[0] * flatter * (2.0 - flatter)
+    slope *= flatter
+    if gain > best.gain:
+        best = Slow(gain, count, mean - slope * centre[0], slope, 0.0, 0, 0.0)
+
+    both = float(squares[0, 1])
+    if (determinant := own[0] * own[1] - both * both) > 0.0:
+        b = (own[1] * cross[0] - both * cross[1]) / determinant
+        c = (own[0] * cross[1] - both * cross[0]) / determinant
+        speed = abs(b) + 2.0 * abs(c)
+        flatter = min(allowed / speed, 1.0) if speed else 1.0
+        gain = (b * cross[0] + c * cross[1]) * flatter * (2.0 - flatter)
+        if gain > best.gain:
+            b, c = b * flatter, c * flatter
+            best = Slow(gain, count, mean - b * centre[0] - c * centre[1], b, c, 0, 0.0)
+
+    for k, steepest in enumerate(STEEPEST):
+        if own[k + 2] <= 0.0:
+            continue  # no point lies before the bend
+        size = cross[k + 2] / own[k + 2]
+        speed = steepest * abs(size)
+        flatter = min(allowed / speed, 1.0) if speed else 1.0
+        gain = size * cross[k + 2] * flatter * (2.0 - flatter)
+        if gain > best.gain:
+            size *= flatter
+            best = Slow(gain, count, mean - size * centre[k + 2], 0.0, 0.0, k, size)
     return best
+
+
+def may_be_fast(values: Sequence[float], slow: float, least: int) -> bool:
+    """Whether the ends of any of the last stretches lie farther apart than a slow line's."""
+    last, size = values[-1], len(values)
+    for count in LAST:
+        if least <= count <= size and abs(last - values[-count]) > slow * (count - 1):
+            return True
+    return False
 
 
 def fastest(

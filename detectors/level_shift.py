@@ -35,8 +35,10 @@ less than a third of its speed, or back; the points before are then forgotten.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from bisect import bisect_left, insort
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,8 +64,8 @@ WILD = 3.0
 ENOUGH = 6
 """Differences from neighbours that the scatter between measurements is taken from, at least."""
 
-RAMP_SHARE = 0.75
-"""The best jump gains at least this share of what a ramp gains (8/9 for a long one)."""
+SLACK = 0.75
+"""The full test is made again where this share of what an alarm needs is possible."""
 
 CHANGE_PARAMETERS = 4
 """Parameters of level → ramp → level: two levels, start and end."""
@@ -80,7 +82,8 @@ CLEARLY = 3.0
 RELEASE = 1.0 / 3.0
 """An episode is over below this share of its highest speed."""
 
-STEP, VALUE, ERROR, CLEAR, Y, KNOWN, EXTRA = range(7)
+NUM_ROWS = 7
+STEP, VALUE, ERROR, CLEAR, Y, KNOWN, EXTRA = range(NUM_ROWS)
 """Rows of what is held of each point: EXTRA estimates the scatter between measurements."""
 
 
@@ -92,6 +95,57 @@ class _Verdict(NamedTuple):
     end: int
     sign: int
     speed: float
+
+
+@dataclass(slots=True)
+class _Standing:
+    """The latest full test, and by how much the points since then can have changed its outcome.
+
+    With weights that stay the same, a new point raises the χ² of the best course of a kind by at
+    most what it raises that of any one of them, and never makes it smaller. So a level → ramp →
+    level can by now fit better than one level, or than the slow courses, by at most what it did
+    then, plus what the new points add to the χ² of the level and of the slow course found then.
+
+    Attributes:
+        course: The slow course found.
+        unit: Unit of what was fitted.
+        first: What was subtracted from the values first.
+        mean: The level found.
+        flat: How much better than one level a change can fit.
+        slow: How much better than a slow course a change can fit.
+        shift: Points forgotten since.
+    """
+
+    course: fits.Slow
+    unit: float
+    first: float
+    mean: float
+    flat: float
+    slow: float
+    shift: int = 0
+
+    def take(self, index: int, value: float, variance: float) -> tuple[float, float]:
+        """Take a new point; gives how much better than a level and a slow course at most."""
+        value = (value - self.first) / self.unit
+        weight = self.unit**2 / variance
+        self.flat += weight * (value - self.mean) ** 2
+        self.slow += weight * (value - self.course.at(index + self.shift)) ** 2
+        return self.flat, self.slow
+
+    def forget(self, count: int) -> None:
+        """The oldest points were dropped."""
+        self.shift += count
+
+    def state(self) -> list[Any]:
+        """As plain containers."""
+        course, *rest = astuple(self)
+        return [list(course), *rest]
+
+    @classmethod
+    def restored(cls, state: Sequence[Any]) -> Self:
+        """What `state` gave."""
+        course, *rest = state
+        return cls(fits.Slow(*course), *rest)
 
 
 class LevelShift(BaseDetector):
@@ -168,10 +222,11 @@ class LevelShift(BaseDetector):
         return self._sign != 0
 
     def _reset(self) -> None:
-        self._held = np.zeros((7, 2 * self._window))
-        self._start = self._stop = 0
+        self._points: list[list[float]] = [[] for _ in range(NUM_ROWS)]
+        self._sorted: list[float] = []
         self._statistic = 0.0
         self._logarithmic = True
+        self._standing: _Standing | None = None
         self._calm()
 
     def _calm(self) -> None:
@@ -180,121 +235,137 @@ class LevelShift(BaseDetector):
     def _observe(self, step: int, value: float, stderr: float | None) -> Alarm | None:
         known = stderr is not None and math.isfinite(stderr) and stderr > 0.0
         self._push(step, value, float(stderr or 0.0) if known else 0.0)
-        self._statistic = 0.0
-        if self._stop - self._start < self._min_after:
-            return None
-        values, variances = self._stream()
         if self._sign:
-            self._follow(values, variances)
+            self._statistic = 0.0
+            self._follow()
             return None
-        verdict = self._fast(values, variances) or self._change(values, variances)
-        return None if verdict is None else self._alarm(step, variances, verdict)
+        verdict = self._fast() or self._change()
+        return None if verdict is None else self._alarm(step, verdict)
 
     def _push(self, step: int, value: float, error: float) -> None:
         """Hold a point, and forget the oldest if there are too many."""
-        if self._stop == self._held.shape[1]:
-            count = self._stop - self._start
-            self._held[:, :count] = self._held[:, self._start :]
-            self._start, self._stop = 0, count
         clear = math.copysign(1.0, value) if abs(value) > CLEAR_OF_ZERO * error else 0.0
-        self._held[:, self._stop] = step, value, error, clear, 0.0, 0.0, 0.0
-        self._stop += 1
-        self._start = max(self._start, self._stop - self._window)
-        count = self._stop - self._start
-        logarithmic = abs(float(self._held[CLEAR, self._start : self._stop].sum())) == count
+        point = (float(step), value, error, clear, 0.0, 0.0, 0.0)
+        for row, number in zip(self._points, point, strict=True):
+            row.append(number)
+        clears = self._points[CLEAR]
+        if len(clears) > self._window:
+            self._forget(1)
+        logarithmic = clear != 0.0 and abs(sum(clears)) == len(clears)
         if logarithmic == self._logarithmic:
-            self._derive(self._stop - 1)
-        else:
-            self._logarithmic = logarithmic
-            for index in range(self._start, self._stop):
-                self._derive(index)
+            self._derive(len(clears) - 1)
+            return
+        self._logarithmic, self._standing = logarithmic, None
+        self._sorted.clear()
+        for index in range(len(clears)):
+            self._derive(index)
+
+    def _forget(self, count: int) -> None:
+        """Drop the oldest points."""
+        for _ in range(count):
+            if len(self._points[Y]) > 2 and self._sorted:
+                del self._sorted[bisect_left(self._sorted, self._points[EXTRA][1])]
+            for row in self._points:
+                del row[0]
+        if self._standing is not None:
+            self._standing.forget(count)
 
     def _derive(self, index: int) -> None:
         """Put a point on the scale in use, and judge the one before it by its neighbours."""
-        y, known, extra = self._held[Y], self._held[KNOWN], self._held[EXTRA]
-        value, error = float(self._held[VALUE, index]), float(self._held[ERROR, index])
+        y, known = self._points[Y], self._points[KNOWN]
+        value, error = self._points[VALUE][index], self._points[ERROR][index]
         if self._logarithmic:
             y[index] = math.copysign(1.0, value) * math.log(abs(value))
             known[index] = (error / value) ** 2
         else:
             y[index] = value
             known[index] = error * error
-        if index - self._start < 2:
+        if index < 2:
             return
-        rise = float(y[index - 1] - y[index - 2])
-        fall = float(y[index - 1] - y[index])
+        rise, fall = y[index - 1] - y[index - 2], y[index - 1] - y[index]
         if rise * fall > 0.0:
             wild = (min(abs(rise), abs(fall)) / WILD) ** 2
-            known[index - 1] = max(float(known[index - 1]), wild)
+            known[index - 1] = max(known[index - 1], wild)
         # y₁ − (y₀ + y₂)/2 has the variance v₁ + (v₀ + v₂)/4, of which 3τ²/2.
-        expected = float(known[index - 1]) + float(known[index - 2] + known[index]) / 4.0
+        expected = known[index - 1] + (known[index - 2] + known[index]) / 4.0
         square = ((rise + fall) / 2.0) ** 2
-        extra[index - 1] = (square / MEDIAN_CHI_SQUARE - expected) / 1.5
+        extra = (square / MEDIAN_CHI_SQUARE - expected) / 1.5
+        self._points[EXTRA][index - 1] = extra
+        insort(self._sorted, extra)
 
-    def _stream(self) -> tuple[Array, Array]:
-        """Values and variances (n,), in units of the largest value on the linear scale."""
-        held = slice(self._start, self._stop)
-        values, variances = self._held[Y, held], self._held[KNOWN, held]
-        extra = self._held[EXTRA, self._start + 1 : self._stop - 1]
-        scatter = max(float(np.median(extra)), 0.0) if extra.size >= ENOUGH else 0.0
-        if not self._logarithmic:
-            unit = float(np.abs(values).max()) or 1.0
-            values, variances, scatter = values / unit, variances / unit**2, scatter / unit**2
-        return values - values[0], variances + (scatter + RELATIVE_FLOOR**2)
+    @property
+    def _scatter(self) -> float:
+        """τ² and the least noise, on the scale in use: to be added to the known variances."""
+        count = len(self._sorted)
+        extra = (self._sorted[(count - 1) // 2] + self._sorted[count // 2]) / 2.0 if count else 0.0
+        unit = 1.0 if self._logarithmic else max(map(abs, self._points[VALUE])) or 1.0
+        return (max(extra, 0.0) if count >= ENOUGH else 0.0) + (RELATIVE_FLOOR * unit) ** 2
 
-    def _fast(self, values: Array, variances: Array) -> _Verdict | None:
+    def _stream(self) -> tuple[Array, Array, float]:
+        """Values and weights (n,) in units, and the unit: the largest value on the linear scale."""
+        unit = 1.0 if self._logarithmic else max(map(abs, self._points[VALUE])) or 1.0
+        values, known = np.array([self._points[Y], self._points[KNOWN]])
+        return (values - values[0]) / unit, unit**2 / (known + self._scatter), unit
+
+    def _fast(self) -> _Verdict | None:
         """A course through the last points that is faster than a slow one may be."""
-        errors = self._held[ERROR, self._start : self._stop][-max(fits.LAST) :]
-        if errors.all():
-            least = self._min_after
-        elif values.size >= ENOUGH + 2:
-            least = fits.LEAST_UNKNOWN
-        else:
+        longest = max(fits.LAST)
+        values, count = self._points[Y][-longest:], len(self._points[Y])
+        slow = self._slow if self._logarithmic else self._slow * max(map(abs, values))
+        least = self._min_after
+        if not all(self._points[ERROR][-longest:]):
+            least = fits.LEAST_UNKNOWN if count >= ENOUGH + 2 else longest + 1
+        if count < least or not fits.may_be_fast(values, slow, least):
             return None
-        latest = values[-max(fits.LAST) :].tolist()
-        fast = fits.fastest(latest, variances[-max(fits.LAST) :].tolist(), self._slow, least)
-        if fast is None or not self._is_effect(fast.slope * (fast.count - 1), 1.0):
+        scatter = self._scatter
+        variances = [known + scatter for known in self._points[KNOWN][-longest:]]
+        fast = fits.fastest(values, variances, slow, least)
+        if fast is None or fast.ratio < self._threshold:
+            return None
+        if not self._is_effect(fast.slope * (fast.count - 1), max(map(abs, values))):
             return None
         self._statistic = fast.ratio
-        if fast.ratio < self._threshold:
-            return None
         sign = 1 if fast.slope > 0.0 else -1
-        onset = values.size - fast.count
-        while onset > 0 and sign * float(values[onset] - values[onset - 1]) > self._slow:
+        y, onset = self._points[Y], count - fast.count
+        while onset > 0 and sign * (y[onset] - y[onset - 1]) > slow:
             onset -= 1
-        return _Verdict(fast.ratio, onset + 1, values.size - 1, sign, abs(fast.slope))
+        return _Verdict(fast.ratio, onset + 1, count - 1, sign, abs(fast.slope))
 
-    def _change(self, values: Array, variances: Array) -> _Verdict | None:
+    def _change(self) -> _Verdict | None:
         """Level → ramp → level against one level and against slow courses."""
-        if values.size < self._min_before + self._min_after:
+        count = len(self._points[Y])
+        if count < self._min_before + self._min_after:
             return None
-        weights = 1.0 / variances
-        jump = fits.jump_gain(values, weights, self._min_before, self._min_after)
-        if jump < RAMP_SHARE * self._threshold:
-            self._statistic = max(self._statistic, jump)
-            return None
-        flat = values - float(weights @ values) / float(weights.sum())
-        chi_square = float(weights * flat @ flat)
-        slow = fits.slow_gain(values, weights, self._slow)
-        if chi_square - slow <= values.size:
-            return None  # a slow course explains all there is
+        if self._standing is not None:
+            y, variance = self._points[Y][-1], self._points[KNOWN][-1] + self._scatter
+            flat, slow = self._standing.take(count - 1, y, variance)
+            needed = SLACK * self._threshold
+            if flat < needed or slow < self._margin * needed:
+                return None
+        values, weights, unit = self._stream()
+        mean = float(weights @ values) / float(weights.sum())
+        course = fits.best_slow(values, weights, self._slow)
         change = fits.best_change(values, weights, self._min_before)
-        if values.size - change.start <= self._min_after:
+        first = self._points[Y][0]
+        self._standing = _Standing(
+            course, unit, first, mean,
+            flat=change.gain, slow=change.gain - course.gain,
+        )  # fmt: skip
+        if count - change.start <= self._min_after:
             return None  # too few points since then to tell it from a wild one
-        residuals = values - fits.ramp(change, values.size)
+        residuals = values - fits.ramp(change, count)
         scatter = fits.scatter_of(residuals, weights, CHANGE_PARAMETERS)
-        ratio = min(change.gain, (change.gain - slow) / self._margin) / scatter
-        before = change.before + float(self._held[Y, self._start])
-        if not self._is_effect(change.size, max(abs(before), abs(before + change.size))):
-            return None
+        ratio = min(change.gain, (change.gain - course.gain) / self._margin) / scatter
+        before = change.before + first / unit
         moved = sorted(((values[-self._min_after :] - change.before) / change.size).tolist())
-        if moved[(len(moved) - 1) // 2] < 0.5:
-            return None  # one wild point, or it went back
-        self._statistic = max(self._statistic, ratio)
+        effect = self._is_effect(change.size, max(abs(before), abs(before + change.size)))
+        if not effect or moved[(len(moved) - 1) // 2] < 0.5:
+            ratio = 0.0  # too small, or one wild point, or it went back
+        self._statistic = max(ratio, 0.0)
         if ratio < self._threshold:
             return None
         sign = 1 if change.size > 0.0 else -1
-        speed = abs(change.size) / (change.end - change.start)
+        speed = abs(change.size) * unit / (change.end - change.start)
         return _Verdict(ratio, change.start + 1, change.end, sign, speed)
 
     def _is_effect(self, size: float, level: float) -> bool:
@@ -303,57 +374,63 @@ class LevelShift(BaseDetector):
             return -math.expm1(-abs(size)) > self._effect
         return abs(size) > self._effect * level
 
-    def _alarm(self, step: int, variances: Array, verdict: _Verdict) -> Alarm:
+    def _alarm(self, step: int, verdict: _Verdict) -> Alarm:
         """Say it, and forget what lies before it."""
-        steps, values = self._held[STEP : VALUE + 1, self._start : self._stop]
-        weights = 1.0 / variances
-        onset, end = verdict.onset, verdict.end
+        steps = self._points[STEP]
+        onset, end, count = verdict.onset, verdict.end, len(self._points[STEP])
         alarm = Alarm(
             detected_step=step,
             onset_step=int(steps[onset]),
             direction=Direction.UP if verdict.sign > 0 else Direction.DOWN,
             score=verdict.ratio / self._threshold,
-            run_length=values.size - onset,
-            value_before=_mean(values[:onset], weights[:onset]),
-            value_after=_mean(values[end:], weights[end:]),
+            run_length=count - onset,
+            value_before=self._mean(slice(0, onset)),
+            value_after=self._mean(slice(end, count)),
         )
         self._sign, self._peak = verdict.sign, verdict.speed
-        self._over = values.size - end >= self._min_after
-        self._start += end if self._over else onset - 1
+        self._over = count - end >= self._min_after
+        self._standing = None
+        self._forget(end if self._over else onset - 1)
         return alarm
 
-    def _follow(self, values: Array, variances: Array) -> None:
-        """End the episode once the stream is slow, below a third of its highest speed."""
-        latest, weights = self._sign * values[-LATEST:], 1.0 / variances[-LATEST:]
+    def _mean(self, part: slice) -> float:
+        """Mean value with the weights of the scale in use."""
+        weights = 1.0 / (np.array(self._points[KNOWN][part]) + self._scatter)
+        return float(weights @ np.array(self._points[VALUE][part])) / float(weights.sum())
+
+    def _follow(self) -> None:
+        """End the episode once the stream is surely slow, below a third of its highest speed."""
+        if len(self._points[Y]) < KEPT:
+            return
+        values, weights, unit = self._stream()
+        latest, weights = self._sign * values[-LATEST:], weights[-LATEST:]
         speed, doubt = fits.slope_of(latest, weights)
         back, error = fits.slope_of(latest[-KEPT:], weights[-KEPT:])
-        self._peak = max(self._peak, speed)
-        limit = min(RELEASE * self._peak, self._slow)
+        self._peak = max(self._peak, speed * unit)
+        limit = min(RELEASE * self._peak / unit, self._slow)
         if back < -max(self._slow, CLEARLY * error):
-            self._start = self._stop - latest.size + int(latest.argmax())
+            self._forget(values.size - latest.size + int(latest.argmax()))
         elif speed + min(doubt, limit / 2.0) >= limit:
             self._over = self._over and speed < self._slow
             return
         elif not self._over:
-            self._start = max(self._start, self._stop - KEPT)
+            self._forget(values.size - KEPT)
         self._calm()
 
     def _state(self) -> dict[str, Any]:
         return {
-            "held": self._held[:, self._start : self._stop].tolist(),
+            "points": [list(row) for row in self._points],
             "statistic": self._statistic,
             "logarithmic": self._logarithmic,
             "episode": [self._sign, self._peak, self._over],
+            "standing": None if self._standing is None else self._standing.state(),
         }
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        held = np.asarray(state["held"], dtype=np.float64)
-        self._start, self._stop = 0, held.shape[1]
-        self._held[:, : self._stop] = held
+        self._points = [[float(number) for number in row] for row in state["points"]]
+        self._sorted = sorted(self._points[EXTRA][1:-1])
         self._statistic = float(state["statistic"])
         self._logarithmic = bool(state["logarithmic"])
         self._sign, self._peak, self._over = state["episode"]
-
-
-def _mean(values: Array, weights: Array) -> float:
-    return float(values @ weights) / float(weights.sum())
+        standing = state["standing"]
+        self._standing = None if standing is None else _Standing.restored(standing)
