@@ -24,6 +24,9 @@ BENDS = (-0.5, 0.0, 0.5)
 STEEPEST = (*RELAXATIONS, *(1.0 for _ in BENDS))
 """Largest slope of each approach to a level."""
 
+POWER = 0.5
+"""Fastest honest growth as a power of the step: the way of a random walk."""
+
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
 """Ramps that are over took one of these numbers of points; 1 is a jump."""
 
@@ -59,30 +62,34 @@ class Change(NamedTuple):
 
 
 class Slow(NamedTuple):
-    """A slow course: level + slope u + bend u² + size · approach(u), u ∈ [−1, 1].
+    """A slow course: level + slope u + bend u² + size · approach(u) + power · log step.
+
+    u goes from −1 to 1 over the points.
 
     Attributes:
         gain: What χ² is smaller by than that of one level.
-        count: Points it was fitted to; the first lies at u = −1, the last at 1.
+        num_points: Points it was fitted to; the first lies at u = −1, the last at 1.
         level: Constant part.
         slope: Linear part.
         bend: Quadratic part.
         approach: Which approach to a level it has a part of.
         size: How much of it.
+        power: How much of the logarithm of the step.
     """
 
     gain: float
-    count: int
+    num_points: int
     level: float
     slope: float
     bend: float
     approach: int
     size: float
+    power: float
 
-    def at(self, index: int) -> float:
+    def at(self, index: int, log_step: float) -> float:
         """Its value at a point, also beyond those it was fitted to."""
-        u = 2.0 * index / (self.count - 1) - 1.0
-        value = self.level + u * (self.slope + u * self.bend)
+        u = 2.0 * index / (self.num_points - 1) - 1.0
+        value = self.level + u * (self.slope + u * self.bend) + self.power * log_step
         return value + self.size * _approach(self.approach, u) if self.size else value
 
 
@@ -91,12 +98,12 @@ class Fast(NamedTuple):
 
     Attributes:
         ratio: 2 log Λ against the steepest slow line, over-dispersion allowed for.
-        count: Its points.
+        num_points: Its points.
         slope: Its slope per point.
     """
 
     ratio: float
-    count: int
+    num_points: int
     slope: float
 
 
@@ -162,14 +169,15 @@ def _approach(which: int, u: float) -> float:
     return max(BENDS[which - len(RELAXATIONS)] - u, 0.0)
 
 
-def best_slow(values: Array, weights: Array, slow: float) -> Slow:
-    """The slow line, parabola or approach to a level of largest likelihood.
+def best_slow(values: Array, weights: Array, log_steps: Array, slow: float) -> Slow:
+    """The slow line, parabola, approach to a level or power law of largest likelihood.
 
-    A fit that is anywhere faster than `slow` per point is made flatter by the factor f < 1 that
-    this takes; its gain is then f (2 − f) of what it was.
+    A power law is a line over `log_steps`, of a slope up to `POWER`. Another fit that is anywhere
+    faster than `slow` per point is made flatter by the factor f < 1 that this takes; its gain is
+    then f (2 − f) of what it was.
     """
     count = values.size
-    shapes = _slow_shapes(count)
+    shapes = np.concatenate([_slow_shapes(count), log_steps[None]])
     total = float(weights.sum())
     mean = float(weights @ values) / total
     weighted = shapes * weights
@@ -179,14 +187,14 @@ def best_slow(values: Array, weights: Array, slow: float) -> Slow:
     cross: list[float] = (weighted @ (values - mean)).tolist()
     own: list[float] = squares.diagonal().tolist()
     allowed = slow * (count - 1) / 2.0  # per unit of u
-    best = Slow(0.0, count, mean, 0.0, 0.0, 0, 0.0)
+    best = Slow(0.0, count, mean, 0.0, 0.0, 0, 0.0, 0.0)
 
     slope = cross[0] / own[0]
     flatter = min(allowed / abs(slope), 1.0) if slope else 1.0
     gain = slope * cross[0] * flatter * (2.0 - flatter)
     slope *= flatter
     if gain > best.gain:
-        best = Slow(gain, count, mean - slope * centre[0], slope, 0.0, 0, 0.0)
+        best = Slow(gain, count, mean - slope * centre[0], slope, 0.0, 0, 0.0, 0.0)
 
     both = float(squares[0, 1])
     if (determinant := own[0] * own[1] - both * both) > 0.0:
@@ -197,7 +205,7 @@ def best_slow(values: Array, weights: Array, slow: float) -> Slow:
         gain = (b * cross[0] + c * cross[1]) * flatter * (2.0 - flatter)
         if gain > best.gain:
             b, c = b * flatter, c * flatter
-            best = Slow(gain, count, mean - b * centre[0] - c * centre[1], b, c, 0, 0.0)
+            best = Slow(gain, count, mean - b * centre[0] - c * centre[1], b, c, 0, 0.0, 0.0)
 
     for k, steepest in enumerate(STEEPEST):
         if own[k + 2] <= 0.0:
@@ -208,58 +216,54 @@ def best_slow(values: Array, weights: Array, slow: float) -> Slow:
         gain = size * cross[k + 2] * flatter * (2.0 - flatter)
         if gain > best.gain:
             size *= flatter
-            best = Slow(gain, count, mean - size * centre[k + 2], 0.0, 0.0, k, size)
+            best = Slow(gain, count, mean - size * centre[k + 2], 0.0, 0.0, k, size, 0.0)
+
+    power = cross[-1] / own[-1] if own[-1] > 0.0 else 0.0
+    flatter = min(POWER / abs(power), 1.0) if power else 1.0
+    gain = power * cross[-1] * flatter * (2.0 - flatter)
+    if gain > best.gain:
+        power *= flatter
+        best = Slow(gain, count, mean - power * centre[-1], 0.0, 0.0, 0, 0.0, power)
     return best
 
 
-def may_be_fast(values: Sequence[float], slow: float, least: int) -> bool:
-    """Whether the ends of any of the last stretches lie farther apart than a slow line's."""
-    last, size = values[-1], len(values)
-    for count in LAST:
-        if least <= count <= size and abs(last - values[-count]) > slow * (count - 1):
-            return True
-    return False
-
-
 def fastest(
-    values: Sequence[float], variances: Sequence[float], slow: float, least: int
+    values: Sequence[float], variances: Sequence[float], limits: Sequence[tuple[float, float]]
 ) -> Fast | None:
     """The clearest fast course that ends at the last point, or None.
 
     Args:
         values: The last points of the stream.
         variances: Their variances.
-        slow: Steepest slope of a slow line, per point.
-        least: Points it must have.
+        limits: Steepest slope of a slow line upwards and downwards, per point, for each of `LAST`;
+            infinite where it must not be looked at.
     """
     best = None
-    for count in LAST:
-        if not least <= count <= len(values):
-            continue
-        if abs(values[-1] - values[-count]) <= slow * (count - 1):
-            continue  # cannot be: its ends are no farther apart than a slow line's
-        fit = _line(values[-count:], variances[-count:], slow)
+    for count, (up, down) in zip(LAST, limits, strict=False):
+        moved = values[-1] - values[-count]
+        if -down * (count - 1) <= moved <= up * (count - 1):
+            continue  # its ends are no farther apart than a slow line's
+        fit = _line(values[-count:], variances[-count:], up, down)
         if fit is not None and (best is None or fit.ratio > best.ratio):
             best = fit
     return best
 
 
-def _line(values: Sequence[float], variances: Sequence[float], slow: float) -> Fast | None:
-    total = sx = sy = 0.0
-    for x, (y, variance) in enumerate(zip(values, variances, strict=True)):
-        weight = 1.0 / variance
-        total += weight
-        sx += weight * x
-        sy += weight * y
-    mx, my = sx / total, sy / total
+def _line(
+    values: Sequence[float], variances: Sequence[float], up: float, down: float
+) -> Fast | None:
+    weights = [1.0 / variance for variance in variances]
+    total = sum(weights)
+    mx = sum(w * x for x, w in enumerate(weights)) / total
+    my = sum(w * y for w, y in zip(weights, values, strict=True)) / total
     sxx = sxy = syy = 0.0
-    for x, (y, variance) in enumerate(zip(values, variances, strict=True)):
+    for x, (w, y) in enumerate(zip(weights, values, strict=True)):
         dx, dy = x - mx, y - my
-        sxx += dx * dx / variance
-        sxy += dx * dy / variance
-        syy += dy * dy / variance
+        sxx += w * dx * dx
+        sxy += w * dx * dy
+        syy += w * dy * dy
     slope = sxy / sxx
-    excess = abs(slope) - slow
+    excess = slope - up if slope > 0.0 else -slope - down
     if excess <= 0.0:
         return None
     scatter = max((syy - slope * sxy) / (len(values) - 2), 1.0)

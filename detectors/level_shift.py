@@ -82,8 +82,8 @@ CLEARLY = 3.0
 RELEASE = 1.0 / 3.0
 """An episode is over below this share of its highest speed."""
 
-NUM_ROWS = 7
-STEP, VALUE, ERROR, CLEAR, Y, KNOWN, EXTRA = range(NUM_ROWS)
+NUM_ROWS = 8
+STEP, LOG_STEP, VALUE, ERROR, CLEAR, Y, KNOWN, EXTRA = range(NUM_ROWS)
 """Rows of what is held of each point: EXTRA estimates the scatter between measurements."""
 
 
@@ -124,12 +124,14 @@ class _Standing:
     slow: float
     shift: int = 0
 
-    def take(self, index: int, value: float, variance: float) -> tuple[float, float]:
+    def take(
+        self, index: int, log_step: float, value: float, variance: float
+    ) -> tuple[float, float]:
         """Take a new point; gives how much better than a level and a slow course at most."""
         value = (value - self.first) / self.unit
         weight = self.unit**2 / variance
         self.flat += weight * (value - self.mean) ** 2
-        self.slow += weight * (value - self.course.at(index + self.shift)) ** 2
+        self.slow += weight * (value - self.course.at(index + self.shift, log_step)) ** 2
         return self.flat, self.slow
 
     def forget(self, count: int) -> None:
@@ -245,7 +247,7 @@ class LevelShift(BaseDetector):
     def _push(self, step: int, value: float, error: float) -> None:
         """Hold a point, and forget the oldest if there are too many."""
         clear = math.copysign(1.0, value) if abs(value) > CLEAR_OF_ZERO * error else 0.0
-        point = (float(step), value, error, clear, 0.0, 0.0, 0.0)
+        point = (float(step), math.log(max(step, 1)), value, error, clear, 0.0, 0.0, 0.0)
         for row, number in zip(self._points, point, strict=True):
             row.append(number)
         clears = self._points[CLEAR]
@@ -309,27 +311,41 @@ class LevelShift(BaseDetector):
 
     def _fast(self) -> _Verdict | None:
         """A course through the last points that is faster than a slow one may be."""
-        longest = max(fits.LAST)
+        longest = fits.LAST[-1]
         values, count = self._points[Y][-longest:], len(self._points[Y])
-        slow = self._slow if self._logarithmic else self._slow * max(map(abs, values))
         least = self._min_after
         if not all(self._points[ERROR][-longest:]):
             least = fits.LEAST_UNKNOWN if count >= ENOUGH + 2 else longest + 1
-        if count < least or not fits.may_be_fast(values, slow, least):
+        if count < least:
             return None
+        limits = [
+            self._limits(points) if points >= least else (math.inf, math.inf)
+            for points in fits.LAST
+            if points <= count
+        ]
         scatter = self._scatter
         variances = [known + scatter for known in self._points[KNOWN][-longest:]]
-        fast = fits.fastest(values, variances, slow, least)
+        fast = fits.fastest(values, variances, limits)
         if fast is None or fast.ratio < self._threshold:
             return None
-        if not self._is_effect(fast.slope * (fast.count - 1), max(map(abs, values))):
+        if not self._is_effect(fast.slope * (fast.num_points - 1), max(map(abs, values))):
             return None
         self._statistic = fast.ratio
         sign = 1 if fast.slope > 0.0 else -1
-        y, onset = self._points[Y], count - fast.count
+        y, onset = self._points[Y], count - fast.num_points
+        slow = self._limits(fast.num_points)[sign < 0]
         while onset > 0 and sign * (y[onset] - y[onset - 1]) > slow:
             onset -= 1
         return _Verdict(fast.ratio, onset + 1, count - 1, sign, abs(fast.slope))
+
+    def _limits(self, count: int) -> tuple[float, float]:
+        """Steepest slow slopes up and down over the last points: a size may grow as √step."""
+        if not self._logarithmic:
+            limit = self._slow * max(map(abs, self._points[Y][-count:]))
+            return limit, limit
+        logs = self._points[LOG_STEP]
+        grows = max(fits.POWER * (logs[-1] - logs[-count]) / (count - 1), self._slow)
+        return (grows, self._slow) if self._points[VALUE][-1] > 0.0 else (self._slow, grows)
 
     def _change(self) -> _Verdict | None:
         """Level → ramp → level against one level and against slow courses."""
@@ -338,13 +354,14 @@ class LevelShift(BaseDetector):
             return None
         if self._standing is not None:
             y, variance = self._points[Y][-1], self._points[KNOWN][-1] + self._scatter
-            flat, slow = self._standing.take(count - 1, y, variance)
+            log_step = self._points[LOG_STEP][-1]
+            flat, slow = self._standing.take(count - 1, log_step, y, variance)
             needed = SLACK * self._threshold
             if flat < needed or slow < self._margin * needed:
                 return None
         values, weights, unit = self._stream()
         mean = float(weights @ values) / float(weights.sum())
-        course = fits.best_slow(values, weights, self._slow)
+        course = fits.best_slow(values, weights, np.array(self._points[LOG_STEP]), self._slow)
         change = fits.best_change(values, weights, self._min_before)
         first = self._points[Y][0]
         self._standing = _Standing(
