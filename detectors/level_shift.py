@@ -82,6 +82,9 @@ CLEARLY = 3.0
 RELEASE = 1.0 / 3.0
 """An episode is over below this share of its highest speed."""
 
+FALSE_ALARMS: dict[float, float] = {18.0: 0.5}
+"""TODO"""
+
 NUM_ROWS = 8
 STEP, LOG_STEP, VALUE, ERROR, CLEAR, Y, KNOWN, EXTRA = range(NUM_ROWS)
 """Rows of what is held of each point: EXTRA estimates the scatter between measurements."""
@@ -182,10 +185,10 @@ class LevelShift(BaseDetector):
     def __init__(
         self,
         *,
-        threshold: float = 25.0,
+        threshold: float = 18.0,
         effect: float = 0.15,
         slow: float = 0.07,
-        margin: float = 0.36,
+        margin: float = 0.5,
         min_before: int = 5,
         min_after: int = 3,
         window: int = 128,
@@ -368,7 +371,7 @@ class LevelShift(BaseDetector):
             course, unit, first, mean,
             flat=change.gain, slow=change.gain - course.gain,
         )  # fmt: skip
-        if count - change.start <= self._min_after:
+        if change.size == 0.0 or count - change.start <= self._min_after:
             return None  # too few points since then to tell it from a wild one
         residuals = values - fits.ramp(change, count)
         scatter = fits.scatter_of(residuals, weights, CHANGE_PARAMETERS)
