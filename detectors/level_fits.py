@@ -228,22 +228,21 @@ def best_slow(values: Array, weights: Array, log_steps: Array, slow: float) -> S
 
 
 def fastest(
-    values: Sequence[float], variances: Sequence[float], limits: Sequence[tuple[float, float]]
+    values: Sequence[float],
+    variances: Sequence[float],
+    stretches: Sequence[tuple[int, float, float]],
 ) -> Fast | None:
     """The clearest fast course that ends at the last point, or None.
 
     Args:
         values: The last points of the stream.
         variances: Their variances.
-        limits: Steepest slope of a slow line upwards and downwards, per point, for each of `LAST`;
-            infinite where it must not be looked at.
+        stretches: How many of them to look at, and the steepest slopes of a slow line upwards and
+            downwards over these, per point.
     """
     best = None
-    for count, (up, down) in zip(LAST, limits, strict=False):
-        moved = values[-1] - values[-count]
-        if -down * (count - 1) <= moved <= up * (count - 1):
-            continue  # its ends are no farther apart than a slow line's
-        fit = _line(values[-count:], variances[-count:], up, down)
+    for points, up, down in stretches:
+        fit = _line(values[-points:], variances[-points:], up, down)
         if fit is not None and (best is None or fit.ratio > best.ratio):
             best = fit
     return best

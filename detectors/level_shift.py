@@ -7,14 +7,14 @@ measurements beyond them, taken on line from what each value differs by from the
 neighbours (a median: neither a jump nor a slope adds to it). A value that sticks out from both its
 neighbours, the same way, is wild: its variance grows to a ninth of that difference squared.
 
-Four courses are fitted to the stream by least squares with weights 1/vⱼ:
+Four kinds of course are fitted to the stream by least squares with weights 1/vⱼ:
 
 - level: one mean;
-- slow: a line, a parabola or an exponential approach to a level, nowhere faster than `slow` per
-  measurement: λ̂ that rises slowly over training is normal;
+- slow: a line, a parabola or an approach to a level (exponential or straight), nowhere faster than
+  `slow` per measurement, or growth no faster than √step: λ̂ that rises slowly over training is
+  normal;
 - change: level → ramp → level, with the ramp anywhere, of any length (1 is a jump), over or not;
-- fast: a line through the last few points alone, faster than `slow`, which need not have a level
-  before it.
+- fast: a line through the last 3 to 16 points alone, which need not have a level before it.
 
 With χ² the weighted squared error of a fit and ν its degrees of freedom, the generalised likelihood
 ratio between two of them is
@@ -26,10 +26,16 @@ of what it leaves. An alarm needs either
 
 - a change: 2 log Λ ≥ `threshold` against one level, ≥ `margin` · `threshold` against every slow
   course, and levels that differ by more than `effect`, relative to the larger one; or
-- a fast course: 2 log Λ ≥ `threshold` against the same line as slow as it must be.
+- a fast course: 2 log Λ ≥ `threshold` against the steepest slow line through the same points.
 
-The onset is the most likely start of the ramp. The episode lasts until the stream moves on with
-less than a third of its speed, or back; the points before are then forgotten.
+One wild point is no change: the median of the last `min_after` points must have moved by half of
+it, and the φ of a straight line through a single jump is large.
+
+The onset is the most likely start of the ramp. The episode lasts until the stream is surely slow,
+below a third of its highest speed, or turns back; what lies before is then forgotten.
+
+Gaussian noise and independence are assumed for the ratio alone; how often it errs where they do not
+hold is simulated: see `FALSE_ALARMS`.
 """
 
 from __future__ import annotations
@@ -229,6 +235,7 @@ class LevelShift(BaseDetector):
     def _reset(self) -> None:
         self._points: list[list[float]] = [[] for _ in range(NUM_ROWS)]
         self._sorted: list[float] = []
+        self._clear = 0.0
         self._statistic = 0.0
         self._logarithmic = True
         self._standing: _Standing | None = None
@@ -251,18 +258,20 @@ class LevelShift(BaseDetector):
         """Hold a point, and forget the oldest if there are too many."""
         clear = math.copysign(1.0, value) if abs(value) > CLEAR_OF_ZERO * error else 0.0
         point = (float(step), math.log(max(step, 1)), value, error, clear, 0.0, 0.0, 0.0)
-        for row, number in zip(self._points, point, strict=True):
+        for row, number in zip(self._points, point):  # noqa: B905 (as many of both)
             row.append(number)
-        clears = self._points[CLEAR]
-        if len(clears) > self._window:
+        count = len(self._points[Y])
+        self._clear += clear
+        if count > self._window:
             self._forget(1)
-        logarithmic = clear != 0.0 and abs(sum(clears)) == len(clears)
+            count -= 1
+        logarithmic = abs(self._clear) == count
         if logarithmic == self._logarithmic:
-            self._derive(len(clears) - 1)
+            self._derive(count - 1)
             return
         self._logarithmic, self._standing = logarithmic, None
         self._sorted.clear()
-        for index in range(len(clears)):
+        for index in range(count):
             self._derive(index)
 
     def _forget(self, count: int) -> None:
@@ -270,6 +279,7 @@ class LevelShift(BaseDetector):
         for _ in range(count):
             if len(self._points[Y]) > 2 and self._sorted:
                 del self._sorted[bisect_left(self._sorted, self._points[EXTRA][1])]
+            self._clear -= self._points[CLEAR][0]
             for row in self._points:
                 del row[0]
         if self._standing is not None:
@@ -315,20 +325,21 @@ class LevelShift(BaseDetector):
     def _fast(self) -> _Verdict | None:
         """A course through the last points that is faster than a slow one may be."""
         longest = fits.LAST[-1]
-        values, count = self._points[Y][-longest:], len(self._points[Y])
+        values, count = self._points[Y], len(self._points[Y])
         least = self._min_after
         if not all(self._points[ERROR][-longest:]):
             least = fits.LEAST_UNKNOWN if count >= ENOUGH + 2 else longest + 1
-        if count < least:
-            return None
-        limits = [
-            self._limits(points) if points >= least else (math.inf, math.inf)
+        slow = self._slow * (1.0 if self._logarithmic else abs(values[-1]))
+        stretches = [
+            (points, *self._limits(points))
             for points in fits.LAST
-            if points <= count
+            if least <= points <= count and abs(values[-1] - values[-points]) > slow * (points - 1)
         ]
-        scatter = self._scatter
+        if not stretches:
+            return None
+        scatter, values = self._scatter, values[-longest:]
         variances = [known + scatter for known in self._points[KNOWN][-longest:]]
-        fast = fits.fastest(values, variances, limits)
+        fast = fits.fastest(values, variances, stretches)
         if fast is None or fast.ratio < self._threshold:
             return None
         if not self._is_effect(fast.slope * (fast.num_points - 1), max(map(abs, values))):
@@ -449,6 +460,7 @@ class LevelShift(BaseDetector):
     def _load(self, state: Mapping[str, Any]) -> None:
         self._points = [[float(number) for number in row] for row in state["points"]]
         self._sorted = sorted(self._points[EXTRA][1:-1])
+        self._clear = sum(self._points[CLEAR])
         self._statistic = float(state["statistic"])
         self._logarithmic = bool(state["logarithmic"])
         self._sign, self._peak, self._over = state["episode"]
