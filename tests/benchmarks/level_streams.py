@@ -192,7 +192,7 @@ def matched(num_streams: int, length: int, pool: Array) -> dict[str, float]:
 def null_table(num_streams: int, pool: Array) -> tuple[Table, dict[float, float]]:
     """Streams of which `level_shift` says something wrong, and its alarms per 1000 points."""
     table = Table(
-        title=f"level_shift: share of {num_streams} streams of so many points with a false alarm, by threshold"
+        title=f"level_shift: share of {num_streams} streams with a false alarm, points: threshold"
     )
     table.add_column("course and noise")
     for length in LENGTHS:
