@@ -45,6 +45,8 @@ COMMAND = (
 LENGTHS = (20, 60, 200)
 FALSE_ALARMS_PER_STREAM = 0.02
 THRESHOLDS = (9.0, 12.0, 15.0, 18.0, 21.0, 25.0)
+WIDTHS = {60: (1, 3, 10, 30), 20: (1, 3), 200: (1, 40)}
+"""Points that changes take, by length of the stream."""
 EFFECT = 0.15
 WARM_UP = 10
 
@@ -261,6 +263,29 @@ def power_table(
     return table
 
 
+def rivals_table(num_streams: int, length: int, pool: Array, thresholds: dict[str, float]) -> Table:
+    """False alarms of every rule on streams without a change."""
+    table = Table(title=f"share of {num_streams} streams of {length} points with a false alarm")
+    table.add_column("course and noise")
+    names = [*RULES, "level_shift, default"]
+    for name in names:
+        table.add_column(name, justify="right")
+    for label, (course, kind) in nulls().items():
+        if kind == "no errors":
+            continue  # two of the rules need them
+        rng = np.random.default_rng(12)
+        levels = course(np.linspace(0.0, 1.0, length))
+        streams = [measured(levels, rng, pool, kind) for _ in range(num_streams)]
+        row = []
+        for name in names:
+            rule = RULES[name.split(",")[0]][0]
+            threshold = thresholds.get(name, LevelShift().threshold)
+            wrong = sum(rule(stream, threshold) is not None for stream in streams)
+            row.append(f"{wrong / num_streams:.2f}")
+        table.add_row(label, *row)
+    return table
+
+
 def cost_table(pool: Array) -> Table:
     """Processor time a point."""
     table = Table(title="level_shift: µs of processor time a point, 3000 points as streams of 60")
@@ -293,21 +318,13 @@ def main() -> None:
         console.print(f"{len(points)} recorded values, scatter {scatter(points):.2f} of the stated")
     console.print(cost_table(pool))
     if arguments.powers:
-        thresholds = matched(5 * arguments.powers, 60, pool)
-        console.print(
-            f"thresholds for {FALSE_ALARMS_PER_STREAM} false alarms a stream: {thresholds}"
-        )
-        for length, width in (
-            (60, 1),
-            (60, 3),
-            (60, 10),
-            (60, 30),
-            (20, 1),
-            (20, 3),
-            (200, 1),
-            (200, 40),
-        ):
-            console.print(power_table(arguments.powers, length, width, pool, thresholds))
+        for length, widths in WIDTHS.items():
+            thresholds = matched(5 * arguments.powers, length, pool)
+            chosen = ", ".join(f"{name} {threshold:.3g}" for name, threshold in thresholds.items())
+            console.print(f"{length} points, {FALSE_ALARMS_PER_STREAM} false alarms: {chosen}")
+            console.print(rivals_table(arguments.powers, length, pool, thresholds))
+            for width in widths:
+                console.print(power_table(arguments.powers, length, width, pool, thresholds))
     if arguments.nulls:
         table, per_thousand = null_table(arguments.nulls, pool)
         console.print(table)
