@@ -64,6 +64,9 @@ CLEAR_OF_ZERO = 2.0
 RELATIVE_FLOOR = 1e-6
 """Smallest noise assumed, relative to the largest value held."""
 
+LARGEST, SMALLEST = 1e100, 1e-100
+"""Beyond and below these sizes squares would over- and underflow: values count as these, or 0."""
+
 WILD = 3.0
 """A value counts as no more exact than this share of what it sticks out by."""
 
@@ -300,8 +303,8 @@ class LevelShift(BaseDetector):
             y[index] = math.copysign(1.0, value) * math.log(abs(value))
             known[index] = (error / value) ** 2
         else:
-            y[index] = value
-            known[index] = error * error
+            y[index] = min(max(value, -LARGEST), LARGEST) if abs(value) > SMALLEST else 0.0
+            known[index] = min(error, LARGEST) ** 2
         if index < 2:
             return
         rise, fall = y[index - 1] - y[index - 2], y[index - 1] - y[index]
@@ -320,12 +323,12 @@ class LevelShift(BaseDetector):
         """τ² and the least noise, on the scale in use: to be added to the known variances."""
         count = len(self._sorted)
         extra = (self._sorted[(count - 1) // 2] + self._sorted[count // 2]) / 2.0 if count else 0.0
-        unit = 1.0 if self._logarithmic else max(map(abs, self._points[VALUE])) or 1.0
+        unit = 1.0 if self._logarithmic else max(map(abs, self._points[Y])) or 1.0
         return (max(extra, 0.0) if count >= ENOUGH else 0.0) + (RELATIVE_FLOOR * unit) ** 2
 
     def _stream(self) -> tuple[Array, Array, float]:
         """Values and weights (n,) in units, and the unit: the largest value on the linear scale."""
-        unit = 1.0 if self._logarithmic else max(map(abs, self._points[VALUE])) or 1.0
+        unit = 1.0 if self._logarithmic else max(map(abs, self._points[Y])) or 1.0
         values, known = np.array([self._points[Y], self._points[KNOWN]])
         return (values - values[0]) / unit, unit**2 / (known + self._scatter), unit
 

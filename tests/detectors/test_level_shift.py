@@ -234,6 +234,12 @@ def test_a_stream_of_zeros_is_quiet():
     assert feed(LevelShift(), [0.0] * 50, stderrs=[0.0] * 50) == []
 
 
+@pytest.mark.parametrize("size", [1e-300, 1e-170, 1e-99, 1e99, 1e170, 1e300])
+def test_sizes_whose_squares_are_no_numbers_do_not_stop_it(size):
+    values = [size, -size] * 20 + [3.0 * size, 2.0 * size] * 20 + [1.0, -1.0] * 5
+    assert all(alarm.score >= 1.0 for alarm in feed(LevelShift(), values, stderrs=[size] * 90))
+
+
 @settings(max_examples=10, deadline=None)
 @given(factor=st.sampled_from([2.0**k for k in range(-30, 31)]))
 def test_the_unit_of_the_stream_does_not_matter(factor):
