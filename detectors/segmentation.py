@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -31,6 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 from ruptures.base import BaseCost
 
 from phasewatch.detectors.base import require
+from phasewatch.detectors.noise import MAX_CORRELATION
 from phasewatch.detectors.noise import scale as robust_scale
 from phasewatch.detectors.types import Direction
 
@@ -47,17 +49,28 @@ MIN_SIZE = 3
 SHARE = 0.05
 """Smallest part of the total variation that a change point must explain."""
 
-FEWEST_BLOCKS = 16
+FEWEST_BLOCKS = 12
 """So many blocks at least, for a variance from their means."""
 
 GATE, RELATIVE_GATE = 0.1, 0.03
 """Smallest abrupt change: in dex (or as a share of the range), and as a share of the range."""
 
+LARGEST_SCORE = 1e6
+TINY = 1e-300
+
 NOISE_FLOOR = 0.1
 """Noise below this share of the gate counts as that much."""
 
-STEEP = 0.25
-"""Neighbours at least this steep, against the steepest piece, belong to the same change."""
+STEEP = 0.35
+"""Neighbours at least this steep, against the steepest piece, belong to the same change: the share
+at which the detectors, too, say that a change is over."""
+
+RESOLUTION = 0.01
+"""Pieces shorter than this share of the history (and than `MIN_SIZE`) count as that long: a jump of
+one point within a fall is no change of its own."""
+
+NEAR = 3.0
+"""A series that was, or is back, half-way within so many widths has not changed."""
 
 ABRUPT = 2.5
 """An abrupt change is so many times as steep as what is before it and what is after it."""
@@ -103,7 +116,7 @@ class WeightedLines(BaseCost):  # type: ignore[misc]
             spread = xx - x * x / w
             if spread > 1e-12 * w:
                 cost -= (xy - x * y / w) ** 2 / spread
-        return max(cost, 0.0)
+        return max(float(cost), 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +145,8 @@ class Change:
         end_step: Step at which it is over.
         direction: Which way the stream moved.
         size: By how much, on the scale of the search; dex for positive streams.
-        score: How many times as steep it is as what is around it, over `ABRUPT`; at least 1.
+        score: How many times as steep it is as what is before or after it, whichever is steeper.
+        open: Whether the history ends within it, so that nothing is known of what follows.
     """
 
     onset_step: int
@@ -140,6 +154,7 @@ class Change:
     direction: Direction
     size: float
     score: float
+    open: bool
 
 
 def segment(
@@ -186,9 +201,7 @@ def segment(
     weights = None if errors is None else errors**-2.0
     cuts = _cuts(x, y, weights, shape, penalty, share, floor, min_size)
     bounds = [0, *cuts, y.size]
-    return [
-        _fitted(x, y, weights, shape, a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-    ]
+    return [_fitted(x, y, weights, shape, a, b) for a, b in pairwise(bounds)]
 
 
 def change_points(segments: Sequence[Segment]) -> list[int]:
@@ -204,6 +217,7 @@ def find_changes(
     scale: ScaleName = "auto",
     direction: Direction | None = None,
     gate: float = GATE,
+    abrupt: float = ABRUPT,
 ) -> list[Change]:
     """The abrupt changes of a history, by onset.
 
@@ -215,23 +229,28 @@ def find_changes(
         direction: Only changes that go this way.
         gate: Smallest change: in dex on a log scale, else as a share of the range. At least 3 % of
             the range in any case.
+        abrupt: A change is at least so many times as steep as what is before and after it.
 
     Raises:
-        ValueError: As `segment`; or the gate is not above 0.
+        ValueError: As `segment`; or a parameter is out of range.
     """
     require(gate > 0.0, "gate", gate, "above 0")
+    require(abrupt >= 1.0, "abrupt", abrupt, "at least 1")
     x, y, errors = _checked(steps, values, stderr, scale)
     extent = float(np.ptp(y)) if y.size else 0.0
     unit = gate if _is_log(values, scale) else gate * extent
     smallest = max(unit, RELATIVE_GATE * extent)
     if y.size < 4 * MIN_SIZE or smallest <= 0.0:
         return []
-    segments = segment(x, y, errors, share=0.0, floor=NOISE_FLOOR * smallest)
+    floor = NOISE_FLOOR * smallest
+    if errors is None:
+        floor = max(floor, _autoregressive_scale(y) / math.sqrt(_block(y.size)))
+    segments = segment(x, y, errors, share=0.0, floor=floor)
     pieces = _pieces(x, segments, smallest)
     wanted = [1.0, -1.0]
     if direction is not None:
         wanted = [1.0 if direction is Direction.UP else -1.0]
-    found = [change for sign in wanted for change in _abrupt(pieces, sign, smallest)]
+    found = [change for sign in wanted for change in _abrupt(pieces, sign, smallest, abrupt)]
     return sorted(found, key=lambda change: change.onset_step)
 
 
@@ -263,7 +282,7 @@ def _checked(
         wrong = int(np.flatnonzero(np.diff(x) <= 0.0)[0])
         raise ValueError(f"steps must increase, but {x[wrong]:g} is followed by {x[wrong + 1]:g}")
     if errors is not None and (errors <= 0.0).any():
-        raise ValueError(f"stderr has {errors.min()}, but must be above 0: leave it out where exact")
+        raise ValueError(f"stderr has {errors.min()}, but must be above 0")
     if _is_log(y, scale):
         if (y <= 0.0).any():
             raise ValueError(f"values has {y.min()}, but must be above 0 on a log scale")
@@ -287,12 +306,14 @@ def _cuts(
     min_size: int,
 ) -> list[int]:
     """Indices at which a new segment begins, at full resolution."""
-    block = -(-y.size // MAX_POINTS)
+    block = _block(y.size)
     coarse_x, coarse_y, coarse_w = _thinned(x, y, weights, block)
     n = coarse_y.size
+    if n < 2 * min_size:
+        return []
     total = np.ones_like(coarse_y) if coarse_w is None else coarse_w
     variation = float(total @ (coarse_y - np.average(coarse_y, weights=total)) ** 2)
-    if n < 2 * min_size or variation <= 1e-20 * float(total @ coarse_y**2):
+    if variation <= 1e-20 * float(total @ coarse_y**2):
         return []
     if penalty is None:
         noise = 1.0 if coarse_w is not None else max(_long_run_scale(coarse_y), floor)
@@ -301,10 +322,15 @@ def _cuts(
         penalty /= block
     cost = WeightedLines(coarse_x if shape == "line" else None, coarse_w)
     search = ruptures.Binseg(custom_cost=cost, min_size=min_size, jump=1)
-    ends = search.fit(coarse_y).predict(pen=max(penalty, 1e-300))
+    ends = search.fit(coarse_y).predict(pen=max(penalty, TINY))
     ruptures.Binseg.single_bkp.cache_clear()  # it would keep the series alive
     cuts = [end * block for end in ends[:-1]]
     return cuts if block == 1 else _refined(x, y, weights, shape, cuts, block)
+
+
+def _block(count: int) -> int:
+    """Points of a block, so that there are at most `MAX_POINTS` blocks."""
+    return max(-(-count // MAX_POINTS), 1)
 
 
 def _thinned(
@@ -337,6 +363,25 @@ def _long_run_scale(y: Array) -> float:
     return largest
 
 
+def _autoregressive_scale(y: Array) -> float:
+    """The same for AR(1) noise, from first differences d; 0 where these tell of a trend instead.
+
+    corr(dᵢ, dᵢ₊₁) = −(1−φ)/2 and var d = 2 σ² (1−φ), so that σ² (1+φ)/(1−φ) follows. Differences
+    are cut at ±3 scales: a change is not noise. It hears in short series what no block could.
+    """
+    differences = np.diff(y)
+    size = robust_scale(differences)
+    if size <= 0.0:
+        return 0.0
+    z = np.clip((differences - np.median(differences)) / size, -3.0, 3.0)
+    phi = 1.0 + 2.0 * float(z[1:] @ z[:-1]) / float(z @ z)
+    phi += (1.0 + 3.0 * phi) / y.size  # the bias that `noise.autocorrelation` allows for
+    if not 0.0 < phi < 1.0:
+        return 0.0
+    phi = min(phi, MAX_CORRELATION)
+    return size * math.sqrt((1.0 + phi) / 2.0) / (1.0 - phi)
+
+
 def _refined(
     x: Array, y: Array, weights: Array | None, shape: Shape, cuts: list[int], block: int
 ) -> list[int]:
@@ -348,7 +393,7 @@ def _refined(
         low, high = max(before + 2, cut - 2 * block), min(after - 2, cut + 2 * block)
         bounds[k] = min(
             range(low, high + 1),
-            key=lambda at: cost.error(before, at) + cost.error(at, after),  # noqa: B023
+            key=lambda at: cost.error(before, at) + cost.error(at, after),
             default=cut,
         )
     return bounds[1:-1]
@@ -379,15 +424,18 @@ def _standard(x: Array) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A straight piece between two steps."""
+    """A straight piece between two steps, and its speed at the resolution of the search."""
 
     start: float
     end: float
+    value: float
     rise: float
+    speed: float
 
-    @property
-    def speed(self) -> float:
-        return self.rise / (self.end - self.start)
+    def at(self, step: float) -> float:
+        """The fit at a step, or at the piece's nearer end."""
+        share = (step - self.start) / (self.end - self.start)
+        return self.value + self.rise * min(max(share, 0.0), 1.0)
 
 
 def _pieces(x: Array, segments: Sequence[Segment], smallest: float) -> list[_Piece]:
@@ -395,60 +443,80 @@ def _pieces(x: Array, segments: Sequence[Segment], smallest: float) -> list[_Pie
 
     A small jump between two lines is an accident of the fit: the lines then meet half-way.
     """
-    knots = [(float(x[0]), segments[0].first)]
-    for old, new in zip(segments[:-1], segments[1:], strict=True):
-        left, right = float(x[old.end - 1]), float(x[new.start])
+    knots = [(0.0, float(x[0]), segments[0].first)]
+    for old, new in pairwise(segments):
+        at, left, right = new.start, float(x[old.end - 1]), float(x[new.start])
         if abs(new.first - old.last) >= smallest:
-            knots += [(left, old.last), (right, new.first)]
+            knots += [(at - 1.0, left, old.last), (float(at), right, new.first)]
         else:
-            knots.append(((left + right) / 2.0, (old.last + new.first) / 2.0))
-    knots.append((float(x[-1]), segments[-1].last))
-    return [
-        _Piece(a, b, after - before)
-        for (a, before), (b, after) in zip(knots[:-1], knots[1:], strict=True)
-        if b > a
-    ]
+            knots.append((at - 0.5, (left + right) / 2.0, (old.last + new.first) / 2.0))
+    knots.append((x.size - 1.0, float(x[-1]), segments[-1].last))
+    shortest = max(RESOLUTION * x.size, MIN_SIZE)
+    pieces = []
+    for (i, start, before), (j, end, after) in pairwise(knots):
+        if j > i:
+            width = (end - start) * max(shortest / (j - i), 1.0)
+            pieces.append(_Piece(start, end, before, after - before, (after - before) / width))
+    return pieces
 
 
-def _abrupt(pieces: Sequence[_Piece], sign: float, smallest: float) -> list[Change]:
-    """Changes that go one way, the largest piece first; each piece serves one change."""
+def _abrupt(pieces: Sequence[_Piece], sign: float, smallest: float, abrupt: float) -> list[Change]:
+    """Changes that go one way, the steepest piece first; each piece serves one change."""
     taken: set[int] = set()
     changes = []
-    for seed in sorted(range(len(pieces)), key=lambda k: -sign * pieces[k].rise):
-        peak = sign * pieces[seed].speed
-        if seed in taken or peak <= 0.0:
+    for seed in sorted(range(len(pieces)), key=lambda k: -sign * pieces[k].speed):
+        steep = STEEP * sign * pieces[seed].speed
+        if seed in taken or steep <= 0.0:
             continue
         low = high = seed
-        while low > 0 and low - 1 not in taken and sign * pieces[low - 1].speed >= STEEP * peak:
+        while low > 0 and low - 1 not in taken and sign * pieces[low - 1].speed >= steep:
             low -= 1
         while (
             high + 1 < len(pieces)
             and high + 1 not in taken
-            and sign * pieces[high + 1].speed >= STEEP * peak
+            and sign * pieces[high + 1].speed >= steep
         ):
             high += 1
-        taken.update(range(low, high + 1))
-        size = sign * sum(piece.rise for piece in pieces[low : high + 1])
-        if size < smallest:
-            continue
-        start, end = pieces[low].start, pieces[high].end
-        before = _mean_speed(pieces, start - (end - start), start)
-        after = _mean_speed(pieces, end, end + (end - start))
-        if math.isnan(before):
-            continue  # a history that begins with it shows nothing that it is steep against
-        around = max(abs(before), 0.0 if math.isnan(after) else abs(after))
-        score = min(size / (end - start) / max(around * ABRUPT, 1e-300), 1e6)
-        if score >= 1.0:
-            changes.append(
-                Change(
-                    onset_step=round(start),
-                    end_step=round(end),
-                    direction=Direction.UP if sign > 0.0 else Direction.DOWN,
-                    size=size,
-                    score=score,
-                )
-            )
+        change = _judged(pieces, low, high, sign)
+        if change is not None and change.size >= smallest and change.score >= abrupt:
+            changes.append(change)
+            taken.update(range(low, high + 1))
     return changes
+
+
+def _judged(pieces: Sequence[_Piece], low: int, high: int, sign: float) -> Change | None:
+    """Pieces `low` to `high` as one change.
+
+    None where nothing is known of what was before, and for a way there or back of an excursion.
+    """
+    start, end = pieces[low].start, pieces[high].end
+    width = end - start
+    size = sign * sum(piece.rise for piece in pieces[low : high + 1])
+    if low == 0 or _is_excursion(pieces, low, high, sign):
+        return None
+    before = _mean_speed(pieces, start - width, start)
+    after = _mean_speed(pieces, end, end + width)
+    around = max(abs(before), 0.0 if math.isnan(after) else abs(after))
+    return Change(
+        onset_step=round(start),
+        end_step=round(end),
+        direction=Direction.UP if sign > 0.0 else Direction.DOWN,
+        size=size,
+        score=min(size / width / max(around, TINY), LARGEST_SCORE),
+        open=math.isnan(after),
+    )
+
+
+def _is_excursion(pieces: Sequence[_Piece], low: int, high: int, sign: float) -> bool:
+    """Whether the series was there shortly before, or is back soon after: a spike is no change."""
+    start, end = pieces[low].start, pieces[high].end
+    reach = max(NEAR * (end - start), NEAR * RESOLUTION * (pieces[-1].end - pieces[0].start))
+    old, new = sign * pieces[low].value, sign * pieces[high].at(end)
+    middle = (old + new) / 2.0
+    first, last = start - reach, end + reach
+    before = (sign * piece.at(first) for piece in pieces[:low] if piece.end > first)
+    after = (sign * piece.at(last) for piece in pieces[high + 1 :] if piece.start < last)
+    return max(before, default=old) > middle or min(after, default=new) < middle
 
 
 def _mean_speed(pieces: Sequence[_Piece], start: float, end: float) -> float:
@@ -457,6 +525,6 @@ def _mean_speed(pieces: Sequence[_Piece], start: float, end: float) -> float:
     for piece in pieces:
         common = min(end, piece.end) - max(start, piece.start)
         if common > 0.0:
-            rise += piece.speed * common
+            rise += piece.rise * common / (piece.end - piece.start)
             length += common
     return rise / length if length else math.nan
