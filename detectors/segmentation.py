@@ -50,7 +50,8 @@ SHARE = 0.05
 """Smallest part of the total variation that a change point must explain."""
 
 FEWEST_BLOCKS = 12
-"""So many blocks at least, for a variance from their means."""
+"""So many blocks at least, for a variance from their means; and at least as many as each is long,
+so that a slow trend does not pass for noise."""
 
 GATE, RELATIVE_GATE = 0.1, 0.03
 """Smallest abrupt change: in dex (or as a share of the range), and as a share of the range."""
@@ -72,8 +73,8 @@ one point within a fall is no change of its own."""
 NEAR = 3.0
 """A series that was, or is back, half-way within so many widths has not changed."""
 
-ABRUPT = 2.5
-"""An abrupt change is so many times as steep as what is before it and what is after it."""
+ABRUPT = 3.0
+"""An abrupt change is so many times as steep, where it is steepest, as what is around it."""
 
 
 class WeightedLines(BaseCost):  # type: ignore[misc]
@@ -145,7 +146,8 @@ class Change:
         end_step: Step at which it is over.
         direction: Which way the stream moved.
         size: By how much, on the scale of the search; dex for positive streams.
-        score: How many times as steep it is as what is before or after it, whichever is steeper.
+        score: How many times as steep it is, where it is steepest, as equally wide stretches before
+            and after it, whichever of these is steeper.
         open: Whether the history ends within it, so that nothing is known of what follows.
     """
 
@@ -229,7 +231,7 @@ def find_changes(
         direction: Only changes that go this way.
         gate: Smallest change: in dex on a log scale, else as a share of the range. At least 3 % of
             the range in any case.
-        abrupt: A change is at least so many times as steep as what is before and after it.
+        abrupt: Smallest score of a change.
 
     Raises:
         ValueError: As `segment`; or a parameter is out of range.
@@ -354,7 +356,7 @@ def _thinned(
 def _long_run_scale(y: Array) -> float:
     """Standard deviation of the noise as block means see it, times √ block length; the largest."""
     largest, block = 0.0, 1
-    while block == 1 or y.size // block >= FEWEST_BLOCKS:
+    while block == 1 or y.size >= block * max(block, FEWEST_BLOCKS):
         means = y[: y.size // block * block].reshape(-1, block).mean(axis=1)
         if means.size >= 4:
             bend = robust_scale(np.diff(means, 2)) / math.sqrt(6.0)
@@ -477,14 +479,16 @@ def _abrupt(pieces: Sequence[_Piece], sign: float, smallest: float, abrupt: floa
             and sign * pieces[high + 1].speed >= steep
         ):
             high += 1
-        change = _judged(pieces, low, high, sign)
+        change = _judged(pieces, low, high, sign, sign * pieces[seed].speed)
         if change is not None and change.size >= smallest and change.score >= abrupt:
             changes.append(change)
             taken.update(range(low, high + 1))
     return changes
 
 
-def _judged(pieces: Sequence[_Piece], low: int, high: int, sign: float) -> Change | None:
+def _judged(
+    pieces: Sequence[_Piece], low: int, high: int, sign: float, peak: float
+) -> Change | None:
     """Pieces `low` to `high` as one change.
 
     None where nothing is known of what was before, and for a way there or back of an excursion.
@@ -502,7 +506,7 @@ def _judged(pieces: Sequence[_Piece], low: int, high: int, sign: float) -> Chang
         end_step=round(end),
         direction=Direction.UP if sign > 0.0 else Direction.DOWN,
         size=size,
-        score=min(size / width / max(around, TINY), LARGEST_SCORE),
+        score=min(peak / max(around, TINY), LARGEST_SCORE),
         open=math.isnan(after),
     )
 

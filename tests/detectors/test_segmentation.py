@@ -242,14 +242,14 @@ def found_in(curve) -> list[Change]:
     return find_changes(curve.steps, curve.values, scale="log", direction=Direction.DOWN)
 
 
-@pytest.mark.parametrize("every", [1, 2, 4, 8])
-def test_the_recorded_transitions_are_found(curves, every):
+@pytest.mark.parametrize(("every", "floor"), [(1, 0.93), (2, 0.93), (4, 0.9), (8, 0.8)])
+def test_the_recorded_transitions_are_found(curves, every, floor):
     total = Score()
     for curve in (curve.every(every) for curve in curves):
         middles = [(c.onset_step + c.end_step) / 2 for c in found_in(curve)]
         total += match(np.searchsorted(curve.steps, middles).tolist(), curve)
-    assert total.f1 >= 0.93
-    assert total.strict_f1 >= 0.93
+    assert total.f1 >= floor
+    assert total.strict_f1 >= floor
 
 
 def test_onset_and_end_lie_near_those_of_the_annotation(curves):
@@ -263,4 +263,4 @@ def test_onset_and_end_lie_near_those_of_the_annotation(curves):
                     ends.append(abs(change.end_step - end) / (end - start))
     assert len(onsets) >= 28
     assert np.median(onsets) <= 0.2
-    assert np.median(ends) <= 0.15
+    assert np.median(ends) <= 0.1
