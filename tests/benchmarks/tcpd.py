@@ -22,7 +22,7 @@ from phasewatch.detectors.tcpd import AnnotatedSeries, cover, f1, load_tcpd
 Method = Callable[[np.ndarray], list[int]]
 
 
-def nothing(values: np.ndarray) -> list[int]:  # noqa: ARG001
+def nothing(values: np.ndarray) -> list[int]:
     """No change points."""
     return []
 
