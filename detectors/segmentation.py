@@ -62,9 +62,9 @@ TINY = 1e-300
 NOISE_FLOOR = 0.1
 """Noise below this share of the gate counts as that much."""
 
-STEEP = 0.35
-"""Neighbours at least this steep, against the steepest piece, belong to the same change: the share
-at which the detectors, too, say that a change is over."""
+STEEP_BEFORE, STEEP_AFTER = 0.2, 0.35
+"""Neighbours at least this steep, against the steepest piece, belong to the same change. It begins
+with the first sign of it; it is over where the detectors, too, call it over."""
 
 RESOLUTION = 0.01
 """Pieces shorter than this share of the history (and than `MIN_SIZE`) count as that long: a jump of
@@ -467,19 +467,17 @@ def _abrupt(pieces: Sequence[_Piece], sign: float, smallest: float, abrupt: floa
     taken: set[int] = set()
     changes = []
     for seed in sorted(range(len(pieces)), key=lambda k: -sign * pieces[k].speed):
-        steep = STEEP * sign * pieces[seed].speed
-        if seed in taken or steep <= 0.0:
+        peak = sign * pieces[seed].speed
+        if seed in taken or peak <= 0.0:
             continue
         low = high = seed
-        while low > 0 and low - 1 not in taken and sign * pieces[low - 1].speed >= steep:
+        free = [k not in taken for k in range(len(pieces))]
+        speeds = [sign * piece.speed for piece in pieces]
+        while low > 0 and free[low - 1] and speeds[low - 1] >= STEEP_BEFORE * peak:
             low -= 1
-        while (
-            high + 1 < len(pieces)
-            and high + 1 not in taken
-            and sign * pieces[high + 1].speed >= steep
-        ):
+        while high + 1 < len(pieces) and free[high + 1] and speeds[high + 1] >= STEEP_AFTER * peak:
             high += 1
-        change = _judged(pieces, low, high, sign, sign * pieces[seed].speed)
+        change = _judged(pieces, low, high, sign, peak)
         if change is not None and change.size >= smallest and change.score >= abrupt:
             changes.append(change)
             taken.update(range(low, high + 1))
