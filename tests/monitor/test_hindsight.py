@@ -242,7 +242,7 @@ class Misled:
             return None
         return Alarm(
             detected_step=300, onset_step=280, direction=Direction.DOWN, score=2.0,
-            run_length=20, value_before=value, value_after=value / 2.0,
+            run_length=20, value_before=2.0 * value, value_after=value,
         )  # fmt: skip
 
     def reset(self): ...
@@ -289,7 +289,7 @@ def watched(settings, values, *, state=RunState.FINISHED, **arguments):
 
 def test_the_end_of_a_run_withdraws_a_false_alarm_and_says_so(settings):
     values = [2.0 * 0.9993**step for step in range(1000)]
-    values[300:340] = [value / 2.0 for value in values[300:340]]
+    values[300:320] = [value / 2.0 for value in values[300:320]]
     watch, sink = watched(settings, values, detectors={"val_loss": Misled()})
     assert [t.status for t in sink.transitions] == [
         TransitionStatus.SUSPECTED,
