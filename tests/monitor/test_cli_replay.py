@@ -99,6 +99,15 @@ def test_detect_with_other_settings(shell, curve) -> None:
     assert "no transitions" in out
 
 
+def test_detect_shows_both_verdicts(shell, curve) -> None:
+    _, out, _ = shell("detect", curve)
+    assert "in hindsight" in out
+    assert any(word in out for word in ("confirmed", "corrected: "))
+    _, out, _ = shell("detect", curve, "--json")
+    (transition,) = json.loads(out)["transitions"]
+    assert transition["hindsight"]["streamed"] == transition["status"] == "ended"
+
+
 def test_detect_on_chosen_columns(shell, curve) -> None:
     _, out, _ = shell("detect", curve, "--columns", "lr", "--step", "row", "--json")
     content = json.loads(out)
