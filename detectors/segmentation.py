@@ -15,7 +15,7 @@ in longer blocks, a slow trend is not. With known standard errors the weights ar
 way are one change, and it counts where it is steep against what is before and what is after.
 
 A history is thinned to at most `MAX_POINTS` block means before the search; the cuts are then placed
-at full resolution. Cost: about 20 ms for 2000 points, and 0.2 µs for each further one.
+at full resolution. Cost: about 20 ms for 2000 points, and 2 µs for each further one.
 """
 
 from __future__ import annotations
