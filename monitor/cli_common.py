@@ -135,7 +135,15 @@ def printable(text: str) -> str:
 def transitions_table(transitions: Sequence[Transition]) -> Table:
     """A row for each transition."""
     table = new_table(
-        "transitions", "kind", "status", "onset", "detected", "end", "severity", "evidence"
+        "transitions",
+        "kind",
+        "status",
+        "onset",
+        "detected",
+        "end",
+        "severity",
+        "evidence",
+        "in hindsight",
     )
     for item in transitions:
         cells = (
@@ -146,6 +154,7 @@ def transitions_table(transitions: Sequence[Transition]) -> Table:
             "–" if item.end_step is None else str(item.end_step),
             f"{item.severity:.3g}",
             ", ".join(item.evidence),
+            "–" if item.hindsight is None else str(item.hindsight),
         )
         add_row(table, *cells)
     return table

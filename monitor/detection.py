@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -63,6 +63,11 @@ class Detection:
     def streams(self) -> Streams:
         """The streams seen so far, each with its detector."""
         return self._streams
+
+    def revise(self, reviewed: Iterable[Transition]) -> None:
+        """Take over what hindsight says of transitions."""
+        for transition in reviewed:
+            self._tracker.annotate(transition)
 
     def start(self, run_id: str, attempt: int) -> None:
         """Begin an attempt."""

@@ -6,10 +6,14 @@ an override, a stored run gives the transitions that it gave when it was live.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import math
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+import numpy as np
 
 from phasewatch import detectors
 from phasewatch.detectors.base import Detector
@@ -17,16 +21,17 @@ from phasewatch.monitor.config import DetectorConfig, MonitorConfig
 from phasewatch.monitor.detection import Detection
 from phasewatch.monitor.errors import ConfigError
 from phasewatch.monitor.health import Health
+from phasewatch.monitor.hindsight import Arrays, History, review, stored_history
 from phasewatch.monitor.scalars import Chunk, chunked
 from phasewatch.monitor.store import RunInfo, Store
 from phasewatch.monitor.streams import Stream, create_detector, name_of, parameters_of
-from phasewatch.monitor.types import Transition
+from phasewatch.monitor.types import EstimateStatus, Observation, Transition, TransitionStatus
 
 DETECTION_SETTINGS = ("detectors", "false_alarms_per_run")
 """Fields of a stored configuration that matter to detection."""
 
-COMPARED = ("kind", "status", "onset_step", "detected_step", "end_step", "severity")
-"""Fields in which equal transitions agree."""
+COMPARED = ("kind", "onset_step", "detected_step", "end_step", "severity")
+"""Fields in which equal transitions agree, beside the status that was streamed."""
 
 
 class Change:
@@ -151,6 +156,45 @@ class Outcome:
     watched: tuple[Watched, ...]
 
 
+class Kept:
+    """Passes chunks on, and keeps the values of each stream.
+
+    Args:
+        chunks: Read once.
+    """
+
+    def __init__(self, chunks: Iterable[Chunk]) -> None:
+        self._chunks = chunks
+        self._columns: dict[str, tuple[array[int], array[float], array[float]]] = {}
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for chunk in self._chunks:
+            if isinstance(chunk, Observation):
+                if chunk.status is EstimateStatus.OK:
+                    stderr = math.nan if chunk.stderr is None else chunk.stderr
+                    self._add(chunk.name, [chunk.step], [chunk.value], [stderr])
+            else:
+                for name, column in chunk.items():
+                    exact = [math.nan] * len(column.steps)
+                    self._add(name, column.steps, column.values, exact)
+            yield chunk
+
+    def _add(self, name: str, steps: list[int], values: list[float], stderrs: list[float]) -> None:
+        kept = self._columns.setdefault(name, (array("q"), array("d"), array("d")))
+        kept[0].extend(steps)
+        kept[1].extend(values)
+        kept[2].extend(stderrs)
+
+    def history(self, name: str) -> Arrays:
+        """Steps, values and standard errors of one stream; empty if it never came."""
+        steps, values, stderrs = self._columns.get(name, (array("q"), array("d"), array("d")))
+        return (
+            np.array(steps, dtype=np.int64),
+            np.array(values, dtype=np.float64),
+            np.array(stderrs, dtype=np.float64),
+        )
+
+
 def detect(
     chunks: Iterable[Chunk],
     *,
@@ -158,8 +202,9 @@ def detect(
     attempt: int = 1,
     config: MonitorConfig | None = None,
     change: Change | None = None,
+    history: History | None = None,
 ) -> Outcome:
-    """Detect and fuse as a live run does.
+    """Detect and fuse as a live run does, and look back at the end.
 
     Args:
         chunks: Values in the order in which they came.
@@ -167,11 +212,15 @@ def detect(
         attempt: Which fit of the run.
         config: The run's configuration.
         change: Other detectors than the configured ones.
+        history: Where the full history is to be had; None keeps it, 24 bytes a value.
 
     Raises:
         ConfigError: A detector's name or parameters are wrong.
     """
     change = change or Change()
+    if history is None:
+        chunks = kept = Kept(chunks)
+        history = kept.history
     detection = Detection(config or MonitorConfig(), None, run, Health(), change)
     detection.start(run, attempt)
     said: dict[str, Transition] = {}
@@ -179,6 +228,10 @@ def detect(
         said.update((transition.id, transition) for transition in detection.take_chunk(chunk))
     watched = [Watched.of(stream) for stream in detection.streams]
     change.check_used(watched)
+    reviewed = review(
+        said.values(), detection.streams, history, run=run, attempt=attempt, seconds=math.inf
+    )
+    said.update((transition.id, transition) for transition in reviewed)
     found = sorted(said.values(), key=lambda t: (t.onset_step, t.detected_step))
     return Outcome(tuple(found), tuple(watched))
 
@@ -212,6 +265,7 @@ def replay(store: Store, run: RunInfo, change: Change | None = None) -> Outcome:
         attempt=run.attempt,
         config=config,
         change=change,
+        history=stored_history(store, run.id),
     )
 
 
@@ -219,7 +273,7 @@ def replay(store: Store, run: RunInfo, change: Change | None = None) -> Outcome:
 
 
 class Verdict(StrEnum):
-    """A replayed transition beside the stored one."""
+    """A replayed transition beside the stored one; by what was streamed, not by hindsight."""
 
     SAME = "same"
     MOVED = "moved"
@@ -255,9 +309,11 @@ class Pair:
     @property
     def verdict(self) -> Verdict:
         """How they compare."""
-        if self.stored is None:
+        said = self.stored is not None and _streamed(self.stored) is not None
+        says = self.found is not None and _streamed(self.found) is not None
+        if self.stored is None or (says and not said):
             return Verdict.NEW
-        if self.found is None:
+        if self.found is None or (said and not says):
             return Verdict.GONE
         return Verdict.SAME if equal(self.stored, self.found) else Verdict.MOVED
 
@@ -265,18 +321,25 @@ class Pair:
 def _cells(transition: Transition) -> dict[str, str]:
     return {
         "kind": transition.kind.value,
-        "status": transition.status.value,
+        "status": str(_streamed(transition) or "–"),
         "onset": str(transition.onset_step),
         "detected": str(transition.detected_step),
         "end": "–" if transition.end_step is None else str(transition.end_step),
         "severity": f"{transition.severity:.3g}",
         "evidence": ", ".join(transition.evidence),
+        "hindsight": "–" if transition.hindsight is None else str(transition.hindsight),
     }
 
 
+def _streamed(transition: Transition) -> TransitionStatus | None:
+    return transition.hindsight.streamed if transition.hindsight else transition.status
+
+
 def equal(one: Transition, other: Transition) -> bool:
-    """Whether two transitions agree in kind, status, steps and severity."""
-    return all(getattr(one, name) == getattr(other, name) for name in COMPARED)
+    """Whether two transitions agree in kind, streamed status, steps and severity."""
+    return _streamed(one) is _streamed(other) and all(
+        getattr(one, name) == getattr(other, name) for name in COMPARED
+    )
 
 
 def compare(stored: Sequence[Transition], found: Sequence[Transition]) -> list[Pair]:

@@ -145,7 +145,8 @@ def _transitions(record: Record) -> str:
     head = (
         "<tr><th>kind</th><th>status</th><th class='number'>onset</th>"
         "<th class='number'>detected</th><th class='number'>end</th>"
-        "<th class='number'>severity</th><th>evidence</th><th>where in the model</th></tr>"
+        "<th class='number'>severity</th><th>in hindsight</th><th>evidence</th>"
+        "<th>where in the model</th></tr>"
     )
     rows = "".join(_transition_row(t) for t in record.transitions)
     return (
@@ -160,13 +161,14 @@ def _transition_row(transition: Transition) -> str:
     evidence = "<br>".join(
         _evidence(transition, name, alarm) for name, alarm in transition.evidence.items()
     )
+    seen = "–" if transition.hindsight is None else html.escape(str(transition.hindsight))
     where = ", ".join(f"{html.escape(name)} ({share:.2g})" for name, share in transition.where[:5])
     return (
         f'<tr><td><span class="dot" style="background:{colour}"></span>'
         f"{html.escape(transition.kind)}</td><td>{html.escape(transition.status)}</td>"
         f'<td class="number">{transition.onset_step:,}</td>'
         f'<td class="number">{transition.detected_step:,}</td><td class="number">{end}</td>'
-        f'<td class="number">{transition.severity:.2f}</td><td>{evidence}</td>'
+        f'<td class="number">{transition.severity:.2f}</td><td>{seen}</td><td>{evidence}</td>'
         f"<td>{where or '–'}</td></tr>"
     )
 

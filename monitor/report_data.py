@@ -257,6 +257,12 @@ def value_range(series: Sequence[Series]) -> tuple[float, float] | None:
 
 
 def span(transition: Transition, last_step: int) -> tuple[int, int]:
-    """First and last step of a transition; one that has not ended reaches to the last step."""
+    """First and last step of a transition; one that has not ended reaches to the last step.
+
+    As the stream said; one that only hindsight saw lies where that saw it.
+    """
+    seen = transition.hindsight
+    if seen is not None and seen.streamed is None and seen.onset_step is not None:
+        return seen.onset_step, last_step if seen.end_step is None else seen.end_step
     end = last_step if transition.end_step is None else transition.end_step
     return transition.onset_step, max(end, transition.detected_step)

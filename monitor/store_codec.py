@@ -20,6 +20,8 @@ from phasewatch.monitor.scalars import Column, observations_of
 from phasewatch.monitor.types import (
     Estimate,
     EstimateStatus,
+    Hindsight,
+    HindsightVerdict,
     Observation,
     Transition,
     TransitionKind,
@@ -164,14 +166,16 @@ def encode_transition(transition: Transition) -> str:
     body = {
         item.name: getattr(transition, item.name)
         for item in dataclasses.fields(Transition)
-        if item.name != "evidence"
+        if item.name not in ("evidence", "hindsight")
     }
-    evidence = {name: dataclasses.asdict(alarm) for name, alarm in transition.evidence.items()}
-    return to_json(body | {"evidence": evidence})
+    body["evidence"] = {n: dataclasses.asdict(alarm) for n, alarm in transition.evidence.items()}
+    if transition.hindsight is not None:
+        body["hindsight"] = dataclasses.asdict(transition.hindsight)
+    return to_json(body)
 
 
 def decode_transition(body: str) -> Transition:
-    """The inverse of `encode_transition`."""
+    """The inverse of `encode_transition`; bodies of before there was hindsight have none."""
     values = _numbers(Transition, json.loads(body))
     values["kind"] = TransitionKind(values["kind"])
     values["status"] = TransitionStatus(values["status"])
@@ -179,7 +183,17 @@ def decode_transition(body: str) -> Transition:
     for side in ("before", "after"):
         values[side] = {name: float(value) for name, value in values[side].items()}
     values["where"] = tuple((group, float(moved)) for group, moved in values["where"])
+    if "hindsight" in values:
+        values["hindsight"] = _hindsight(values["hindsight"])
     return Transition(**values)
+
+
+def _hindsight(content: Mapping[str, Any]) -> Hindsight:
+    values = _numbers(Hindsight, content)
+    values["verdict"] = HindsightVerdict(values["verdict"])
+    if values["streamed"] is not None:
+        values["streamed"] = TransitionStatus(values["streamed"])
+    return Hindsight(**values)
 
 
 def _alarm(content: Mapping[str, Any]) -> Alarm:

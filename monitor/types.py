@@ -69,6 +69,45 @@ class TransitionStatus(StrEnum):
     WITHDRAWN = "withdrawn"
 
 
+class HindsightVerdict(StrEnum):
+    """What the full history says of a transition that was told while the run went on.
+
+    CONFIRMED: it is there, and where it was said to be. CORRECTED: it is there, and began or ended
+    elsewhere. WITHDRAWN: the history shows no abrupt change. FOUND: the history shows one where
+    none stood.
+    """
+
+    CONFIRMED = "confirmed"
+    CORRECTED = "corrected"
+    WITHDRAWN = "withdrawn"
+    FOUND = "found"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hindsight:
+    """The second verdict on a transition, beside the streamed one.
+
+    Attributes:
+        verdict: What the full history says.
+        streamed: Status that the stream had given it; None where the stream had said nothing.
+        onset_step: First step of the change in the full history; None where there is none.
+        end_step: Its last step; None where there is none, or it was still going on at the end.
+        score: How many times as steep the change is as what is around it; 0 where there is none.
+    """
+
+    verdict: HindsightVerdict
+    streamed: TransitionStatus | None
+    onset_step: int | None = None
+    end_step: int | None = None
+    score: float = 0.0
+
+    def __str__(self) -> str:
+        """The verdict, and the steps where they are news."""
+        if self.verdict in (HindsightVerdict.CONFIRMED, HindsightVerdict.WITHDRAWN):
+            return self.verdict.value
+        return f"{self.verdict.value}: {self.onset_step} to {self.end_step or 'the end'}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """One measurement of the local learning coefficient (LLC).
@@ -209,6 +248,8 @@ class Transition:
         before: Value at the onset, by observable.
         after: Value at the latest look, by observable.
         where: Parameter groups, most changed first, with their relative displacement.
+        hindsight: What the full history says of it; None before it was looked at. Onset and end
+            above stay those that were streamed.
     """
 
     id: str
@@ -226,6 +267,7 @@ class Transition:
     before: Mapping[str, float]
     after: Mapping[str, float]
     where: tuple[tuple[str, float], ...] = ()
+    hindsight: Hindsight | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -181,6 +181,8 @@ class Watch:
         outlets, store = self._outlets, self._outlets.store
         try:
             self.drain()
+            if state is RunState.FINISHED:
+                self._look_back(outlets)
         finally:
             self._outlets = None
             self.health.state = state
@@ -193,6 +195,33 @@ class Watch:
             else:
                 store.close()
         self._say_goodbye(state, store)
+
+    def _look_back(self, outlets: Outlets) -> None:
+        """Judge transitions once more by the full history; what fails leaves them as they were."""
+        from phasewatch.monitor.hindsight import review, stored_history
+
+        store, before = outlets.store, {t.id: t.status for t in self.transitions}
+        try:
+            reviewed = review(
+                store.transitions(self.run_id),
+                self._detection.streams,
+                stored_history(store, self.run_id),
+                run=self.run_id,
+                attempt=self.attempt,
+            )
+        except Exception as error:
+            log.warning("transitions were not looked at again: %s: %s", type(error).__name__, error)
+            return
+        self._detection.revise(reviewed)
+        for transition in reviewed:
+            told = before.get(transition.id) in (
+                TransitionStatus.CONFIRMED,
+                TransitionStatus.ENDED,
+            )
+            if told and transition.status is TransitionStatus.WITHDRAWN:
+                outlets.notify(transition)
+            else:
+                store.add_transition(transition)
 
     def _say_goodbye(self, state: RunState, store: Store) -> None:
         found = [t for t in self.transitions if t.status is not TransitionStatus.WITHDRAWN]

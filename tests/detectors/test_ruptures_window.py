@@ -5,7 +5,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phasewatch.detectors import Direction, RupturesWindow, default
+from phasewatch.detectors.checks import all_checks
+from phasewatch.detectors.ruptures_window import search_changes
 from support.curves import autoregressive, feed, power_law
+
+SEARCHES = ("kernelcpd", "pelt", "binseg", "bottomup", "window")
+KINDS = [
+    (search, cost)
+    for search in SEARCHES
+    for cost in ("l2", "rbf", "linear", "weighted")
+    if search != "kernelcpd" or cost in ("l2", "rbf")
+]
 
 
 def fed(values, **parameters):
@@ -113,6 +123,68 @@ def test_the_search_is_ruptures_own_with_every_point_a_candidate(monkeypatch):
     assert all(arguments["jump"] == 1 for arguments in seen)
 
 
+@pytest.mark.parametrize(("search", "cost"), KINDS)
+def test_every_search_and_cost_finds_a_change_of_level_once(search, cost):
+    values = autoregressive(500, 0.0, 1.0, seed=3)
+    values[300:] += 15.0
+    (alarm,) = fed(values, search=search, cost=cost)
+    assert alarm.direction is Direction.UP
+    assert alarm.onset_step == pytest.approx(300, abs=5)
+    assert alarm.detected_step <= 330
+
+
+@pytest.mark.parametrize(("search", "cost"), KINDS)
+def test_every_search_and_cost_is_quiet_without_a_change(search, cost):
+    assert fed(autoregressive(1500, 0.6, 1.0, seed=1), search=search, cost=cost) == []
+    assert fed(power_law(600), search=search, cost=cost) == []
+
+
+@pytest.mark.parametrize(("search", "cost"), KINDS)
+def test_every_point_is_a_candidate(search, cost):
+    residuals = np.concatenate([np.zeros(43), np.full(37, 20.0)])
+    residuals += 0.1 * np.cos(7.0 * np.arange(80))
+    found = search_changes(residuals, penalty=70.0, min_size=5, search=search, cost=cost)
+    near = 5 if search == "bottomup" else 0  # it joins leaves of `min_size` points
+    assert min(abs(at - 43) for at in found) <= near
+
+
+@pytest.mark.parametrize(("search", "cost"), KINDS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_refused(search, cost, value):
+    residuals = np.zeros(60)
+    residuals[30] = value
+    with pytest.raises(ValueError, match="residuals has a value that is not finite"):
+        search_changes(residuals, penalty=70.0, min_size=5, search=search, cost=cost)
+
+
+def test_the_weighted_cost_lets_loud_points_count_less():
+    rng = np.random.default_rng(0)
+    stderrs = np.where(np.arange(80) % 2 == 0, 0.2, 20.0)
+    residuals = np.repeat([0.0, 1.5], 40) + stderrs * rng.standard_normal(80)
+    known = {"penalty": 70.0, "min_size": 5, "search": "pelt", "cost": "weighted"}
+    scaled = residuals / 0.3
+    assert search_changes(scaled, **known, stderrs=stderrs) == [pytest.approx(40, abs=2)]
+    assert search_changes(scaled, **known) != [pytest.approx(40, abs=2)]
+
+
+def test_errors_that_only_some_points_have_do_no_harm():
+    values = autoregressive(500, 0.0, 1.0, seed=3)
+    values[300:] += 15.0
+    detector = RupturesWindow(search="pelt", cost="weighted")
+    alarms = []
+    for step, value in enumerate(values):
+        stderr = (1.0, None, float("nan"), 0.0)[step % 4]
+        alarms.append(detector.update(step, float(value), stderr))
+    (alarm,) = filter(None, alarms)
+    assert alarm.onset_step == pytest.approx(300, abs=5)
+
+
+@pytest.mark.parametrize("check", all_checks(), ids=lambda check: check.__name__)
+@pytest.mark.parametrize(("search", "cost"), [("pelt", "weighted"), ("window", "rbf")])
+def test_other_searches_and_costs_keep_the_contract(check, search, cost):
+    check(lambda: RupturesWindow(search=search, cost=cost))
+
+
 @settings(max_examples=8, deadline=None)
 @given(factor=st.sampled_from([2.0**k for k in range(-20, 21)]))
 def test_the_unit_of_the_stream_does_not_matter(factor):
@@ -127,6 +199,9 @@ def test_the_unit_of_the_stream_does_not_matter(factor):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
+        ({"search": "dynp"}, "search is 'dynp', but must be one of 'kernelcpd', 'pelt', 'binseg'"),
+        ({"cost": "l1"}, "cost is 'l1', but must be one of 'l2', 'rbf', 'linear', 'weighted'"),
+        ({"cost": "weighted"}, "cost is 'weighted', but must be 'l2' or 'rbf' with search="),
         ({"penalty": 0.0}, r"penalty is 0\.0, but must be above 0"),
         ({"effect": 0.0}, r"effect is 0\.0, but must be above 0"),
         ({"min_effect": -1.0}, r"min_effect is -1\.0, but must be at least 0"),

@@ -92,11 +92,20 @@ def test_a_file_and_a_live_run_of_the_same_numbers_say_the_same(shell, curve, st
 def test_detect_with_other_settings(shell, curve) -> None:
     _, out, _ = shell("detect", curve, "--set", "gate=5", "--set", "scale=log", "--json")
     content = json.loads(out)
-    assert content["transitions"] == []
+    assert [t["hindsight"]["streamed"] for t in content["transitions"]] == [None]
     assert content["streams"][0]["parameters"]["gate"] == 5
     assert content["streams"][0]["parameters"]["scale"] == "log"
     _, out, _ = shell("detect", curve, "--detector", "none")
     assert "no transitions" in out
+
+
+def test_detect_shows_both_verdicts(shell, curve) -> None:
+    _, out, _ = shell("detect", curve)
+    assert "in hindsight" in out
+    assert any(word in out for word in ("confirmed", "corrected: "))
+    _, out, _ = shell("detect", curve, "--json")
+    (transition,) = json.loads(out)["transitions"]
+    assert transition["hindsight"]["streamed"] == transition["status"] == "ended"
 
 
 def test_detect_on_chosen_columns(shell, curve) -> None:
@@ -210,7 +219,7 @@ def test_the_page_of_a_replay_shows_what_it_found_beside_what_was_said(
     page = tmp_path / "page.html"
     assert shell("replay", "demo", "--store", store, "--report", page, "--set", "gate=5")[0] == 0
     content = page.read_text(encoding="utf-8")
-    for part in ("demo, replayed", "with gate = 5", "<td>gone</td>", "No transition was found"):
+    for part in ("demo, replayed", "with gate = 5", "<td>gone</td>", "found: "):
         assert part in content
 
 

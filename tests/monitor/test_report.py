@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import math
@@ -31,6 +32,8 @@ from phasewatch.monitor.report_figures import MAX_TRACE_POINTS, MAX_TRACED
 from phasewatch.monitor.store import Store
 from phasewatch.monitor.types import (
     EstimateStatus,
+    Hindsight,
+    HindsightVerdict,
     Observation,
     RunState,
     TransitionKind,
@@ -124,6 +127,25 @@ def test_a_withdrawn_transition_is_shown_but_not_counted(write: Write) -> None:
     page = write(transitions=(transition(status=TransitionStatus.WITHDRAWN),))
     assert "No transition stands" in page.words
     assert "withdrawn" in page.words
+
+
+def test_both_verdicts_are_shown(write: Write) -> None:
+    seen = Hindsight(
+        verdict=HindsightVerdict.CORRECTED,
+        streamed=TransitionStatus.ENDED,
+        onset_step=450,
+        end_step=800,
+    )
+    page = write(transitions=(dataclasses.replace(transition(), hindsight=seen),))
+    assert "in hindsight" in page.words
+    assert "corrected: 450 to 800" in page.words
+    assert "ended" in page.words
+
+
+def test_what_only_hindsight_saw_is_drawn_where_it_saw_it() -> None:
+    seen = Hindsight(verdict=HindsightVerdict.FOUND, streamed=None, onset_step=450, end_step=800)
+    found = dataclasses.replace(transition(detected=1000), hindsight=seen)
+    assert span(found, 1000) == (450, 800)
 
 
 def test_a_constant_stream_is_drawn_on_an_axis_from_zero(store: Store, write: Write) -> None:

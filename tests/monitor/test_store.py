@@ -12,7 +12,14 @@ import pytest
 from phasewatch.monitor.errors import StoreError
 from phasewatch.monitor.scalars import Column
 from phasewatch.monitor.store import Store
-from phasewatch.monitor.types import EstimateStatus, RunState, TransitionStatus
+from phasewatch.monitor.store_codec import decode_transition, encode_transition
+from phasewatch.monitor.types import (
+    EstimateStatus,
+    Hindsight,
+    HindsightVerdict,
+    RunState,
+    TransitionStatus,
+)
 from support.records import INF, NAN, make_estimate, make_observation, make_transition
 
 
@@ -185,6 +192,29 @@ def test_names_and_streams_are_listed(store, run):
     first, second = store.streams(run)
     assert (first.name, first.unit, first.count, first.last.value) == ("a", "1", 2, 2.5)
     assert (second.name, second.count) == ("b", 1)
+
+
+@pytest.mark.parametrize("streamed", [TransitionStatus.ENDED, None])
+def test_both_verdicts_on_a_transition_survive(store, run, streamed):
+    hindsight = Hindsight(
+        verdict=HindsightVerdict.CORRECTED, streamed=streamed, onset_step=70, score=INF
+    )
+    store.add_transition(make_transition(run))
+    store.add_transition(make_transition(run, hindsight=hindsight))
+    (found,) = store.transitions(run)
+    assert found.hindsight == hindsight
+    assert [t.hindsight for _, t in store.transition_changes("t1")] == [None, hindsight]
+
+
+def test_a_transition_stored_before_there_was_hindsight_is_read(run):
+    body = json.loads(encode_transition(make_transition(run)))
+    assert "hindsight" not in body
+    assert decode_transition(json.dumps(body)).hindsight is None
+
+
+def test_what_a_later_version_adds_to_a_transition_is_passed_over(run):
+    body = json.loads(encode_transition(make_transition(run)))
+    assert decode_transition(json.dumps(body | {"foresight": 1})).id == "t1"
 
 
 def test_a_transition_survives_whole(store, run):
