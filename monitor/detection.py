@@ -12,10 +12,12 @@ from typing import Any
 from phasewatch.detectors.base import Detector
 from phasewatch.detectors.types import Alarm
 from phasewatch.monitor.config import MonitorConfig
+from phasewatch.monitor.episodes import Point
 from phasewatch.monitor.health import Health
+from phasewatch.monitor.names import is_validation
 from phasewatch.monitor.scalars import Chunk, Column
 from phasewatch.monitor.streams import Override, Stream, Streams
-from phasewatch.monitor.transitions import Point, TransitionTracker, is_validation
+from phasewatch.monitor.transitions import TransitionTracker
 from phasewatch.monitor.types import EstimateStatus, Observation, Transition, TransitionStatus
 
 log = logging.getLogger("phasewatch")

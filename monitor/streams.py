@@ -14,6 +14,7 @@ from phasewatch.detectors.base import Detector
 from phasewatch.detectors.types import Alarm
 from phasewatch.monitor.config import DetectorConfig
 from phasewatch.monitor.errors import ConfigError, UnknownNameError
+from phasewatch.monitor.names import SUPPORTING
 
 log = logging.getLogger("phasewatch")
 
@@ -24,9 +25,6 @@ Override = Callable[[str, Detector | None], Detector | None]
 
 NOT_DETECTED = frozenset({"epoch", "step", "global_step", "lr", "learning_rate", "momentum"})
 """Logged settings and counters: they change because someone set them, not because of the model."""
-
-SUPPORTING = frozenset({"gradient_norm", "update_ratio", "weight_norm"})
-"""These move with every change of the learning rate: evidence beside another stream, not alone."""
 
 
 class Role(StrEnum):

@@ -53,6 +53,8 @@ class TransitionKind(StrEnum):
     """What sort of transition, in order of precedence when several descriptions fit."""
 
     INSTABILITY = "instability"
+    CLEANUP = "cleanup"
+    CIRCUIT_FORMATION = "circuit_formation"
     GENERALISATION = "generalisation"
     MEMORISATION = "memorisation"
     SIMPLIFICATION = "simplification"
@@ -203,12 +205,15 @@ class Transition:
         end_step: Step at which the last detector was out of the episode; None while it lasts.
         epoch: Epoch at detection, if known.
         detected_at: Unix seconds of the detection.
-        severity: Effect size: |log10(after/before)| in dex for positive streams, else the relative
-            change; of the strongest observable.
+        severity: Effect size: |log10(after/before)| in dex for positive streams, else the change
+            relative to the larger value; of the strongest observable, norms and ratios apart. Of an
+            instability the largest so far; inf where a stream stopped being a finite number.
         evidence: The alarms, by observable.
         before: Value at the onset, by observable.
         after: Value at the latest look, by observable.
-        where: Parameter groups, most changed first, with their relative displacement.
+        where: Parameter groups and how many times as far they moved over the transition as over an
+            equal stretch before it (relative displacement), largest first.
+        repeats: Further alarms of streams that are in the evidence already.
     """
 
     id: str
@@ -226,6 +231,19 @@ class Transition:
     before: Mapping[str, float]
     after: Mapping[str, float]
     where: tuple[tuple[str, float], ...] = ()
+    repeats: int = 0
+
+    @property
+    def lags(self) -> dict[str, int]:
+        """Steps by which each observable's onset lags that of the lead; negative where it leads.
+
+        The lead is the observable that raised the first alarm. A lag is as exact as the coarser of
+        the two streams is dense.
+        """
+        lead = next(iter(self.evidence.values()), None)
+        if lead is None:
+            return {}
+        return {name: a.onset_step - lead.onset_step for name, a in self.evidence.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,14 +7,11 @@ import json
 import pytest
 
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
+from phasewatch.monitor.episodes import Point
+from phasewatch.monitor.kinds import classify, severity
+from phasewatch.monitor.names import is_validation
 from phasewatch.monitor.streams import Role
-from phasewatch.monitor.transitions import (
-    Point,
-    TransitionTracker,
-    classify,
-    is_validation,
-    severity,
-)
+from phasewatch.monitor.transitions import TransitionTracker
 from phasewatch.monitor.types import TransitionKind, TransitionStatus
 
 
@@ -119,7 +116,8 @@ def test_instability_is_a_class_of_its_own_and_swallows_shifts_inside_it(tracker
     (transition,) = tracker.update(point("train_loss", 120, alarm=unstable))
     assert transition.kind is TransitionKind.INSTABILITY
     assert transition.status is TransitionStatus.CONFIRMED
-    (joined,) = tracker.update(point("val_loss", 125, alarm=alarm(110, 125)))
+    worse = alarm(110, 125, Direction.UP, before=0.5, after=1.0)
+    (joined,) = tracker.update(point("val_loss", 125, alarm=worse))
     assert joined.id == transition.id
     assert joined.kind is TransitionKind.INSTABILITY
 
