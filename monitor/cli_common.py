@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.kinds import seen_by
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -145,7 +146,7 @@ def transitions_table(transitions: Sequence[Transition]) -> Table:
             str(item.detected_step),
             "–" if item.end_step is None else str(item.end_step),
             f"{item.severity:.3g}",
-            ", ".join(item.evidence),
+            seen_by(item),
         )
         add_row(table, *cells)
     return table

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from phasewatch.detectors.types import Direction
 from phasewatch.monitor.errors import ConfigError
 from phasewatch.monitor.schedule import Cadence, EveryNSteps
 
@@ -168,6 +169,7 @@ class MonitorConfig(_Model):
         alerts: Direct alert targets.
         sampler: How the LLC is sampled.
         probe: The data on which the model is measured.
+        better: "up" or "down", by stream name: which way is better, where the name does not tell.
         false_alarms_per_run: Expected false alarms of a whole run, over all its streams.
         seed: Seed of everything random in the monitor.
     """
@@ -185,6 +187,7 @@ class MonitorConfig(_Model):
     alerts: tuple[str, ...] = ()
     sampler: SamplerConfig = SamplerConfig()
     probe: ProbeConfig = ProbeConfig()
+    better: Mapping[str, Direction] = Field(default_factory=dict)
     false_alarms_per_run: PositiveFloat = 0.1
     seed: NonNegativeInt = 0
 

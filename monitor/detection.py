@@ -51,9 +51,10 @@ class Detection:
     ) -> None:
         self._health = health
         self._streams = Streams(config.detectors, given, override)
-        self._tracker = TransitionTracker(run_id, attempt=0)
+        self._tracker = TransitionTracker(run_id, attempt=0, better=config.better)
         self._group_norms: dict[str, deque[tuple[int, float]]] = {}
         self._announced: set[str] = set()
+        self._told: dict[str, Transition] = {}
         self._seen: dict[str, int] = {}
 
     @property
@@ -203,8 +204,23 @@ class Detection:
                 and transition.id not in self._announced
             ):
                 self._announce(transition)
+            self._told[transition.id] = transition
             changed.append(transition)
         return changed
+
+    def finish(self) -> list[Transition]:
+        """The run is over.
+
+        Returns:
+            The transitions that this ended.
+        """
+        ended = self._tracker.finish()
+        self._told.update((transition.id, transition) for transition in ended)
+        return ended
+
+    def grown(self) -> list[Transition]:
+        """Transitions that have changed since they were told: larger, or seen by more alarms."""
+        return [t for t in self.transitions if self._told.get(t.id) != t]
 
     def _announce(self, transition: Transition) -> None:
         self._announced.add(transition.id)

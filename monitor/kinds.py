@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 from phasewatch.monitor.names import SUPPORTING, better_direction, is_loss, is_validation
-from phasewatch.monitor.types import TransitionKind
+from phasewatch.monitor.types import Transition, TransitionKind
 
 FLAT = 0.1
 """A loss that falls by less than this share of what another falls by, in nats, is flat beside it:
@@ -139,6 +139,16 @@ def move_of(name: str, alarm: Alarm, better: Mapping[str, Direction]) -> Move | 
     if is_validation(name):
         return Move.VALIDATION_BETTER if alarm.direction is good else Move.VALIDATION_WORSE
     return Move.TRAIN_BETTER if alarm.direction is good else Move.TRAIN_WORSE
+
+
+def seen_by(transition: Transition) -> str:
+    """The observables in words, the lead first, each with its lag in steps: "val_loss, llc +40"."""
+    lags = transition.lags
+    lead = next(iter(lags), "")
+    said = [lead, *(f"{name} {lag:+,}" for name, lag in lags.items() if name != lead)]
+    if transition.repeats:
+        said.append(f"{transition.repeats:,} more alarms")
+    return ", ".join(said)
 
 
 def displacement(before: float, after: float) -> float:

@@ -17,12 +17,13 @@ from phasewatch.monitor.config import DetectorConfig, MonitorConfig
 from phasewatch.monitor.detection import Detection
 from phasewatch.monitor.errors import ConfigError
 from phasewatch.monitor.health import Health
+from phasewatch.monitor.kinds import seen_by
 from phasewatch.monitor.scalars import Chunk, chunked
 from phasewatch.monitor.store import RunInfo, Store
 from phasewatch.monitor.streams import Stream, create_detector, name_of, parameters_of
 from phasewatch.monitor.types import Transition
 
-DETECTION_SETTINGS = ("detectors", "false_alarms_per_run")
+DETECTION_SETTINGS = ("detectors", "better", "false_alarms_per_run")
 """Fields of a stored configuration that matter to detection."""
 
 COMPARED = ("kind", "status", "onset_step", "detected_step", "end_step", "severity")
@@ -143,7 +144,7 @@ class Outcome:
     """What detection found.
 
     Attributes:
-        transitions: By onset, each as it was said last.
+        transitions: By onset, each as it stands in the end.
         watched: The streams.
     """
 
@@ -174,12 +175,12 @@ def detect(
     change = change or Change()
     detection = Detection(config or MonitorConfig(), None, run, Health(), change)
     detection.start(run, attempt)
-    said: dict[str, Transition] = {}
     for chunk in chunks:
-        said.update((transition.id, transition) for transition in detection.take_chunk(chunk))
+        detection.take_chunk(chunk)
+    detection.finish()
     watched = [Watched.of(stream) for stream in detection.streams]
     change.check_used(watched)
-    found = sorted(said.values(), key=lambda t: (t.onset_step, t.detected_step))
+    found = sorted(detection.transitions, key=lambda t: (t.onset_step, t.detected_step))
     return Outcome(tuple(found), tuple(watched))
 
 
@@ -270,7 +271,7 @@ def _cells(transition: Transition) -> dict[str, str]:
         "detected": str(transition.detected_step),
         "end": "–" if transition.end_step is None else str(transition.end_step),
         "severity": f"{transition.severity:.3g}",
-        "evidence": ", ".join(transition.evidence),
+        "evidence": seen_by(transition),
     }
 
 

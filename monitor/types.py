@@ -312,7 +312,8 @@ class MeasureContext:
 class Observable(Protocol):
     """Something that is measured on a copy of the model.
 
-    Optional members: `cost` ("cheap" or "expensive"), `source` (paper and equation),
+    Optional members: `cost` ("cheap" or "expensive"), `source` (paper and equation), `better`
+    ("up" or "down": which way is better, if the name does not say it),
     `check(context)`, which raises `RefusedError` before the first step when the model lacks what
     is needed, and `state_dict()` / `load_state_dict(state)`.
     """

@@ -107,6 +107,8 @@ class Watch:
         self._root = root
         self._measuring = Measuring(self.config, self.health, observables)
         self._planner = self._measuring.planner
+        if stated := self._measuring.better:
+            self.config = self.config.replace(better=stated | dict(self.config.better))
         self._detection = Detection(self.config, detectors, self.run_id, self.health)
         self._buffer = ScalarBuffer()
         self._record: StepRecord | None = None
@@ -181,6 +183,11 @@ class Watch:
         outlets, store = self._outlets, self._outlets.store
         try:
             self.drain()
+            ended = self._detection.finish()
+            for transition in ended:
+                outlets.notify(transition)
+            for transition in self._detection.grown():
+                store.add_transition(transition)  # it grew since it was told: no news for a sink
         finally:
             self._outlets = None
             self.health.state = state
