@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -54,6 +54,17 @@ def cadence(alarm: Alarm) -> float:
 def earliest(alarm: Alarm) -> float:
     """The step after which the change began: that of the last point before the onset."""
     return alarm.onset_step - cadence(alarm)
+
+
+def onset_of(alarms: Iterable[Alarm]) -> int:
+    """The earliest onset, as exactly as the alarms tell.
+
+    The onset of a stream of few points lies up to one point too early: it comes before that of a
+    denser stream only where it does so by more.
+    """
+    finest = min(alarms := list(alarms), key=cadence)
+    earlier = [a.onset_step for a in alarms if a.onset_step + cadence(a) < finest.onset_step]
+    return min([finest.onset_step, *earlier])
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from phasewatch.detectors.types import Alarm, Direction
-from phasewatch.monitor.episodes import ALARM, Episode, Point, is_unstable
+from phasewatch.monitor.episodes import ALARM, SLACK, Episode, Point, is_unstable, onset_of
 from phasewatch.monitor.kinds import Move, classify, move_of, progress, severity
 from phasewatch.monitor.names import is_validation
 from phasewatch.monitor.streams import Role
@@ -79,7 +79,7 @@ class TransitionTracker:
         if point.alarm is not None:
             changed += self._take_alarm(point, point.alarm)
         if point.name in self.following:
-            for episode in self._episodes:
+            for episode in list(self._episodes):  # a return may open another
                 if episode.open and point.name in episode.transition.evidence:
                     changed += self._follow(episode, point)
             self._refresh_following()
@@ -97,7 +97,7 @@ class TransitionTracker:
         elif name not in episode.transition.evidence:
             self._add(episode, name, alarm)
         else:  # the same stream again: one transition gives one alert
-            if episode.unstable and not is_unstable(alarm):
+            if episode.unstable and not self._is_shaken(name, alarm):
                 episode.returning[name] = alarm
             old = episode.transition
             self._update(episode, replace(old, repeats=old.repeats + 1))
@@ -113,10 +113,12 @@ class TransitionTracker:
         """The episode that an alarm belongs to; None opens one."""
         unstable = [e for e in reversed(self._episodes) if e.unstable]
         shifts = [e for e in self._episodes if not e.unstable]
-        if is_unstable(alarm):
+        if self._is_shaken(name, alarm):
             going_on = (e for e in unstable if e.continues(alarm))
             mistaken = (e for e in shifts if self._is_mistaken(e) and e.takes(name, alarm))
-            return next(going_on, None) or next(mistaken, None)
+            found = next(going_on, None) or next(mistaken, None)
+            if found is not None or is_unstable(alarm):
+                return found
         back = next((e for e in unstable if e.returns(name, alarm)), None)
         if back is not None:
             return back
@@ -125,6 +127,10 @@ class TransitionTracker:
         return min(
             near, key=lambda e: abs(alarm.onset_step - e.transition.onset_step), default=None
         )
+
+    def _is_shaken(self, name: str, alarm: Alarm) -> bool:
+        """Whether an alarm is of an instability, or of training that gets worse."""
+        return move_of(name, alarm, self.better) in (Move.UNSTABLE, Move.TRAIN_WORSE)
 
     def _is_mistaken(self, episode: Episode) -> bool:
         """Whether a suspected shift may be the beginning of an instability: nothing improved."""
@@ -166,7 +172,7 @@ class TransitionTracker:
             after={},
         )
         episode = Episode(transition, point.name, set(), point.step)
-        if is_unstable(alarm):
+        if self._is_shaken(point.name, alarm):
             last = max((e.end for e in self._episodes if e.unstable), default=None)
             episode.quiet_before = 0 if last is None else max(alarm.onset_step - last, 0)
         self._episodes.append(episode)
@@ -188,7 +194,7 @@ class TransitionTracker:
             old,
             evidence=evidence,
             status=status,
-            onset_step=min(old.onset_step, alarm.onset_step),
+            onset_step=onset_of(evidence.values()),
             before={**old.before, name: alarm.value_before},
             after={**old.after, name: alarm.value_after},
         )
@@ -225,7 +231,7 @@ class TransitionTracker:
         if old.status is TransitionStatus.SUSPECTED and name == episode.lead:
             changed = replace(changed, status=self._judge(episode, point))
         over = not episode.active and (
-            not episode.unstable or point.step > episode.end + episode.hold
+            not episode.unstable or point.step > episode.end + (1.0 + SLACK) * episode.hold
         )
         if changed.status is TransitionStatus.WITHDRAWN:
             episode.active.clear()

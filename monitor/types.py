@@ -200,7 +200,8 @@ class Transition:
         attempt: Which fit of the run saw it (1 is the first).
         kind: What sort of transition.
         status: Where it stands in its life.
-        onset_step: First step of the change, the earliest onset in the evidence.
+        onset_step: First step of the change: the earliest onset in the evidence, where a stream of
+            few points counts only if it leads the densest by more than one of its points.
         detected_step: Step at which the first alarm was raised.
         end_step: Step at which the last detector was out of the episode; None while it lasts.
         epoch: Epoch at detection, if known.
