@@ -88,6 +88,20 @@ class Measuring:
         stated = {name: getattr(o, "better", None) for name, o in self._observables.items()}
         return {name: Direction(way) for name, way in stated.items() if way is not None}
 
+    def locate(self, onset: int, end: int) -> tuple[tuple[str, float], ...]:
+        """Where in the model something moved between two steps, if an observable can tell."""
+        for name, observable in self._observables.items():
+            locate = getattr(observable, "locate", None)
+            if locate is None:
+                continue
+            try:
+                found: tuple[tuple[str, float], ...] = tuple(locate(onset, end))
+            except Exception as error:
+                self._fail(name, end, error)
+            else:
+                return found
+        return ()
+
     def check(self, context: MeasureContext) -> None:
         """Ask each observable, before the first step, whether it can measure this model.
 

@@ -314,7 +314,8 @@ class Observable(Protocol):
     """Something that is measured on a copy of the model.
 
     Optional members: `cost` ("cheap" or "expensive"), `source` (paper and equation), `better`
-    ("up" or "down": which way is better, if the name does not say it),
+    ("up" or "down": which way is better, if the name does not say it), `locate(onset, end)` (the
+    parameter groups that moved most between two steps, each with a number, largest first),
     `check(context)`, which raises `RefusedError` before the first step when the model lacks what
     is needed, and `state_dict()` / `load_state_dict(state)`.
     """

@@ -109,7 +109,9 @@ class Watch:
         self._planner = self._measuring.planner
         if stated := self._measuring.better:
             self.config = self.config.replace(better=stated | dict(self.config.better))
-        self._detection = Detection(self.config, detectors, self.run_id, self.health)
+        self._detection = Detection(
+            self.config, detectors, self.run_id, self.health, locate=self._measuring.locate
+        )
         self._buffer = ScalarBuffer()
         self._record: StepRecord | None = None
         self._outlets: Outlets | None = None
