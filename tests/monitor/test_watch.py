@@ -361,3 +361,39 @@ def test_gradient_norm_and_update_ratio_need_a_look_before_the_step(settings) ->
         watch.probe(10, model)
         assert watch.history("gradient_norm")[1] == pytest.approx([1.0])
         assert watch.history("update_ratio")[1] == pytest.approx([0.1])
+
+
+def test_a_transition_is_stored_as_it_ended_without_a_second_notice(settings) -> None:
+    sink = Collecting()
+    alarm_at, until = 20, 10_000  # its detector never leaves the episode
+    with Watch(settings, detectors={"val_loss": Scripted(alarm_at, until)}, sinks=[sink]) as watch:
+        feed(watch, range(1, 101), lambda step: 1.0 if step < 15 else 0.1 * 0.9 ** (step - 15))
+    (live,) = watch.transitions
+    assert live.status is TransitionStatus.CONFIRMED
+    assert sink.transitions[-1].severity < 2.0 < live.severity
+    assert [t.status for t in sink.transitions] == [
+        TransitionStatus.SUSPECTED,
+        TransitionStatus.CONFIRMED,
+    ]
+    with Store(settings["store"], create=False) as store:
+        (stored,) = store.transitions(watch.run_id)
+    assert stored == live
+
+
+def test_an_observable_may_say_which_way_is_better_and_the_run_remembers(settings) -> None:
+    class Quality:
+        name, unit, better = "val_quality", "1", "up"
+
+        def measure(self, context):
+            raise NotImplementedError
+
+    settings |= {"better": {"fitness": "up"}}
+    with Watch(settings, observables=[Quality()]) as watch:
+        pass
+    with Store(settings["store"], create=False) as store:
+        assert store.run("test").config["better"] == {"fitness": "up", "val_quality": "up"}
+    Quality.better = "sideways"
+    with pytest.raises(ConfigError, match="'val_quality' says that 'sideways' is better"):
+        Watch(settings, observables=[Quality()])
+    with pytest.raises(ConfigError, match=r"better.fitness: got 'best'"):
+        Watch(settings | {"better": {"fitness": "best"}})
