@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from phasewatch.monitor.types import TransitionKind, TransitionStatus
-from support.curves import noise, sigmoid, watched
+from support.watched import noise, sigmoid, watched
 from support.recorded import GOLDEN, transitions_of
 
 K = TransitionKind
