@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from phasewatch.monitor.types import TransitionKind, TransitionStatus
-from support.watched import noise, sigmoid, watched
 from support.recorded import GOLDEN, transitions_of
+from support.watched import noise, sigmoid, watched
 
 K = TransitionKind
 N = 6000

@@ -388,7 +388,7 @@ def test_an_observable_may_say_which_way_is_better_and_the_run_remembers(setting
             raise NotImplementedError
 
     settings |= {"better": {"fitness": "up"}}
-    with Watch(settings, observables=[Quality()]) as watch:
+    with Watch(settings, observables=[Quality()]):
         pass
     with Store(settings["store"], create=False) as store:
         assert store.run("test").config["better"] == {"fitness": "up", "val_quality": "up"}
