@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 from phasewatch.detectors.base import Detector
-from phasewatch.detectors.types import Alarm
+from phasewatch.detectors.types import Alarm, AlarmKind
 from phasewatch.monitor.config import MonitorConfig
 from phasewatch.monitor.episodes import Point
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.names import is_validation
 from phasewatch.monitor.scalars import Chunk, Column
-from phasewatch.monitor.streams import Override, Stream, Streams
+from phasewatch.monitor.streams import Override, Stream, Streams, create_detector
 from phasewatch.monitor.transitions import TransitionTracker
 from phasewatch.monitor.types import EstimateStatus, Observation, Transition, TransitionStatus
 
@@ -54,6 +54,11 @@ class Detection:
         self._find = locate
         self._streams = Streams(config.detectors, given, override)
         self._tracker = TransitionTracker(run_id, attempt=0, better=config.better)
+        self._ahead = {
+            name: detector
+            for name, settings in config.precursors.items()
+            if (detector := create_detector(settings)) is not None
+        }
         self._announced: set[str] = set()
         self._told: dict[str, Transition] = {}
         self._seen: dict[str, int] = {}
@@ -132,8 +137,12 @@ class Detection:
         points = []
         followed = self._tracker.concerns(stream.name)
         update = detector.update
+        ahead = self._ahead.get(stream.name)
         for index, value in enumerate(column.values):
             alarm = update(column.steps[index], value)
+            if ahead is not None and (sign := ahead.update(column.steps[index], value)):
+                followed = True
+                points.append(self._point(stream, column, index, as_precursor(sign)))
             if alarm is not None or followed:
                 followed = True
                 points.append(self._point(stream, column, index, alarm))
@@ -171,23 +180,27 @@ class Detection:
         stream = self._streams.get(name, observation.stderr, measured=True)
         try:
             alarm = stream.update(step, value, observation.stderr)
+            ahead = self._ahead.get(name)
+            sign = ahead.update(step, value, observation.stderr) if ahead is not None else None
         except Exception as error:
             self._put_away(stream, error)
             return []
-        if alarm is None and name not in self._tracker.following:
-            return []
-        return self._fuse(
-            Point(
-                name=name,
-                step=step,
-                value=value,
-                epoch=observation.epoch,
-                timestamp=observation.timestamp,
-                active=stream.active,
-                role=stream.role,
-                alarm=alarm,
-            )
+        point = Point(
+            name=name,
+            step=step,
+            value=value,
+            epoch=observation.epoch,
+            timestamp=observation.timestamp,
+            active=stream.active,
+            role=stream.role,
+            alarm=alarm,
         )
+        changed = []
+        if sign is not None:
+            changed += self._fuse(replace(point, alarm=as_precursor(sign)))
+        if alarm is not None or name in self._tracker.following:
+            changed += self._fuse(point)
+        return changed
 
     def _fuse(self, point: Point) -> list[Transition]:
         changed = []
@@ -258,6 +271,7 @@ class Detection:
         return {
             "streams": self._streams.state_dict(),
             "transitions": self._tracker.state_dict(),
+            "ahead": {name: detector.state_dict() for name, detector in self._ahead.items()},
             "seen": dict(self._seen),
         }
 
@@ -265,7 +279,15 @@ class Detection:
         """Take over what `state_dict` gave."""
         self._streams.load_state_dict(state["streams"])
         self._tracker.load_state_dict(state["transitions"])
+        for name, saved in state["ahead"].items():
+            if name in self._ahead:
+                self._ahead[name].load_state_dict(saved)
         self._seen = {name: int(step) for name, step in state["seen"].items()}
         self._announced = {
             t.id for t in self.transitions if t.status is not TransitionStatus.SUSPECTED
         }
+
+
+def as_precursor(alarm: Alarm) -> Alarm:
+    """The alarm of a detector that only foretells."""
+    return replace(alarm, kind=AlarmKind.PRECURSOR)

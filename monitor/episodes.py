@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -15,6 +15,12 @@ from phasewatch.monitor.types import Transition, TransitionKind, TransitionStatu
 
 SLACK = 0.25
 """Alarms within this share of an episode's length outside it still belong to it."""
+
+FORETOLD = " (precursor)"
+"""Ends the name of a stream in the evidence where its alarm was a precursor."""
+
+HORIZON = 0.25
+"""What was foretold must begin within this share of the steps so far, or it is withdrawn."""
 
 QUIET = 0.1
 """An instability is over once it was quiet for this share of the steps so far, for as long as it
@@ -56,13 +62,24 @@ def earliest(alarm: Alarm) -> float:
     return alarm.onset_step - cadence(alarm)
 
 
-def onset_of(alarms: Iterable[Alarm]) -> int:
+def is_precursor(alarm: Alarm) -> bool:
+    """Whether the alarm only foretells a change."""
+    return alarm.kind is AlarmKind.PRECURSOR
+
+
+def changes(evidence: Mapping[str, Alarm]) -> list[Alarm]:
+    """The alarms without those that only foretold it, if there are others."""
+    alarms = list(evidence.values())
+    return [alarm for alarm in alarms if not is_precursor(alarm)] or alarms
+
+
+def onset_of(evidence: Mapping[str, Alarm]) -> int:
     """The earliest onset, as exactly as the alarms tell.
 
     The onset of a stream of few points lies up to one point too early: it comes before that of a
     denser stream only where it does so by more.
     """
-    finest = min(alarms := list(alarms), key=cadence)
+    finest = min(alarms := changes(evidence), key=cadence)
     earlier = [a.onset_step for a in alarms if a.onset_step + cadence(a) < finest.onset_step]
     return min([finest.onset_step, *earlier])
 
@@ -102,9 +119,28 @@ class Episode:
         return self.transition.kind is TransitionKind.INSTABILITY
 
     @property
+    def waiting(self) -> bool:
+        """Whether it is suspected on precursors alone."""
+        return all(map(is_precursor, self.transition.evidence.values()))
+
+    @property
+    def until(self) -> int:
+        """Last step at which what was foretold may begin.
+
+        As far ahead as the signs reach back, and at least `HORIZON` of the steps so far.
+        """
+        signs = [a for a in self.transition.evidence.values() if is_precursor(a)]
+        ahead = [max(s.detected_step - s.onset_step, HORIZON * s.detected_step) for s in signs]
+        return max(s.detected_step + round(far) for s, far in zip(signs, ahead, strict=True))
+
+    def watches(self, name: str) -> bool:
+        """Whether a stream is in the evidence, if only by a precursor."""
+        return not self.transition.evidence.keys().isdisjoint((name, name + FORETOLD))
+
+    @property
     def start(self) -> float:
         """The step after which the first of its changes began."""
-        return min(earliest(alarm) for alarm in self.transition.evidence.values())
+        return min(map(earliest, changes(self.transition.evidence)))
 
     @property
     def end(self) -> int:
@@ -113,7 +149,7 @@ class Episode:
         How long a supporting detector takes to come to rest says little about the model; the lead's
         episode counts.
         """
-        detected = [alarm.detected_step for alarm in self.transition.evidence.values()]
+        detected = [alarm.detected_step for alarm in changes(self.transition.evidence)]
         return max([*detected, self.last_active])
 
     @property
@@ -138,7 +174,11 @@ class Episode:
 
     def takes(self, name: str, alarm: Alarm) -> bool:
         """Whether a shift belongs to this transition, which is no instability."""
-        if self.transition.status is TransitionStatus.WITHDRAWN or not self.overlaps(alarm):
+        if self.transition.status is TransitionStatus.WITHDRAWN:
+            return False
+        if self.waiting:
+            return earliest(alarm) <= self.until and alarm.onset_step >= self.start
+        if not self.overlaps(alarm):
             return False
         first = self.transition.evidence.get(name)
         if first is None or first.direction is alarm.direction:

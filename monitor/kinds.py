@@ -124,8 +124,8 @@ def classify(
 
 def move_of(name: str, alarm: Alarm, better: Mapping[str, Direction]) -> Move | None:
     """What an alarm says about the model; None where the name does not tell."""
-    if alarm.kind is AlarmKind.INSTABILITY:
-        return Move.UNSTABLE
+    if alarm.kind is not AlarmKind.SHIFT:
+        return Move.UNSTABLE if alarm.kind is AlarmKind.INSTABILITY else None
     down = alarm.direction is Direction.DOWN
     if name == "llc" or name.startswith("llc/"):
         return Move.LLC_DOWN if down else Move.LLC_UP
@@ -144,7 +144,7 @@ def move_of(name: str, alarm: Alarm, better: Mapping[str, Direction]) -> Move | 
 def seen_by(transition: Transition) -> str:
     """The observables in words, the lead first, each with its lag in steps: "val_loss, llc +40"."""
     lags = transition.lags
-    lead = next(iter(lags), "")
+    lead = next((name for name, lag in lags.items() if lag == 0), "")
     said = [lead, *(f"{name} {lag:+,}" for name, lag in lags.items() if name != lead)]
     if transition.repeats:
         said.append(f"{transition.repeats:,} more alarms")

@@ -23,7 +23,7 @@ from phasewatch.monitor.store import RunInfo, Store
 from phasewatch.monitor.streams import Stream, create_detector, name_of, parameters_of
 from phasewatch.monitor.types import Transition
 
-DETECTION_SETTINGS = ("detectors", "better", "false_alarms_per_run")
+DETECTION_SETTINGS = ("detectors", "precursors", "better", "false_alarms_per_run")
 """Fields of a stored configuration that matter to detection."""
 
 COMPARED = ("kind", "status", "onset_step", "detected_step", "end_step", "severity")

@@ -18,7 +18,16 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from phasewatch.detectors.types import Alarm, Direction
-from phasewatch.monitor.episodes import ALARM, SLACK, Episode, Point, is_unstable, onset_of
+from phasewatch.monitor.episodes import (
+    ALARM,
+    FORETOLD,
+    SLACK,
+    Episode,
+    Point,
+    is_precursor,
+    is_unstable,
+    onset_of,
+)
 from phasewatch.monitor.kinds import Move, classify, move_of, progress, severity
 from phasewatch.monitor.names import is_validation
 from phasewatch.monitor.streams import Role
@@ -80,14 +89,24 @@ class TransitionTracker:
             changed += self._take_alarm(point, point.alarm)
         if point.name in self.following:
             for episode in list(self._episodes):  # a return may open another
-                if episode.open and point.name in episode.transition.evidence:
+                if episode.open and episode.watches(point.name):
                     changed += self._follow(episode, point)
             self._refresh_following()
         latest = {transition.id: transition for transition in changed}
         return list(latest.values())
 
+    def _foretell(self, point: Point, sign: Alarm) -> list[Transition]:
+        """Suspect that something is coming, unless something is going on."""
+        if any(e.open or e.overlaps(sign) for e in self._episodes):
+            return []
+        episode = self._open(replace(point, name=point.name + FORETOLD), sign)
+        self._refresh_following()
+        return [episode.transition]
+
     def _take_alarm(self, point: Point, alarm: Alarm) -> list[Transition]:
         name = point.name
+        if is_precursor(alarm):
+            return self._foretell(point, alarm)
         episode = self._home(name, alarm)
         if episode is None:
             if point.role is Role.SUPPORT and not is_unstable(alarm):
@@ -186,6 +205,9 @@ class TransitionTracker:
     def _add(self, episode: Episode, name: str, alarm: Alarm) -> None:
         """Add evidence; a second observable, or an instability, confirms."""
         old = episode.transition
+        if old.evidence and episode.waiting:  # what was foretold begins
+            episode.lead = name
+            old = replace(old, detected_step=alarm.detected_step)
         evidence = {**old.evidence, name: alarm}
         status = old.status
         if status is TransitionStatus.SUSPECTED and (len(evidence) > 1 or is_unstable(alarm)):
@@ -194,7 +216,7 @@ class TransitionTracker:
             old,
             evidence=evidence,
             status=status,
-            onset_step=onset_of(evidence.values()),
+            onset_step=onset_of(evidence),
             before={**old.before, name: alarm.value_before},
             after={**old.after, name: alarm.value_after},
         )
@@ -220,6 +242,12 @@ class TransitionTracker:
     def _follow(self, episode: Episode, point: Point) -> list[Transition]:
         name, old = point.name, episode.transition
         changed = old
+        if episode.waiting:
+            if point.step <= episode.until:
+                return []
+            gone = replace(old, status=TransitionStatus.WITHDRAWN, end_step=point.step)
+            self._update(episode, gone)
+            return [gone]
         if point.active:
             changed = replace(changed, after={**old.after, name: point.value})
             if name == episode.lead or episode.unstable:
@@ -302,7 +330,12 @@ class TransitionTracker:
         return TransitionStatus.WITHDRAWN if mean < RETURNED else TransitionStatus.SUSPECTED
 
     def _refresh_following(self) -> None:
-        self.following = {name for e in self._episodes if e.open for name in e.transition.evidence}
+        self.following = {
+            name.removesuffix(FORETOLD)
+            for e in self._episodes
+            if e.open
+            for name in e.transition.evidence
+        }
 
     def annotate(self, transition: Transition) -> None:
         """Replace a known transition by an annotated copy of itself."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from phasewatch.detectors.types import Alarm
+from phasewatch.detectors.types import Alarm, AlarmKind
 
 if TYPE_CHECKING:
     import torch
@@ -238,12 +238,13 @@ class Transition:
     def lags(self) -> dict[str, int]:
         """Steps by which each observable's onset lags that of the lead; negative where it leads.
 
-        The lead is the observable that raised the first alarm. A lag is as exact as the coarser of
-        the two streams is dense.
+        The lead is the observable that raised the first alarm, precursors apart. A lag is as exact
+        as the coarser of the two streams is dense.
         """
-        lead = next(iter(self.evidence.values()), None)
-        if lead is None:
+        alarms = list(self.evidence.values())
+        if not alarms:
             return {}
+        lead = next((a for a in alarms if a.kind is not AlarmKind.PRECURSOR), alarms[0])
         return {name: a.onset_step - lead.onset_step for name, a in self.evidence.items()}
 
 

@@ -149,3 +149,22 @@ def test_a_spike_that_ends_far_below_is_an_instability_and_an_acquisition() -> N
     loss[3000:3010] *= 10.0 ** np.linspace(0.1, 1.5, 10)
     loss[3010:] *= 10.0 ** np.maximum(1.5 - np.arange(N - 3010) / 25, -1.5)
     assert kinds(watched({"train_loss": (STEPS, loss)})) == [K.INSTABILITY, K.ACQUISITION]
+
+
+# ---- precursors
+
+
+def test_a_detector_may_foretell_and_alerts_only_when_it_comes() -> None:
+    """λ̂ falls 800 steps before validation improves, and again when nothing follows."""
+    sparse, validated = STEPS[19::20], STEPS[9::10]
+    val = 10.0 ** (0.9 - 2.0 * sigmoid(validated, 2300, 20)) * noise(len(validated), 0.01, 0)
+    llc = 60.0 - 30.0 * (sparse > 2000) - 15.0 * (sparse > 4500)
+    llc *= noise(len(sparse), 0.005, 0)
+    ahead = {"precursors": {"llc": {"name": "level_shift"}}, "detectors": {"llc": "none"}}
+    streams = {"val_loss": (validated, val)}
+    came, gone = watched(streams, {"llc": (sparse, llc, 0.5)}, **ahead)
+    assert (came.kind, came.status) == (K.GENERALISATION, TransitionStatus.ENDED)
+    assert came.lags["llc (precursor)"] < -100
+    assert gone.status is TransitionStatus.WITHDRAWN
+    without = watched(streams, {"llc": (sparse, llc, 0.5)}, detectors={"llc": "none"})
+    assert kinds(without) == [K.GENERALISATION]

@@ -288,3 +288,42 @@ def test_a_return_goes_through_a_checkpoint(tracker) -> None:
     assert resumed.state_dict() == tracker.state_dict()
     low = point("train_loss", 1540, 0.5)
     assert [t.id for t in resumed.update(low)] == [t.id for t in tracker.update(low)] != []
+
+
+def sign(onset=100, detected=300):
+    return alarm(onset, detected, Direction.UP, AlarmKind.PRECURSOR, before=1.0, after=1.0)
+
+
+def test_a_precursor_suspects_and_the_change_of_a_lead_confirms(tracker) -> None:
+    (doubt,) = tracker.update(point("val_loss", 300, 1.0, alarm=sign(), active=False))
+    assert doubt.status is TransitionStatus.SUSPECTED
+    assert tracker.update(point("val_loss", 301, 1.0, active=False)) == []
+    (real,) = tracker.update(point("val_loss", 420, alarm=alarm(400, 420)))
+    assert (real.id, real.status) == (doubt.id, TransitionStatus.CONFIRMED)
+    assert (real.kind, real.onset_step) == (TransitionKind.GENERALISATION, 400)
+    assert real.lags == {"val_loss (precursor)": -300, "val_loss": 0}
+    assert real.detected_step == 420
+
+
+def test_a_precursor_that_nothing_follows_is_withdrawn_at_its_horizon(tracker) -> None:
+    tracker.update(point("val_loss", 300, 1.0, alarm=sign(), active=False))
+    assert tracker.update(point("val_loss", 500, 1.0, active=False)) == []
+    (gone,) = tracker.update(point("val_loss", 501, 1.0, active=False))
+    assert (gone.status, gone.end_step) == (TransitionStatus.WITHDRAWN, 501)
+    (late,) = tracker.update(point("val_loss", 530, alarm=alarm(510, 530)))
+    assert late.id != gone.id
+
+
+def test_a_precursor_says_nothing_while_something_goes_on(tracker) -> None:
+    tracker.update(point("val_loss", 120, alarm=alarm()))
+    assert tracker.update(point("train_loss", 130, 1.0, alarm=sign(50, 130))) == []
+    assert len(tracker.found) == 1
+
+
+def test_a_precursor_goes_through_a_checkpoint(tracker) -> None:
+    tracker.update(point("val_loss", 300, 1.0, alarm=sign(), active=False))
+    resumed = TransitionTracker("run", 2)
+    resumed.load_state_dict(json.loads(json.dumps(tracker.state_dict())))
+    assert resumed.following == {"val_loss"}
+    after = point("val_loss", 501, 1.0, active=False)
+    assert resumed.update(after) == tracker.update(after) != []
