@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from phasewatch.detectors.base import BaseDetector, require
 from phasewatch.detectors.scales import ScaleName, StreamScale
@@ -37,8 +36,8 @@ ROUNDING = 1e-9
 class Precursor(BaseDetector):
     """Suspects that a change is coming where fluctuations grow and slow down.
 
-    It is off unless chosen. Cost: about 2 µs a point, memory of one block and two numbers for each
-    of `blocks`.
+    It is off unless chosen. Cost: about 13 µs a point, memory of one block and of two numbers for
+    each of `blocks`.
 
     Args:
         block: Points of a block.
@@ -178,6 +177,6 @@ def _fluctuation(steps: NDArray[np.int64], values: NDArray[np.float64]) -> tuple
 
 
 def _kendall(values: NDArray[np.float64]) -> float:
-    """Kendall's τ of a series against its order; 0 for a constant one."""
-    tau = float(stats.kendalltau(np.arange(values.size), values).statistic)
-    return tau if math.isfinite(tau) else 0.0
+    """Kendall's τ of a series against its order: rises less falls, as a share of all pairs."""
+    later = np.triu(np.sign(values[None, :] - values[:, None]), k=1)
+    return float(later.sum()) / (values.size * (values.size - 1) / 2)

@@ -7,7 +7,7 @@ an override, a stored run gives the transitions that it gave when it was live.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -207,13 +207,20 @@ def replay(store: Store, run: RunInfo, change: Change | None = None) -> Outcome:
                 f"run {run.name!r} watched {name!r} by a detector of its own, {settings.name!r}, "
                 f"which is not known here; choose another with --stream {name} --detector"
             )
-    return detect(
+    outcome = detect(
         chunked(store.in_order(run.id)),
         run=run.id,
         attempt=run.attempt,
         config=config,
         change=change,
     )
+    # The weights are not stored: where it happened is known of what the live run saw as well.
+    known = {(t.id, t.onset_step, t.end_step): t.where for t in store.transitions(run.id)}
+    located = (
+        replace(t, where=known.get((t.id, t.onset_step, t.end_step), ()))
+        for t in outcome.transitions
+    )
+    return replace(outcome, transitions=tuple(located))
 
 
 # ---- beside what was stored
