@@ -397,3 +397,20 @@ def test_an_observable_may_say_which_way_is_better_and_the_run_remembers(setting
         Watch(settings, observables=[Quality()])
     with pytest.raises(ConfigError, match=r"better.fitness: got 'best'"):
         Watch(settings | {"better": {"fitness": "best"}})
+
+
+def test_it_is_told_which_part_of_the_model_moved_more_than_before(settings) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(20, 20), torch.nn.Linear(20, 20))
+    with Watch(settings, detectors={"val_loss": Scripted(60, 90)}) as watch:
+        for step in range(1, 131):
+            with torch.no_grad():
+                model[0].weight += 1e-2
+                model[1].weight += 1e-3 if step <= 50 else 1e-2
+            feed(watch, [step], lambda step: 1.0 if step < 55 else 0.1)
+            if watch.due(step):
+                watch.probe(step, model)
+    (transition,) = watch.transitions
+    assert transition.status is TransitionStatus.ENDED
+    assert [group for group, _ in transition.where] == ["1", "0"]
+    assert transition.where[0][1] == pytest.approx(10.0, rel=0.5)
+    assert transition.where[1][1] < 1.5
