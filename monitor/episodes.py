@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from pydantic import TypeAdapter
 
 from phasewatch.detectors.types import Alarm, AlarmKind
-from phasewatch.monitor.kinds import displacement
+from phasewatch.monitor.kinds import displacement, progress
 from phasewatch.monitor.streams import Role
 from phasewatch.monitor.types import Transition, TransitionKind, TransitionStatus
 
 SLACK = 0.25
 """Alarms within this share of an episode's length outside it still belong to it."""
+
+PERSISTENCE = 0.5
+"""A change must hold for this share of its own detection delay (and at least two points)."""
+
+HELD, RETURNED = 0.75, 0.25
+"""Share of the change at detection: above the first it held, below the second it went back."""
 
 FORETOLD = " (precursor)"
 """Ends the name of a stream in the evidence where its alarm was a precursor."""
@@ -200,6 +207,29 @@ class Episode:
         moved = displacement(self.transition.before[name], value)
         went = displacement(alarm.value_before, alarm.value_after)
         return moved * went > 0.0 and abs(moved) >= BEYOND
+
+    def judge(self, point: Point) -> TransitionStatus:
+        """Whether the change of the lead stream held, went back, or is still open."""
+        alarm = self.transition.evidence[self.lead]
+        if point.step <= alarm.detected_step:
+            return TransitionStatus.SUSPECTED
+        share = progress(alarm.value_before, alarm.value_after, point.value)
+        if not math.isfinite(share):
+            return TransitionStatus.SUSPECTED
+        self.held_sum += share
+        self.held_count += 1
+        delay = alarm.detected_step - alarm.onset_step
+        if self.held_count < 2 or point.step < alarm.detected_step + PERSISTENCE * delay:
+            return TransitionStatus.SUSPECTED
+        mean = self.held_sum / self.held_count
+        if mean >= HELD:
+            return TransitionStatus.CONFIRMED
+        return TransitionStatus.WITHDRAWN if mean < RETURNED else TransitionStatus.SUSPECTED
+
+    def ended(self, transition: Transition, step: int) -> Transition:
+        """The transition, over at `step`; an instability was over when it was last active."""
+        end_step = self.end if self.unstable else step
+        return replace(transition, status=TransitionStatus.ENDED, end_step=end_step)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the transition, as plain containers."""

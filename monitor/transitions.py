@@ -28,19 +28,13 @@ from phasewatch.monitor.episodes import (
     is_unstable,
     onset_of,
 )
-from phasewatch.monitor.kinds import Move, classify, move_of, progress, severity
+from phasewatch.monitor.kinds import Move, classify, move_of, severity
 from phasewatch.monitor.names import is_validation
 from phasewatch.monitor.streams import Role
 from phasewatch.monitor.types import Transition, TransitionKind, TransitionStatus
 
 NAMESPACE = uuid.UUID("6f1d8a3e-7c55-4d0b-9a55-2f6f7c1f9b11")
 """Namespace of transition ids."""
-
-PERSISTENCE = 0.5
-"""A change must hold for this share of its own detection delay (and at least two points)."""
-
-HELD, RETURNED = 0.75, 0.25
-"""Share of the change at detection: above the first it held, below the second it went back."""
 
 MAX_PENDING = 32
 MAX_EPISODES = 8
@@ -257,7 +251,7 @@ class TransitionTracker:
         else:
             episode.active.discard(name)
         if old.status is TransitionStatus.SUSPECTED and name == episode.lead:
-            changed = replace(changed, status=self._judge(episode, point))
+            changed = replace(changed, status=episode.judge(point))
         over = not episode.active and (
             not episode.unstable or point.step > episode.end + (1.0 + SLACK) * episode.hold
         )
@@ -265,15 +259,10 @@ class TransitionTracker:
             episode.active.clear()
             changed = replace(changed, end_step=point.step)
         elif changed.status is TransitionStatus.CONFIRMED and over:
-            changed = self._ended(episode, changed, point.step)
+            changed = episode.ended(changed, point.step)
         self._update(episode, changed, classified=changed.status is TransitionStatus.ENDED)
         told = [episode.transition] if changed.status is not old.status else []
         return told + self._follow_return(episode, point)
-
-    @staticmethod
-    def _ended(episode: Episode, transition: Transition, step: int) -> Transition:
-        end_step = episode.end if episode.unstable else step
-        return replace(transition, status=TransitionStatus.ENDED, end_step=end_step)
 
     def _follow_return(self, episode: Episode, point: Point) -> list[Transition]:
         """A way back from an instability that goes on beyond where it began is a shift."""
@@ -305,29 +294,11 @@ class TransitionTracker:
         for episode in self._episodes:
             confirmed = episode.transition.status is TransitionStatus.CONFIRMED
             if confirmed and not episode.active:
-                over = self._ended(episode, episode.transition, episode.end)
+                over = episode.ended(episode.transition, episode.end)
                 self._update(episode, over, classified=True)
                 ended.append(episode.transition)
         self._refresh_following()
         return ended
-
-    def _judge(self, episode: Episode, point: Point) -> TransitionStatus:
-        """Whether the change of the lead stream held, went back, or is still open."""
-        alarm = episode.transition.evidence[episode.lead]
-        if point.step <= alarm.detected_step:
-            return TransitionStatus.SUSPECTED
-        share = progress(alarm.value_before, alarm.value_after, point.value)
-        if not math.isfinite(share):
-            return TransitionStatus.SUSPECTED
-        episode.held_sum += share
-        episode.held_count += 1
-        delay = alarm.detected_step - alarm.onset_step
-        if episode.held_count < 2 or point.step < alarm.detected_step + PERSISTENCE * delay:
-            return TransitionStatus.SUSPECTED
-        mean = episode.held_sum / episode.held_count
-        if mean >= HELD:
-            return TransitionStatus.CONFIRMED
-        return TransitionStatus.WITHDRAWN if mean < RETURNED else TransitionStatus.SUSPECTED
 
     def _refresh_following(self) -> None:
         self.following = {
