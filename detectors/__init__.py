@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from phasewatch.detectors.focus import Focus
     from phasewatch.detectors.level_shift import LevelShift
     from phasewatch.detectors.page_hinkley import PageHinkley
+    from phasewatch.detectors.precursor import Precursor
     from phasewatch.detectors.ruptures_window import RupturesWindow
     from phasewatch.detectors.slope_shift import SlopeShift
 
@@ -38,6 +39,7 @@ _LAZY = {
     "Focus": "focus",
     "LevelShift": "level_shift",
     "PageHinkley": "page_hinkley",
+    "Precursor": "precursor",
     "RupturesWindow": "ruptures_window",
     "SlopeShift": "slope_shift",
 }
@@ -53,6 +55,7 @@ __all__ = [
     "Focus",
     "LevelShift",
     "PageHinkley",
+    "Precursor",
     "RupturesWindow",
     "SlopeShift",
     "StateError",

@@ -35,6 +35,7 @@ _FACTORIES: dict[str, Callable[..., Detector]] = {
         ("focus", "Focus"),
         ("level_shift", "LevelShift"),
         ("page_hinkley", "PageHinkley"),
+        ("precursor", "Precursor"),
         ("ruptures_window", "RupturesWindow"),
         ("slope_shift", "SlopeShift"),
     )

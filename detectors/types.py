@@ -18,10 +18,12 @@ class AlarmKind(StrEnum):
 
     `SHIFT` is a change of level or slope that stays. `INSTABILITY` is a spike, a divergence or a
     run of non-finite values: it is reported, and is never a transition to a new kind of solution.
+    `PRECURSOR` is no change yet, but a sign that one may come.
     """
 
     SHIFT = "shift"
     INSTABILITY = "instability"
+    PRECURSOR = "precursor"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from phasewatch.callbacks import TransitionMonitor
+from phasewatch.monitor.kinds import seen_by
 from phasewatch.monitor.types import (
     EstimateStatus,
     Observation,
@@ -140,7 +141,7 @@ def transition_table(transitions: Iterable[Transition]) -> Table:
             str(t.detected_step),
             "–" if t.end_step is None else str(t.end_step),
             f"{t.severity:.2f}",
-            ", ".join(t.evidence),
+            seen_by(t),
         )
     if not table.row_count:
         table.add_row("[dim]none[/]")

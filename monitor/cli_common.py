@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.kinds import seen_by
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -153,7 +154,7 @@ def transitions_table(transitions: Sequence[Transition]) -> Table:
             str(item.detected_step),
             "–" if item.end_step is None else str(item.end_step),
             f"{item.severity:.3g}",
-            ", ".join(item.evidence),
+            seen_by(item),
             "–" if item.hindsight is None else str(item.hindsight),
         )
         add_row(table, *cells)

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from phasewatch.detectors.types import Direction
 from phasewatch.monitor.errors import ConfigError
 from phasewatch.monitor.schedule import Cadence, EveryNSteps
 
@@ -168,6 +169,9 @@ class MonitorConfig(_Model):
         alerts: Direct alert targets.
         sampler: How the LLC is sampled.
         probe: The data on which the model is measured.
+        precursors: Detector by stream name whose alarms only make a coming transition suspected:
+            "precursor", or one that sees a supporting stream move early. None by default.
+        better: "up" or "down", by stream name: which way is better, where the name does not tell.
         false_alarms_per_run: Expected false alarms of a whole run, over all its streams.
         seed: Seed of everything random in the monitor.
     """
@@ -185,6 +189,8 @@ class MonitorConfig(_Model):
     alerts: tuple[str, ...] = ()
     sampler: SamplerConfig = SamplerConfig()
     probe: ProbeConfig = ProbeConfig()
+    precursors: Mapping[str, DetectorConfig] = Field(default_factory=dict)
+    better: Mapping[str, Direction] = Field(default_factory=dict)
     false_alarms_per_run: PositiveFloat = 0.1
     seed: NonNegativeInt = 0
 
@@ -199,7 +205,7 @@ class MonitorConfig(_Model):
             return {name: {} for name in value}
         return value
 
-    @field_validator("detectors", mode="before")
+    @field_validator("detectors", "precursors", mode="before")
     @classmethod
     def _detector_names(cls, value: Any) -> Any:
         if isinstance(value, Mapping):

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from phasewatch.detectors.base import Detector
-from phasewatch.detectors.types import Alarm
+from phasewatch.detectors.types import Alarm, AlarmKind
 from phasewatch.monitor.config import MonitorConfig
+from phasewatch.monitor.episodes import Point
 from phasewatch.monitor.health import Health
+from phasewatch.monitor.names import is_validation
 from phasewatch.monitor.scalars import Chunk, Column
-from phasewatch.monitor.streams import Override, Stream, Streams
-from phasewatch.monitor.transitions import Point, TransitionTracker, is_validation
+from phasewatch.monitor.streams import Override, Stream, Streams, create_detector
+from phasewatch.monitor.transitions import TransitionTracker
 from phasewatch.monitor.types import EstimateStatus, Observation, Transition, TransitionStatus
 
 log = logging.getLogger("phasewatch")
 
-GROUP_PREFIX = "weight_norm/"
-GROUP_HISTORY = 1024
-"""Norms kept of each parameter group, to say where in the model a transition happened."""
+Locate = Callable[[int, int], tuple[tuple[str, float], ...]]
+"""From two steps to the parameter groups that moved most between them."""
 
 
 class Detection:
@@ -34,6 +34,7 @@ class Detection:
         run_id: Identity of the run.
         health: Where transitions, scores and non-finite values are counted.
         override: Which detector a stream gets in place of the one it would have.
+        locate: Tells which parameter groups moved most between two steps; None leaves that open.
 
     Raises:
         ConfigError: A detector's name or parameters are wrong.
@@ -46,12 +47,20 @@ class Detection:
         run_id: str,
         health: Health,
         override: Override | None = None,
+        *,
+        locate: Locate | None = None,
     ) -> None:
         self._health = health
+        self._find = locate
         self._streams = Streams(config.detectors, given, override)
-        self._tracker = TransitionTracker(run_id, attempt=0)
-        self._group_norms: dict[str, deque[tuple[int, float]]] = {}
+        self._tracker = TransitionTracker(run_id, attempt=0, better=config.better)
+        self._ahead = {
+            name: detector
+            for name, settings in config.precursors.items()
+            if (detector := create_detector(settings)) is not None
+        }
         self._announced: set[str] = set()
+        self._told: dict[str, Transition] = {}
         self._seen: dict[str, int] = {}
 
     @property
@@ -133,8 +142,12 @@ class Detection:
         points = []
         followed = self._tracker.concerns(stream.name)
         update = detector.update
+        ahead = self._ahead.get(stream.name)
         for index, value in enumerate(column.values):
             alarm = update(column.steps[index], value)
+            if ahead is not None and (sign := ahead.update(column.steps[index], value)):
+                followed = True
+                points.append(self._point(stream, column, index, as_precursor(sign)))
             if alarm is not None or followed:
                 followed = True
                 points.append(self._point(stream, column, index, alarm))
@@ -169,45 +182,57 @@ class Detection:
             return []
         if observation.status is not EstimateStatus.OK:
             return []
-        if name.startswith(GROUP_PREFIX):
-            norms = self._group_norms.setdefault(
-                name.removeprefix(GROUP_PREFIX), deque(maxlen=GROUP_HISTORY)
-            )
-            norms.append((step, value))
         stream = self._streams.get(name, observation.stderr, measured=True)
         try:
             alarm = stream.update(step, value, observation.stderr)
+            ahead = self._ahead.get(name)
+            sign = ahead.update(step, value, observation.stderr) if ahead is not None else None
         except Exception as error:
             self._put_away(stream, error)
             return []
-        if alarm is None and name not in self._tracker.following:
-            return []
-        return self._fuse(
-            Point(
-                name=name,
-                step=step,
-                value=value,
-                epoch=observation.epoch,
-                timestamp=observation.timestamp,
-                active=stream.active,
-                role=stream.role,
-                alarm=alarm,
-            )
+        point = Point(
+            name=name,
+            step=step,
+            value=value,
+            epoch=observation.epoch,
+            timestamp=observation.timestamp,
+            active=stream.active,
+            role=stream.role,
+            alarm=alarm,
         )
+        changed = []
+        if sign is not None:
+            changed += self._fuse(replace(point, alarm=as_precursor(sign)))
+        if alarm is not None or name in self._tracker.following:
+            changed += self._fuse(point)
+        return changed
 
     def _fuse(self, point: Point) -> list[Transition]:
         changed = []
         for transition in self._tracker.update(point):
-            if transition.status is TransitionStatus.CONFIRMED and not transition.where:
-                transition = self._locate(transition)
-                self._tracker.annotate(transition)
+            transition = self._locate(transition, point.step)
             if (
                 transition.status is TransitionStatus.CONFIRMED
                 and transition.id not in self._announced
             ):
                 self._announce(transition)
+            self._told[transition.id] = transition
             changed.append(transition)
         return changed
+
+    def finish(self) -> list[Transition]:
+        """The run is over.
+
+        Returns:
+            The transitions that this ended.
+        """
+        ended = [self._locate(t, t.detected_step) for t in self._tracker.finish()]
+        self._told.update((transition.id, transition) for transition in ended)
+        return ended
+
+    def grown(self) -> list[Transition]:
+        """Transitions that have changed since they were told: larger, or seen by more alarms."""
+        return [t for t in self.transitions if self._told.get(t.id) != t]
 
     def _announce(self, transition: Transition) -> None:
         self._announced.add(transition.id)
@@ -225,16 +250,20 @@ class Detection:
             ", ".join(transition.evidence),
         )
 
-    def _locate(self, transition: Transition) -> Transition:
-        """Rank parameter groups by the relative change of their norm since the onset."""
-        changes = []
-        for group, norms in self._group_norms.items():
-            before = [value for step, value in norms if step <= transition.onset_step]
-            start, end = (before or [norms[0][1]])[-1], norms[-1][1]
-            scale = max(abs(start), abs(end))
-            changes.append((group, abs(end - start) / scale if scale else 0.0))
-        changes.sort(key=lambda item: -item[1])
-        return replace(transition, where=tuple(changes))
+    def _locate(self, transition: Transition, step: int) -> Transition:
+        """Where in the model it happened: as far as is known when confirmed, in full at its end."""
+        ended = transition.status is TransitionStatus.ENDED
+        if self._find is None or not (ended or transition.status is TransitionStatus.CONFIRMED):
+            return transition
+        if transition.where and not ended:
+            return transition
+        end = transition.end_step if ended else None
+        where = self._find(transition.onset_step, step if end is None else end)
+        if not where:
+            return transition
+        transition = replace(transition, where=where)
+        self._tracker.annotate(transition)
+        return transition
 
     def refresh_scores(self) -> None:
         """Write every detector's score into the health record."""
@@ -247,19 +276,23 @@ class Detection:
         return {
             "streams": self._streams.state_dict(),
             "transitions": self._tracker.state_dict(),
+            "ahead": {name: detector.state_dict() for name, detector in self._ahead.items()},
             "seen": dict(self._seen),
-            "group_norms": {name: list(norms) for name, norms in self._group_norms.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         self._streams.load_state_dict(state["streams"])
         self._tracker.load_state_dict(state["transitions"])
-        self._group_norms = {
-            name: deque(((int(step), float(norm)) for step, norm in norms), maxlen=GROUP_HISTORY)
-            for name, norms in state["group_norms"].items()
-        }
+        for name, saved in state["ahead"].items():
+            if name in self._ahead:
+                self._ahead[name].load_state_dict(saved)
         self._seen = {name: int(step) for name, step in state["seen"].items()}
         self._announced = {
             t.id for t in self.transitions if t.status is not TransitionStatus.SUSPECTED
         }
+
+
+def as_precursor(alarm: Alarm) -> Alarm:
+    """The alarm of a detector that only foretells."""
+    return replace(alarm, kind=AlarmKind.PRECURSOR)

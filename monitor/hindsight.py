@@ -24,9 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
+from phasewatch.monitor.kinds import classify, severity
+from phasewatch.monitor.names import is_validation
 from phasewatch.monitor.store import Store
 from phasewatch.monitor.streams import Role, Stream, kind_of
-from phasewatch.monitor.transitions import NAMESPACE, classify, is_validation, severity
+from phasewatch.monitor.transitions import NAMESPACE
 from phasewatch.monitor.types import (
     EstimateStatus,
     Hindsight,

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from phasewatch.detectors.types import Direction
 from phasewatch.monitor import observables as registry
 from phasewatch.monitor.config import MonitorConfig
 from phasewatch.monitor.errors import ConfigError, RefusedError
@@ -68,12 +69,38 @@ class Measuring:
             )
         if observable.name in self._observables:
             raise ConfigError(f"observable {observable.name!r} is given twice; names must differ")
+        better = getattr(observable, "better", None)
+        if better is not None and better not in [*Direction]:
+            raise ConfigError(
+                f"observable {observable.name!r} says that {better!r} is better; it must say "
+                '"up" or "down", or have no attribute `better`'
+            )
         self._observables[observable.name] = observable
 
     @property
     def names(self) -> tuple[str, ...]:
         """Observables still measured, in order."""
         return tuple(self._observables)
+
+    @property
+    def better(self) -> dict[str, Direction]:
+        """Which way is better, for the observables that say so."""
+        stated = {name: getattr(o, "better", None) for name, o in self._observables.items()}
+        return {name: Direction(way) for name, way in stated.items() if way is not None}
+
+    def locate(self, onset: int, end: int) -> tuple[tuple[str, float], ...]:
+        """Where in the model something moved between two steps, if an observable can tell."""
+        for name, observable in self._observables.items():
+            locate = getattr(observable, "locate", None)
+            if locate is None:
+                continue
+            try:
+                found: tuple[tuple[str, float], ...] = tuple(locate(onset, end))
+            except Exception as error:
+                self._fail(name, end, error)
+            else:
+                return found
+        return ()
 
     def check(self, context: MeasureContext) -> None:
         """Ask each observable, before the first step, whether it can measure this model.

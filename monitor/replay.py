@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -22,12 +22,13 @@ from phasewatch.monitor.detection import Detection
 from phasewatch.monitor.errors import ConfigError
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.hindsight import Arrays, History, review, stored_history
+from phasewatch.monitor.kinds import seen_by
 from phasewatch.monitor.scalars import Chunk, chunked
 from phasewatch.monitor.store import RunInfo, Store
 from phasewatch.monitor.streams import Stream, create_detector, name_of, parameters_of
 from phasewatch.monitor.types import EstimateStatus, Observation, Transition, TransitionStatus
 
-DETECTION_SETTINGS = ("detectors", "false_alarms_per_run")
+DETECTION_SETTINGS = ("detectors", "precursors", "better", "false_alarms_per_run")
 """Fields of a stored configuration that matter to detection."""
 
 COMPARED = ("kind", "onset_step", "detected_step", "end_step", "severity")
@@ -148,7 +149,7 @@ class Outcome:
     """What detection found.
 
     Attributes:
-        transitions: By onset, each as it was said last.
+        transitions: By onset, each as it stands in the end.
         watched: The streams.
     """
 
@@ -223,11 +224,12 @@ def detect(
         history = kept.history
     detection = Detection(config or MonitorConfig(), None, run, Health(), change)
     detection.start(run, attempt)
-    said: dict[str, Transition] = {}
     for chunk in chunks:
-        said.update((transition.id, transition) for transition in detection.take_chunk(chunk))
+        detection.take_chunk(chunk)
+    detection.finish()
     watched = [Watched.of(stream) for stream in detection.streams]
     change.check_used(watched)
+    said = {transition.id: transition for transition in detection.transitions}
     reviewed = review(
         said.values(), detection.streams, history, run=run, attempt=attempt, seconds=math.inf
     )
@@ -259,7 +261,7 @@ def replay(store: Store, run: RunInfo, change: Change | None = None) -> Outcome:
                 f"run {run.name!r} watched {name!r} by a detector of its own, {settings.name!r}, "
                 f"which is not known here; choose another with --stream {name} --detector"
             )
-    return detect(
+    outcome = detect(
         chunked(store.in_order(run.id)),
         run=run.id,
         attempt=run.attempt,
@@ -267,6 +269,13 @@ def replay(store: Store, run: RunInfo, change: Change | None = None) -> Outcome:
         change=change,
         history=stored_history(store, run.id),
     )
+    # The weights are not stored: where it happened is known of what the live run saw as well.
+    known = {(t.id, t.onset_step, t.end_step): t.where for t in store.transitions(run.id)}
+    located = (
+        replace(t, where=known.get((t.id, t.onset_step, t.end_step), ()))
+        for t in outcome.transitions
+    )
+    return replace(outcome, transitions=tuple(located))
 
 
 # ---- beside what was stored
@@ -326,7 +335,7 @@ def _cells(transition: Transition) -> dict[str, str]:
         "detected": str(transition.detected_step),
         "end": "–" if transition.end_step is None else str(transition.end_step),
         "severity": f"{transition.severity:.3g}",
-        "evidence": ", ".join(transition.evidence),
+        "evidence": seen_by(transition),
         "hindsight": "–" if transition.hindsight is None else str(transition.hindsight),
     }
 

@@ -161,8 +161,10 @@ def _transition_row(transition: Transition) -> str:
     evidence = "<br>".join(
         _evidence(transition, name, alarm) for name, alarm in transition.evidence.items()
     )
+    if transition.repeats:
+        evidence += f"<br>{transition.repeats:,} more alarms"
     seen = "–" if transition.hindsight is None else html.escape(str(transition.hindsight))
-    where = ", ".join(f"{html.escape(name)} ({share:.2g})" for name, share in transition.where[:5])
+    where = ", ".join(f"{html.escape(name)} ({times:.2g}×)" for name, times in transition.where[:5])
     return (
         f'<tr><td><span class="dot" style="background:{colour}"></span>'
         f"{html.escape(transition.kind)}</td><td>{html.escape(transition.status)}</td>"
@@ -176,9 +178,11 @@ def _transition_row(transition: Transition) -> str:
 def _evidence(transition: Transition, name: str, alarm: Alarm) -> str:
     before = transition.before.get(name, alarm.value_before)
     after = transition.after.get(name, alarm.value_after)
+    steps = transition.lags[name]
+    lag = f"onset {steps:+,} steps, " if steps else ""
     return (
         f"<b>{html.escape(name)}</b> {html.escape(alarm.direction)}: {before:.4g} → {after:.4g} "
-        f"(detected at {alarm.detected_step:,}, score {alarm.score:.2f})"
+        f"({lag}detected at {alarm.detected_step:,}, score {alarm.score:.2f})"
     )
 
 

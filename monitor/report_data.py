@@ -36,6 +36,8 @@ KIND_COLOURS = {
     "simplification": "#56B4E9",
     "acquisition": "#CC79A7",
     "instability": "#D55E00",
+    "cleanup": "#0072B2",
+    "circuit_formation": "#F0E442",
     "unclassified": "#7F7F7F",
 }
 

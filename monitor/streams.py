@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from phasewatch import detectors
 from phasewatch.detectors.base import Detector
-from phasewatch.detectors.types import Alarm
+from phasewatch.detectors.types import Alarm, Direction
 from phasewatch.monitor.config import DetectorConfig
 from phasewatch.monitor.errors import ConfigError, UnknownNameError
+from phasewatch.monitor.names import SUPPORTING, better_direction
 
 log = logging.getLogger("phasewatch")
 
@@ -25,8 +26,8 @@ Override = Callable[[str, Detector | None], Detector | None]
 NOT_DETECTED = frozenset({"epoch", "step", "global_step", "lr", "learning_rate", "momentum"})
 """Logged settings and counters: they change because someone set them, not because of the model."""
 
-SUPPORTING = frozenset({"gradient_norm", "update_ratio", "weight_norm"})
-"""These move with every change of the learning rate: evidence beside another stream, not alone."""
+
+SCORE_EFFECT = 0.1
 
 
 class Role(StrEnum):
@@ -41,6 +42,18 @@ def kind_of(name: str, stderr: float | None) -> StreamKind:
     if stderr is not None:
         return "measured"
     return "loss" if "loss" in name.lower() else "scalar"
+
+
+def default_detector(name: str, stderr: float | None) -> Detector:
+    """The detector of a stream for which nothing is said.
+
+    A score such as an accuracy lies between 0 and 1 and stands near one end for long, where any
+    little thing is a large share of its range so far: changes below `SCORE_EFFECT` do not count.
+    """
+    kind = kind_of(name, stderr)
+    if kind == "scalar" and better_direction(name) is Direction.UP:
+        return detectors.default(kind, min_effect=SCORE_EFFECT)
+    return detectors.default(kind)
 
 
 def is_setting(name: str) -> bool:
@@ -134,7 +147,7 @@ class Streams:
         elif is_part or is_setting(name):
             detector = None
         else:
-            detector = detectors.default(kind_of(name, stderr))
+            detector = default_detector(name, stderr)
             role = Role.SUPPORT if name in SUPPORTING else Role.LEAD
         if self._override is not None:
             detector = self._override(name, detector)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from phasewatch.detectors.types import Alarm
+from phasewatch.detectors.types import Alarm, AlarmKind
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +53,8 @@ class TransitionKind(StrEnum):
     """What sort of transition, in order of precedence when several descriptions fit."""
 
     INSTABILITY = "instability"
+    CLEANUP = "cleanup"
+    CIRCUIT_FORMATION = "circuit_formation"
     GENERALISATION = "generalisation"
     MEMORISATION = "memorisation"
     SIMPLIFICATION = "simplification"
@@ -237,17 +239,21 @@ class Transition:
         attempt: Which fit of the run saw it (1 is the first).
         kind: What sort of transition.
         status: Where it stands in its life.
-        onset_step: First step of the change, the earliest onset in the evidence.
+        onset_step: First step of the change: the earliest onset in the evidence, where a stream of
+            few points counts only if it leads the densest by more than one of its points.
         detected_step: Step at which the first alarm was raised.
         end_step: Step at which the last detector was out of the episode; None while it lasts.
         epoch: Epoch at detection, if known.
         detected_at: Unix seconds of the detection.
-        severity: Effect size: |log10(after/before)| in dex for positive streams, else the relative
-            change; of the strongest observable.
+        severity: Effect size: |log10(after/before)| in dex for positive streams, else the change
+            relative to the larger value; of the strongest observable, norms and ratios apart. Of an
+            instability the largest so far; inf where a stream stopped being a finite number.
         evidence: The alarms, by observable.
         before: Value at the onset, by observable.
         after: Value at the latest look, by observable.
-        where: Parameter groups, most changed first, with their relative displacement.
+        where: Parameter groups and how many times as far they moved over the transition as over an
+            equal stretch before it (relative displacement), largest first.
+        repeats: Further alarms of streams that are in the evidence already.
         hindsight: What the full history says of it; None before it was looked at. Onset and end
             above stay those that were streamed.
     """
@@ -268,6 +274,20 @@ class Transition:
     after: Mapping[str, float]
     where: tuple[tuple[str, float], ...] = ()
     hindsight: Hindsight | None = None
+    repeats: int = 0
+
+    @property
+    def lags(self) -> dict[str, int]:
+        """Steps by which each observable's onset lags that of the lead; negative where it leads.
+
+        The lead is the observable that raised the first alarm, precursors apart. A lag is as exact
+        as the coarser of the two streams is dense.
+        """
+        alarms = list(self.evidence.values())
+        if not alarms:
+            return {}
+        lead = next((a for a in alarms if a.kind is not AlarmKind.PRECURSOR), alarms[0])
+        return {name: a.onset_step - lead.onset_step for name, a in self.evidence.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -336,7 +356,9 @@ class MeasureContext:
 class Observable(Protocol):
     """Something that is measured on a copy of the model.
 
-    Optional members: `cost` ("cheap" or "expensive"), `source` (paper and equation),
+    Optional members: `cost` ("cheap" or "expensive"), `source` (paper and equation), `better`
+    ("up" or "down": which way is better, if the name does not say it), `locate(onset, end)` (the
+    parameter groups that moved most between two steps, each with a number, largest first),
     `check(context)`, which raises `RefusedError` before the first step when the model lacks what
     is needed, and `state_dict()` / `load_state_dict(state)`.
     """

@@ -107,7 +107,11 @@ class Watch:
         self._root = root
         self._measuring = Measuring(self.config, self.health, observables)
         self._planner = self._measuring.planner
-        self._detection = Detection(self.config, detectors, self.run_id, self.health)
+        if stated := self._measuring.better:
+            self.config = self.config.replace(better=stated | dict(self.config.better))
+        self._detection = Detection(
+            self.config, detectors, self.run_id, self.health, locate=self._measuring.locate
+        )
         self._buffer = ScalarBuffer()
         self._record: StepRecord | None = None
         self._outlets: Outlets | None = None
@@ -181,6 +185,10 @@ class Watch:
         outlets, store = self._outlets, self._outlets.store
         try:
             self.drain()
+            for transition in self._detection.finish():
+                outlets.notify(transition)
+            for transition in self._detection.grown():
+                store.add_transition(transition)  # it grew since it was told: no news for a sink
             if state is RunState.FINISHED:
                 self._look_back(outlets)
         finally:
@@ -202,8 +210,10 @@ class Watch:
 
         store, before = outlets.store, {t.id: t.status for t in self.transitions}
         try:
+            # The store also knows those of earlier attempts; what it was just told, not yet.
+            known = {t.id: t for t in (*store.transitions(self.run_id), *self.transitions)}
             reviewed = review(
-                store.transitions(self.run_id),
+                known.values(),
                 self._detection.streams,
                 stored_history(store, self.run_id),
                 run=self.run_id,

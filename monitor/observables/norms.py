@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from phasewatch.monitor.errors import RefusedError
+from phasewatch.monitor.observables.displacement import Displacements
 from phasewatch.monitor.types import EstimateStatus, MeasureContext, Observation, StepRecord
 
 MAX_GROUPS = 32
@@ -155,7 +156,8 @@ class WeightNorm:
     """L2 norm of the trainable parameters, in total and per parameter group.
 
     ‖w‖ = (Σ_i w_i²)^½ over all, as "weight_norm", and over each group, as "weight_norm/<group>".
-    A group is the path of the module that owns the parameter, two levels deep.
+    A group is the path of the module that owns the parameter, two levels deep. Each measurement
+    also records where the groups are, so that `locate` can tell which of them a transition moved.
     """
 
     name = "weight_norm"
@@ -163,15 +165,33 @@ class WeightNorm:
     cost = "cheap"
     source = "L2 norm"
 
+    def __init__(self) -> None:
+        self._displacements = Displacements()
+
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Norms at w*: the total first, then each group."""
         groups = grouped(context.params)
+        if groups:
+            real = {group: [_real(t) for t in tensors] for group, tensors in groups.items()}
+            self._displacements.record(context.step, real)
         norms = torch.stack([l2_norm(tensors).cpu() for tensors in groups.values()])
         total = float(torch.linalg.vector_norm(norms))
         result = [_observation(context, self.name, self.unit, total)]
         for group, norm in zip(groups, norms.tolist(), strict=True):
             result.append(_observation(context, f"{self.name}/{group}", self.unit, norm))
         return result
+
+    def locate(self, onset: int, end: int) -> tuple[tuple[str, float], ...]:
+        """Groups by how many times as far they moved from `onset` to `end` as before it."""
+        return self._displacements.locate(onset, end)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the groups were, as plain containers."""
+        return self._displacements.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self._displacements.load_state_dict(state)
 
 
 class UpdateRatio:

@@ -1,14 +1,19 @@
 """The command line, as a user's shell sees it."""
 
+import io
 import json
 import sys
+from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from phasewatch.monitor import cli
+from phasewatch.monitor.cli_common import transitions_table
 from phasewatch.monitor.config import MonitorConfig
 from phasewatch.monitor.store import Store
 from phasewatch.monitor.types import RunState, TransitionStatus
+from support.alarms import alarm
 from support.records import (
     NAN,
     make_estimate,
@@ -211,3 +216,10 @@ print("loaded:", heavy & set(sys.modules))
     child = start_python(code.replace("STORE", repr(str(path))))
     out, err = child.communicate(timeout=60)
     assert "loaded: set()" in out, err
+
+
+def test_the_table_names_the_lead_first_and_the_others_with_their_lags() -> None:
+    evidence = {"val_loss": alarm(100, 120), "llc": alarm(140, 300)}
+    console = Console(width=200, file=io.StringIO())
+    console.print(transitions_table([replace(make_transition("run"), evidence=evidence)]))
+    assert "val_loss, llc +40" in console.file.getvalue()

@@ -101,14 +101,22 @@ def test_a_logged_name_with_a_slash_is_watched_and_a_measured_part_is_not() -> N
     }
 
 
-def test_the_norms_of_groups_are_part_of_the_state() -> None:
-    first = Detection(MonitorConfig(), None, "run", Health())
-    for step in (1, 2):
-        first.take(Observation(name="weight_norm/net", step=step, value=float(step)))
-    second = Detection(MonitorConfig(), None, "run", Health())
-    second.load_state_dict(first.state_dict())
-    assert second.state_dict() == first.state_dict()
-    assert first.state_dict()["group_norms"] == {"net": [(1, 1.0), (2, 2.0)]}
+def test_where_it_happened_is_asked_when_confirmed_and_again_at_the_end(monkeypatch) -> None:
+    scripts = {"train_loss": Scripted(50, 60), "gradient_norm": Scripted(48, 62)}
+    monkeypatch.setattr("phasewatch.monitor.detection.Streams", lambda *_: _scripted(scripts))
+    asked = []
+
+    def locate(onset, end):
+        asked.append((onset, end))
+        return (("net", float(len(asked))),)
+
+    detection = Detection(MonitorConfig(), None, "run", Health(), locate=locate)
+    for step, timestamp, values in rows(80):
+        columns = {n: Column([step], [v], [None], [timestamp]) for n, v in values.items()}
+        detection.take_columns(columns)
+    (transition,) = detection.transitions
+    assert asked == [(43, 50), (43, transition.end_step)]
+    assert transition.where == (("net", 2.0),)
 
 
 def test_a_detector_is_put_in_place_of_the_one_a_stream_would_have() -> None:

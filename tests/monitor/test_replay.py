@@ -54,6 +54,9 @@ class Measured:
             Observation(name="weight_norm/net", step=step, value=30.0 - 12 * after),
         ]
 
+    def locate(self, onset, end):
+        return (("net", 2.0),)
+
 
 @pytest.fixture
 def settings(tmp_path):

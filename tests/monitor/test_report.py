@@ -105,7 +105,7 @@ def test_a_transition_is_named_with_its_steps_and_its_evidence(write: Write) -> 
     row = page.words[page.words.index("where in the model") :]
     for piece in ("generalisation", "ended", "500", "600", "900", "1.25", "val_loss", "down"):
         assert piece in row
-    assert "net.0.weight (0.41)" in row
+    assert "net.0.weight (0.41×)" in row
 
 
 def test_a_transition_is_a_band_from_onset_to_end_over_all_panels(write: Write) -> None:

@@ -363,3 +363,56 @@ def test_gradient_norm_and_update_ratio_need_a_look_before_the_step(settings) ->
         watch.probe(10, model)
         assert watch.history("gradient_norm")[1] == pytest.approx([1.0])
         assert watch.history("update_ratio")[1] == pytest.approx([0.1])
+
+
+def test_a_transition_is_stored_as_it_ended_without_a_second_notice(settings) -> None:
+    sink = Collecting()
+    alarm_at, until = 20, 10_000  # its detector never leaves the episode
+    with Watch(settings, detectors={"val_loss": Scripted(alarm_at, until)}, sinks=[sink]) as watch:
+        feed(watch, range(1, 101), lambda step: 1.0 if step < 15 else 0.1 * 0.9 ** (step - 15))
+    (live,) = watch.transitions
+    assert live.status is TransitionStatus.CONFIRMED
+    assert sink.transitions[-1].severity < 2.0 < live.severity
+    assert [t.status for t in sink.transitions] == [
+        TransitionStatus.SUSPECTED,
+        TransitionStatus.CONFIRMED,
+    ]
+    with Store(settings["store"], create=False) as store:
+        (stored,) = store.transitions(watch.run_id)
+    assert stored == live
+
+
+def test_an_observable_may_say_which_way_is_better_and_the_run_remembers(settings) -> None:
+    class Quality:
+        name, unit, better = "val_quality", "1", "up"
+
+        def measure(self, context):
+            raise NotImplementedError
+
+    settings |= {"better": {"fitness": "up"}}
+    with Watch(settings, observables=[Quality()]):
+        pass
+    with Store(settings["store"], create=False) as store:
+        assert store.run("test").config["better"] == {"fitness": "up", "val_quality": "up"}
+    Quality.better = "sideways"
+    with pytest.raises(ConfigError, match="'val_quality' says that 'sideways' is better"):
+        Watch(settings, observables=[Quality()])
+    with pytest.raises(ConfigError, match=r"better.fitness: got 'best'"):
+        Watch(settings | {"better": {"fitness": "best"}})
+
+
+def test_it_is_told_which_part_of_the_model_moved_more_than_before(settings) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(20, 20), torch.nn.Linear(20, 20))
+    with Watch(settings, detectors={"val_loss": Scripted(60, 90)}) as watch:
+        for step in range(1, 131):
+            with torch.no_grad():
+                model[0].weight += 1e-2
+                model[1].weight += 1e-3 if step <= 50 else 1e-2
+            feed(watch, [step], lambda step: 1.0 if step < 55 else 0.1)
+            if watch.due(step):
+                watch.probe(step, model)
+    (transition,) = watch.transitions
+    assert transition.status is TransitionStatus.ENDED
+    assert [group for group, _ in transition.where] == ["1", "0"]
+    assert transition.where[0][1] == pytest.approx(10.0, rel=0.5)
+    assert transition.where[1][1] < 1.5
