@@ -210,6 +210,37 @@ CLASSES: dict[str, Course] = {
 """Every class of stream, by name."""
 
 
+def _drift(rng: np.random.Generator, num_points: int) -> Array:
+    """A fall by a factor of 2 to 10 that takes the whole stream, exponential or straight."""
+    t, factor = np.arange(num_points) / num_points, rng.uniform(2.0, 10.0)
+    return _array(factor**-t if rng.random() < 0.5 else 1.0 - t * (1.0 - 1.0 / factor))
+
+
+def _wide_rise(rng: np.random.Generator, num_points: int) -> Array:
+    """A rise by a factor of 2 to 4 along a logistic curve that takes half the stream or more."""
+    t = np.arange(num_points) / num_points - 0.5
+    return _array(1.0 + rng.uniform(1.0, 3.0) / (1.0 + np.exp(-t / rng.uniform(0.08, 0.2))))
+
+
+def _flat(rng: np.random.Generator, num_points: int) -> Array:  # noqa: ARG001
+    return np.ones(num_points)
+
+
+def _white(rng: np.random.Generator, num_points: int) -> Array:
+    return rng.standard_normal(num_points)
+
+
+MEASURED: dict[str, tuple[Course, Course]] = {
+    "flat": (_flat, _white),
+    "drift": (_drift, _white),
+    "wide rise": (_wide_rise, _white),
+    "correlated": (_flat, lambda rng, n: autoregressive(rng, n, 0.6, 1.0)),
+    "errors too small": (_flat, lambda rng, n: 1.5 * rng.standard_normal(n)),
+    "t3 tails, flat": (_flat, lambda rng, n: rng.standard_t(3, n) / np.sqrt(3.0)),
+}
+"""Streams of measured values by name: the course of the level, and the noise in standard errors."""
+
+
 def names() -> tuple[str, ...]:
     """Names of all classes."""
     return tuple(CLASSES)
@@ -241,6 +272,33 @@ def curve(name: str, num_points: int, seed: int = 0) -> Curve:
         values=tuple(values(name, num_points, seed).tolist()),
         source=name,
         noisy="no noise" not in name,
+    )
+
+
+def measured(name: str, num_points: int, seed: int = 0) -> Curve:
+    """A measured stream without a change of level, such as λ̂, with standard errors of 2 to 6 %.
+
+    Args:
+        name: One of `MEASURED`.
+        num_points: Its length; real ones have 20 to 200 points.
+        seed: Another seed draws another level and noise.
+
+    Raises:
+        ValueError: No such stream, or a length below 2.
+    """
+    require(name in MEASURED, "name", name, f"one of {', '.join(MEASURED)}")
+    require(num_points >= 2, "num_points", num_points, "at least 2")
+    rng = np.random.default_rng([seed, *name.encode()])
+    course, noise = MEASURED[name]
+    levels = 10.0 ** rng.uniform(0.0, 3.0) * course(rng, num_points)
+    stderrs = rng.uniform(0.02, 0.06, num_points) * levels
+    return Curve(
+        name=f"{name}, seed {seed}",
+        steps=tuple(range(0, 100 * num_points, 100)),
+        values=tuple((levels + stderrs * noise(rng, num_points)).tolist()),
+        source=name,
+        noisy=True,
+        stderrs=tuple(stderrs.tolist()),
     )
 
 

@@ -48,7 +48,7 @@ class Detection:
         override: Override | None = None,
     ) -> None:
         self._health = health
-        self._streams = Streams(config.detectors, given, override)
+        self._streams = Streams(config.detectors, given, override, config.false_alarms_per_run)
         self._tracker = TransitionTracker(run_id, attempt=0)
         self._group_norms: dict[str, deque[tuple[int, float]]] = {}
         self._announced: set[str] = set()
@@ -63,6 +63,13 @@ class Detection:
     def streams(self) -> Streams:
         """The streams seen so far, each with its detector."""
         return self._streams
+
+    def expect(self, first_step: int, last_step: float) -> None:
+        """Say where the run begins and should end; its false alarms are spread over that.
+
+        Only at the start of a run: a resumed one keeps what it had, or its replay would differ.
+        """
+        self._streams.horizon = (first_step, last_step) if math.isfinite(last_step) else None
 
     def start(self, run_id: str, attempt: int) -> None:
         """Begin an attempt."""
@@ -88,7 +95,7 @@ class Detection:
         points: list[Point] = []
         for name, column in columns.items():
             self._seen[name] = column.steps[-1]
-            stream = self._streams.get(name)
+            stream = self._streams.get(name, step=column.steps[0])
             if stream.detector is None:
                 self._count_nonfinite(name, column)
                 continue
@@ -169,7 +176,7 @@ class Detection:
                 name.removeprefix(GROUP_PREFIX), deque(maxlen=GROUP_HISTORY)
             )
             norms.append((step, value))
-        stream = self._streams.get(name, observation.stderr, measured=True)
+        stream = self._streams.get(name, observation.stderr, step=step, measured=True)
         try:
             alarm = stream.update(step, value, observation.stderr)
         except Exception as error:
@@ -241,6 +248,7 @@ class Detection:
         """Detectors and transitions, as plain containers."""
         return {
             "streams": self._streams.state_dict(),
+            "horizon": self._streams.horizon and list(self._streams.horizon),
             "transitions": self._tracker.state_dict(),
             "seen": dict(self._seen),
             "group_norms": {name: list(norms) for name, norms in self._group_norms.items()},
@@ -249,6 +257,7 @@ class Detection:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         self._streams.load_state_dict(state["streams"])
+        self._streams.horizon = state["horizon"] and tuple(state["horizon"])
         self._tracker.load_state_dict(state["transitions"])
         self._group_norms = {
             name: deque(((int(step), float(norm)) for step, norm in norms), maxlen=GROUP_HISTORY)

@@ -158,6 +158,7 @@ def detect(
     attempt: int = 1,
     config: MonitorConfig | None = None,
     change: Change | None = None,
+    horizon: tuple[int, float] | None = None,
 ) -> Outcome:
     """Detect and fuse as a live run does.
 
@@ -167,12 +168,15 @@ def detect(
         attempt: Which fit of the run.
         config: The run's configuration.
         change: Other detectors than the configured ones.
+        horizon: Steps at which the run begins and was expected to end; None where nobody knew.
 
     Raises:
         ConfigError: A detector's name or parameters are wrong.
     """
     change = change or Change()
     detection = Detection(config or MonitorConfig(), None, run, Health(), change)
+    if horizon is not None:
+        detection.expect(*horizon)
     detection.start(run, attempt)
     said: dict[str, Transition] = {}
     for chunk in chunks:
@@ -212,6 +216,7 @@ def replay(store: Store, run: RunInfo, change: Change | None = None) -> Outcome:
         attempt=run.attempt,
         config=config,
         change=change,
+        horizon=(run.config or {}).get("horizon"),
     )
 
 
