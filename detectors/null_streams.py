@@ -146,8 +146,11 @@ def _steps(rng: np.random.Generator, num_points: int) -> Array:
 
 
 def _warm_restarts(rng: np.random.Generator, num_points: int) -> Array:
-    """A power law with 5 to 20 cycles: up by .05 to .3 dex at once, down along a half cosine."""
-    period = num_points / rng.integers(5, 21)
+    """A power law with up to 20 cycles: up by .05 to .3 dex at once, down along a half cosine.
+
+    A cycle has 400 points or more: such a fall within few points is one that detectors are for.
+    """
+    period = max(num_points / rng.integers(5, 21), 400.0)
     phase = (np.arange(num_points) % period) / period
     rise = rng.uniform(0.05, 0.3)
     return _power(rng, num_points) + rise * (0.5 + 0.5 * np.cos(np.pi * phase))
