@@ -30,7 +30,7 @@ SUPPORTING = frozenset({"gradient_norm", "update_ratio", "weight_norm"})
 """These move with every change of the learning rate: evidence beside another stream, not alone."""
 
 
-SHARES = 16
+SHARES = 8
 """So many streams share half of a run's false alarms equally; as many again half of the rest."""
 
 HORIZON = 1e5
