@@ -108,10 +108,9 @@ class Decay:
         return math.exp(min(self.a - self.b * g, 0.0))
 
     def setting(self, rate: float) -> float:
-        """The g at which the rate is so low; infinite where none is."""
-        if self.rate(-math.inf if self.b else 0.0) <= rate:
-            return -math.inf
-        return (self.a - math.log(rate)) / self.b if self.b else math.inf
+        """The g at which the rate is so low; infinite where it depends on no g."""
+        excess = self.a - math.log(rate)
+        return excess / self.b if self.b else math.copysign(math.inf, excess)
 
 
 def knob(detector: str) -> str:

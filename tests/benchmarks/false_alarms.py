@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument(
         "--detectors", nargs="*", default=sorted(SETTINGS), choices=sorted(SETTINGS)
     )
-    parser.add_argument("--points", type=int, default=1000, help="of each class of streams")
+    parser.add_argument("--points", type=int, default=5000, help="of each class of streams")
     parser.add_argument("--stated", type=float, default=0.05, help="false alarms per 1000 points")
     parser.add_argument("--write", action="store_true", help="simulate anew and write the table")
     arguments = parser.parse_args()
