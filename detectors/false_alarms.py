@@ -309,11 +309,8 @@ class Budgeted:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes, as plain containers that JSON can hold."""
-        return {
-            "detector": self.name,
-            "budget": [self._false_alarms, self._points, self._stretch, self._left],
-            "state": self._inner.state_dict(),
-        }
+        budget = [self._false_alarms, self._points, self._stretch, self._left]
+        return self._inner.state_dict() | {"budget": budget}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state, with the budget and the settings that it had.
@@ -326,7 +323,8 @@ class Budgeted:
                 f"the saved state is of detector {state.get('detector')!r}, this is a budgeted "
                 f"{self.name!r}: make the detector as it was, or start it afresh"
             )
-        inner = create(self.name, **state["state"]["parameters"])
-        inner.load_state_dict(state["state"])
+        seen = {key: value for key, value in state.items() if key != "budget"}
+        inner = create(self.name, **seen["parameters"])
+        inner.load_state_dict(seen)
         self._false_alarms, self._points, self._stretch, self._left = state["budget"]
         self._inner = inner

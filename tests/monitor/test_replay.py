@@ -110,7 +110,7 @@ def test_a_run_whose_end_was_known_is_replayed_with_the_same_thresholds(settings
     alive = {s.name: s.detector.state_dict() for s in watch._detection.streams if s.detector}
     for watched in outcome.watched:
         if watched.name in alive:
-            assert watched.parameters == alive[watched.name]["state"]["parameters"]
+            assert watched.parameters == alive[watched.name]["parameters"]
     assert alive["train_loss"]["budget"][1] == STEPS
     assert alive["val_loss"]["budget"][1] == STEPS / 5
 

@@ -86,4 +86,4 @@ def test_a_resumed_run_keeps_its_horizon_and_its_settings():
     one, two = (d.streams.get("loss").detector.state_dict() for d in (first, second))
     assert second.streams.horizon == (0, 5e4)
     assert two["budget"][:2] == one["budget"][:2]
-    assert two["state"]["parameters"] == one["state"]["parameters"]
+    assert two["parameters"] == one["parameters"]
