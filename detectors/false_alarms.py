@@ -155,12 +155,16 @@ def threshold_for(detector: str, false_alarms: float, points: float) -> float:
 def expected_rate(detector: str, setting: float) -> float:
     """False alarms to expect per 1000 points at a setting of the knob.
 
+    Where no stream alarmed at any setting: the upper 95 % bound of what was simulated, 3/N.
+
     Raises:
         ValueError: There is no table for that detector.
     """
     knob(detector)
-    decay = _fit(detector)[1]
-    return 0.0 if decay is None else 1000.0 * decay.rate(_to_g(detector, setting))
+    _, decay = _fit(detector)
+    if decay is None:
+        return -1000.0 * math.log(0.05) / _num_points(detector)
+    return 1000.0 * decay.rate(_to_g(detector, setting))
 
 
 def worst_class(detector: str, setting: float) -> tuple[str, float]:
@@ -196,9 +200,14 @@ def _fit(detector: str) -> tuple[float, Decay | None]:
     """The strictest simulated g, and the decay over equal parts of all classes."""
     record = table()[detector]
     settings = [_to_g(detector, setting) for setting in record["settings"]]
-    rows = record["alarms"].values()
-    counts = [sum(column) for column in zip(*rows, strict=True)]
-    return settings[-1], Decay.fit(settings, counts, record["points"] * len(rows))
+    counts = [sum(column) for column in zip(*record["alarms"].values(), strict=True)]
+    return settings[-1], Decay.fit(settings, counts, _num_points(detector))
+
+
+def _num_points(detector: str) -> int:
+    """Points of all classes together."""
+    record = table()[detector]
+    return int(record["points"]) * len(record["alarms"])
 
 
 @lru_cache

@@ -55,6 +55,17 @@ def test_a_rate_that_does_not_fall_asks_for_the_strictest_setting(monkeypatch):
         false_alarms._fit.cache_clear()
 
 
+def test_no_alarm_at_all_is_a_bound_and_not_a_zero(monkeypatch):
+    record = {"settings": [1.0, 2.0], "points": 1000, "alarms": {"a": [0, 0], "b": [0, 0]}}
+    monkeypatch.setattr(false_alarms, "table", lambda: {"focus": record})
+    false_alarms._fit.cache_clear()
+    try:
+        assert expected_rate("focus", 2.0) == pytest.approx(1.5, rel=0.01)
+        assert threshold_for("focus", 1e-9, 1e9) == create("focus").threshold
+    finally:
+        false_alarms._fit.cache_clear()
+
+
 @pytest.mark.parametrize("name", sorted(KNOBS))
 def test_fewer_false_alarms_never_ask_for_a_laxer_setting(name):
     settings = [threshold_for(name, 0.1, points) for points in (1e2, 1e4, 1e6, 1e8)]
