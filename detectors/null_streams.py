@@ -56,7 +56,8 @@ def autoregressive(rng: np.random.Generator, num_points: int, phi: float, scale:
     return _array(noise)
 
 
-def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """A number whose logarithm is uniform."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
@@ -70,7 +71,7 @@ def _level(rng: np.random.Generator) -> float:
 
 def _correlated(phi: float) -> Course:
     def course(rng: np.random.Generator, num_points: int) -> Array:
-        scale = _log_uniform(rng, *NOISE)
+        scale = log_uniform(rng, *NOISE)
         return _level(rng) + autoregressive(rng, num_points, phi, scale)
 
     return course
@@ -78,14 +79,14 @@ def _correlated(phi: float) -> Course:
 
 def _heavy_tails(rng: np.random.Generator, num_points: int) -> Array:
     """Student's t with three degrees of freedom: single points far out, on both sides."""
-    scale = _log_uniform(rng, *NOISE) / np.sqrt(3.0)  # t₃ has variance 3
+    scale = log_uniform(rng, *NOISE) / np.sqrt(3.0)  # t₃ has variance 3
     return _array(_level(rng) + scale * rng.standard_t(3, num_points))
 
 
 def _heteroscedastic(rng: np.random.Generator, num_points: int) -> Array:
     """Noise whose size swings by a factor of five in 2 to 20 periods."""
     turns = rng.uniform(2.0, 20.0) * np.arange(num_points) / num_points + rng.uniform()
-    scale = _log_uniform(rng, *NOISE) / 5.0 ** (0.5 + 0.5 * np.sin(2.0 * np.pi * turns))
+    scale = log_uniform(rng, *NOISE) / 5.0 ** (0.5 + 0.5 * np.sin(2.0 * np.pi * turns))
     return _array(_level(rng) + scale * autoregressive(rng, num_points, 0.3, 1.0))
 
 
@@ -98,7 +99,7 @@ def _growing_noise(rng: np.random.Generator, num_points: int) -> Array:
 
 def _power(rng: np.random.Generator, num_points: int) -> Array:
     """4 (1 + t/τ)^−α with α of .1 to .6 and τ of 10 to 300 points."""
-    alpha, tau = rng.uniform(0.1, 0.6), _log_uniform(rng, 10.0, 300.0)
+    alpha, tau = rng.uniform(0.1, 0.6), log_uniform(rng, 10.0, 300.0)
     return _array(np.log10(4.0) - alpha * np.log10(1.0 + np.arange(num_points) / tau))
 
 
@@ -115,7 +116,7 @@ def _to_a_floor(rng: np.random.Generator, num_points: int) -> Array:
 
 def _noisy(course: Course, phi: float = 0.3, low: float = 0.005, high: float = 0.05) -> Course:
     def with_noise(rng: np.random.Generator, num_points: int) -> Array:
-        scale = _log_uniform(rng, low, high)
+        scale = log_uniform(rng, low, high)
         return course(rng, num_points) + autoregressive(rng, num_points, phi, scale)
 
     return with_noise
@@ -139,7 +140,7 @@ def _steps(rng: np.random.Generator, num_points: int) -> Array:
         at = int(share * num_points)
         after = slice(at, None)
         log_loss[after] = log_loss[at] + (log_loss[after] - log_loss[at]) / 3.0
-        tau = _log_uniform(rng, 0.3, 10.0)
+        tau = log_uniform(rng, 0.3, 10.0)
         fall = rng.uniform(0.3, 1.0) * LEARNING_RATE_DROP
         log_loss[after] -= fall * -np.expm1(-(t[after] - at + 1.0) / tau)
     return log_loss
@@ -165,7 +166,7 @@ def _saw_teeth(rng: np.random.Generator, num_points: int) -> Array:
 def _spikes(rng: np.random.Generator, num_points: int) -> Array:
     """Sudden rises of .3 to 3 dex, one in 300 to 3000 points, that are gone within 50 points."""
     log_loss = _power(rng, num_points) + autoregressive(rng, num_points, 0.3, 0.02)
-    hits = rng.random(num_points) < 1.0 / _log_uniform(rng, 300.0, 3000.0)
+    hits = rng.random(num_points) < 1.0 / log_uniform(rng, 300.0, 3000.0)
     kicks = np.where(hits, rng.uniform(0.3, 3.0, num_points), 0.0)
     return _array(log_loss + lfilter([1.0], [1.0, -np.exp(-1.0 / rng.uniform(0.5, 10.0))], kicks))
 
@@ -217,37 +218,6 @@ CLASSES: dict[str, Course] = {
 """Every class of stream, by name."""
 
 
-def _drift(rng: np.random.Generator, num_points: int) -> Array:
-    """A fall by a factor of 2 to 10 that takes the whole stream, exponential or straight."""
-    t, factor = np.arange(num_points) / num_points, rng.uniform(2.0, 10.0)
-    return _array(factor**-t if rng.random() < 0.5 else 1.0 - t * (1.0 - 1.0 / factor))
-
-
-def _wide_rise(rng: np.random.Generator, num_points: int) -> Array:
-    """A rise by a factor of 2 to 4 along a logistic curve that takes half the stream or more."""
-    t = np.arange(num_points) / num_points - 0.5
-    return _array(1.0 + rng.uniform(1.0, 3.0) / (1.0 + np.exp(-t / rng.uniform(0.08, 0.2))))
-
-
-def _flat(rng: np.random.Generator, num_points: int) -> Array:  # noqa: ARG001
-    return np.ones(num_points)
-
-
-def _white(rng: np.random.Generator, num_points: int) -> Array:
-    return rng.standard_normal(num_points)
-
-
-MEASURED: dict[str, tuple[Course, Course]] = {
-    "flat": (_flat, _white),
-    "drift": (_drift, _white),
-    "wide rise": (_wide_rise, _white),
-    "correlated": (_flat, lambda rng, n: autoregressive(rng, n, 0.6, 1.0)),
-    "errors too small": (_flat, lambda rng, n: 1.5 * rng.standard_normal(n)),
-    "t3 tails, flat": (_flat, lambda rng, n: rng.standard_t(3, n) / np.sqrt(3.0)),
-}
-"""Streams of measured values by name: the course of the level, and the noise in standard errors."""
-
-
 def names() -> tuple[str, ...]:
     """Names of all classes."""
     return tuple(CLASSES)
@@ -279,36 +249,6 @@ def curve(name: str, num_points: int, seed: int = 0) -> Curve:
         values=tuple(values(name, num_points, seed).tolist()),
         source=name,
         noisy="no noise" not in name,
-    )
-
-
-def measured(name: str, num_points: int, seed: int = 0) -> Curve:
-    """A measured stream without a change of level, such as λ̂, with its standard errors.
-
-    They differ by a factor of up to two within a stream, and are at most 2 to 15 % of the level:
-    measurements with larger ones are marked, and never reach a detector.
-
-    Args:
-        name: One of `MEASURED`.
-        num_points: Its length; real ones have 20 to 200 points.
-        seed: Another seed draws another level and noise.
-
-    Raises:
-        ValueError: No such stream, or a length below 2.
-    """
-    require(name in MEASURED, "name", name, f"one of {', '.join(MEASURED)}")
-    require(num_points >= 2, "num_points", num_points, "at least 2")
-    rng = np.random.default_rng([seed, *name.encode()])
-    course, noise = MEASURED[name]
-    levels = 10.0 ** rng.uniform(0.0, 3.0) * course(rng, num_points)
-    stderrs = _log_uniform(rng, 0.02, 0.15) * rng.uniform(0.5, 1.0, num_points) * levels
-    return Curve(
-        name=f"{name}, seed {seed}",
-        steps=tuple(range(0, 100 * num_points, 100)),
-        values=tuple((levels + stderrs * noise(rng, num_points)).tolist()),
-        source=name,
-        noisy=True,
-        stderrs=tuple(stderrs.tolist()),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from phasewatch import detectors
 from phasewatch.detectors.base import Detector
-from phasewatch.detectors.false_alarms import Budgeted
+from phasewatch.detectors.budgeted import Budgeted
 from phasewatch.detectors.types import Alarm
 from phasewatch.monitor.config import DetectorConfig
 from phasewatch.monitor.errors import ConfigError, UnknownNameError

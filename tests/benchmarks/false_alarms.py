@@ -22,7 +22,7 @@ from rich.table import Table
 from scipy import stats
 
 from phasewatch import detectors
-from phasewatch.detectors import false_alarms, null_streams
+from phasewatch.detectors import false_alarms, null_measured, null_streams
 from phasewatch.detectors.scoring import Curve, detect
 
 SETTINGS: dict[str, tuple[float, ...]] = {
@@ -54,8 +54,8 @@ def streams(detector: str, points: int, first_seed: int) -> Iterator[Curve]:
     length = min(LENGTHS.get(detector, LENGTH), points)
     for seed in range(first_seed, first_seed + -(-points // length)):
         if detector == "level_shift":
-            for name in null_streams.MEASURED:
-                yield null_streams.measured(name, length, seed)
+            for name in null_measured.CLASSES:
+                yield null_measured.curve(name, length, seed)
         else:
             for curve in null_streams.curves(length, (seed,)):
                 if detector in ONE_SIDED or curve.source not in null_streams.RISING:

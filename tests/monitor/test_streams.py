@@ -2,7 +2,8 @@
 
 import pytest
 
-from phasewatch.detectors.false_alarms import Budgeted, threshold_for
+from phasewatch.detectors.budgeted import Budgeted
+from phasewatch.detectors.false_alarms import threshold_for
 from phasewatch.monitor.config import DetectorConfig, MonitorConfig
 from phasewatch.monitor.detection import Detection
 from phasewatch.monitor.health import Health
