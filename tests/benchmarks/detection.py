@@ -129,8 +129,8 @@ def cells(by_source: dict[str, Score], held_out: Score | None, noisy: Score) -> 
         f"{low:.2f}–{high:.2f}",
         f"{score.strict_f1:.3f}",
         "–" if held_out is None else f"{held_out.f1:.3f}",
-        f"{score.median_relative_delay:.2f}w/{score.median_delay:.0f}",
-        f"{noisy.median_relative_delay:.2f}w",
+        f"{score.median_relative_delay:.2f}w/{score.median_delay:.0f}" if score.delays else "–",
+        f"{noisy.median_relative_delay:.2f}w" if noisy.delays else "–",
         f"{score.false_alarms_per_1000:.3f}",
     ]
 
