@@ -73,8 +73,8 @@ def with_transition(null: Curve, *, start: int, width: int, dex: float) -> Curve
 def curves(num_points: int = 1000, seed: int = 0) -> list[Curve]:
     """Curves of eight sources; of four each, three hold one transition, two or none at all.
 
-    Falls are .3 to 2 dex and 2 to 12 % of the curve wide; a fall under noise is at least six times
-    the noise's largest size wide in dex (0.6), because a smaller one cannot be told from it.
+    Falls are .3 to 2 dex and 2 to 15 % of the curve wide. The smallest under the loudest noise are
+    hard to see for anybody: not every transition here can be found.
 
     Args:
         num_points: Length of each, at least 200.
@@ -88,8 +88,8 @@ def curves(num_points: int = 1000, seed: int = 0) -> list[Curve]:
             one = null_streams.curve(source, num_points, 1000 * seed + index)
             for place in places:
                 start = int((place + rng.uniform(-0.1, 0.1)) * num_points)
-                width = max(round(rng.uniform(0.02, 0.12) * num_points), 2)
-                dex = float(np.exp(rng.uniform(np.log(0.6 if one.noisy else 0.3), np.log(2.0))))
+                width = max(round(rng.uniform(0.02, 0.15) * num_points), 2)
+                dex = float(np.exp(rng.uniform(np.log(0.3), np.log(2.0))))
                 one = with_transition(one, start=start, width=width, dex=round(dex, 3))
             made.append(one)
     return made
