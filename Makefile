@@ -5,9 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .venv-peers
 PEER   := $(PEERS)/.installed
+RIVALS := $(PEERS)/.rivals
 SOURCES := callbacks detectors monitor examples tests
 
-.PHONY: demo test check lint types mypy slow bench bench-peers clean
+.PHONY: demo test check lint types mypy slow bench bench-detection bench-peers false-alarms clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -49,6 +50,22 @@ $(PEER): constraints.txt
 bench-peers: $(STAMP) $(PEER)
 	@for name in llc_step_cost llc_cost; do echo "== $$name"; OMP_NUM_THREADS=1 \
 		PHASEWATCH_PEER_PYTHON=$(PEERS)/bin/python $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
+
+# What others detect with. One that the index lacks is left out, and its row says so.
+$(RIVALS):
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@for name in river trainscope trainpulse; do \
+		$(PEERS)/bin/pip install --quiet $$name || echo "$$name cannot be installed"; done
+	@touch $@
+
+bench-detection: $(STAMP) $(RIVALS)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/detection.py --long
+
+# The table that thresholds are taken from; to be made anew whenever a detector changes. It takes
+# about half an hour; `--detectors slope_shift` on the first command makes one row of it anew.
+false-alarms: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/false_alarms.py --write --points 100000
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/false_alarms.py --points 100000
 
 clean:
 	rm -rf $(VENV) $(PEERS) build dist *.egg-info phasewatch-demo

@@ -18,6 +18,7 @@ from phasewatch.detectors.registry import (
     UnknownDetectorError,
     create,
     default,
+    default_name,
     names,
     register,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "UnknownDetectorError",
     "create",
     "default",
+    "default_name",
     "names",
     "register",
 ]

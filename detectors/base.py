@@ -15,7 +15,10 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 
 NONFINITE_RUN = 3
-"""This many non-finite values in a row are an instability; as many finite ones end it."""
+"""This many non-finite values in a row are an instability."""
+
+FINITE_RUN = 20
+"""This many finite ones in a row end it: a stream that flickers is one instability, not many."""
 
 
 class StateError(ValueError):
@@ -135,7 +138,7 @@ class BaseDetector(ABC):
         self._last_value = value
         if self._broken:
             self._finite += 1
-            self._broken = self._finite < NONFINITE_RUN
+            self._broken = self._finite < FINITE_RUN
         return self._observe(step, value, stderr)
 
     def state_dict(self) -> dict[str, Any]:

@@ -132,6 +132,32 @@ def check_nonfinite_run_is_one_instability(factory: Factory) -> None:
     _require(not detector.active, "the episode goes on after 50 good values")
 
 
+def check_one_condition_is_few_alarms(factory: Factory) -> None:
+    """A stream that flickers between numbers and none, or that diverges, is told about once.
+
+    A divergence may be told once as it begins and once more as it reaches its new level.
+    """
+    detector = factory()
+    start = changing_stream(100)
+    _feed(detector, start)
+    nan = (True, True, True, False, False, False)
+    flicker = [
+        (start[-1][0] + 1 + i, math.nan if nan[i % 6] else start[i % 100][1], start[0][2])
+        for i in range(300)
+    ]
+    alarms = _feed(detector, flicker)
+    _require(len(alarms) <= 1, f"one flickering stream of 300 points gives {len(alarms)} alarms")
+    detector = factory()
+    rise = [0.02 * min(i, 100) for i in range(400)]
+    noise = np.random.default_rng(7).standard_normal(400).tolist()
+    diverged = [
+        (start[-1][0] + 1 + i, 2.0 * 10.0**up * (1.0 + 0.05 * e), 0.1 * 10.0**up)
+        for i, (up, e) in enumerate(zip(rise, noise, strict=True))
+    ]
+    alarms = _feed(detector, [*start, *diverged])
+    _require(len(alarms) <= 2, f"one divergence gives {len(alarms)} alarms: {alarms}")
+
+
 def check_steps_must_increase(factory: Factory) -> None:
     """A step that does not increase is skipped and counted."""
     stream = changing_stream()
@@ -164,7 +190,10 @@ def check_state_round_trip(factory: Factory) -> None:
         untouched = copy.deepcopy(state)
         restored = factory()
         _feed(restored, stream[:77])
-        restored.load_state_dict(state)
+        try:
+            restored.load_state_dict(state)
+        except Exception as error:
+            raise CheckFailedError(f"it cannot load its own state: {error!r}") from error
         same = restored.state_dict() == original.state_dict()
         _require(same, f"the state changes in a round trip at point {cut}")
         alarms = _feed(restored, stream[cut:])

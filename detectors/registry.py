@@ -105,6 +105,19 @@ def register(name: str, factory: Callable[..., Detector]) -> None:
     _FACTORIES[name] = factory
 
 
+def default_name(stream: StreamKind) -> str:
+    """Name of the detector to use when nothing else is said.
+
+    Raises:
+        ValueError: No such kind of stream.
+    """
+    if stream not in _DEFAULTS:
+        raise ValueError(
+            f"stream is {stream!r}, but must be one of {', '.join(get_args(StreamKind))}"
+        )
+    return _DEFAULTS[stream]
+
+
 def default(stream: StreamKind, **parameters: Any) -> Detector:
     """The detector to use when nothing else is said.
 
@@ -116,8 +129,4 @@ def default(stream: StreamKind, **parameters: Any) -> Detector:
     Raises:
         ValueError: No such kind of stream, or a parameter is out of its range.
     """
-    if stream not in _DEFAULTS:
-        raise ValueError(
-            f"stream is {stream!r}, but must be one of {', '.join(get_args(StreamKind))}"
-        )
-    return create(_DEFAULTS[stream], **parameters)
+    return create(default_name(stream), **parameters)

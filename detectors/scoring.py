@@ -50,6 +50,7 @@ class Curve:
         ignore: Zones that count neither for nor against.
         source: Where it was recorded; curves of one source are not independent.
         noisy: Whether it carries minibatch noise.
+        stderrs: Standard errors of the values, where they are known.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Curve:
     ignore: tuple[Interval, ...] = ()
     source: str = ""
     noisy: bool = False
+    stderrs: tuple[float, ...] | None = None
 
     def every(self, n: int) -> Curve:
         """The same curve logged every n-th point only."""
@@ -68,6 +70,7 @@ class Curve:
             values=self.values[::n],
             transitions=tuple(_thin(interval, n) for interval in self.transitions),
             ignore=tuple(_thin(interval, n) for interval in self.ignore),
+            stderrs=self.stderrs and self.stderrs[::n],
         )
 
 
@@ -192,8 +195,10 @@ def null_points(curve: Curve) -> list[int]:
 def detect(curve: Curve, detector: Detector) -> list[int]:
     """Feed a curve to a detector; the points of its alarms, instabilities left out."""
     alarms = []
-    for point, (step, value) in enumerate(zip(curve.steps, curve.values, strict=True)):
-        alarm = detector.update(step, value)
+    stderrs = curve.stderrs or (None,) * len(curve.values)
+    points = zip(curve.steps, curve.values, stderrs, strict=True)
+    for point, (step, value, stderr) in enumerate(points):
+        alarm = detector.update(step, value, stderr)
         if alarm is not None and alarm.kind is AlarmKind.SHIFT:
             alarms.append(point)
     return alarms

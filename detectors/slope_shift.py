@@ -101,6 +101,8 @@ class SlopeShift(BaseDetector):
         coarse_ratio: The same for wider windows that hold more than 3 % of the points so far.
         p_value: One-sided significance of the t-test.
         past_ratio: How far the statistic must stand out of its own past.
+        strictness: How many times what noise allows a change must be. The one knob that trades
+            false alarms for missed changes under noise; `false_alarms.threshold_for` sets it.
         memory: Memory of that past, in window widths.
         share: Largest share of the points so far that a window above 24 points may take.
         release: The episode ends below this share of the peak speed.
@@ -133,6 +135,7 @@ class SlopeShift(BaseDetector):
         coarse_ratio: float = 6.0,
         p_value: float = 1e-6,
         past_ratio: float = 5.0,
+        strictness: float = 1.0,
         memory: int = 40,
         share: float = 0.2,
         release: float = 0.35,
@@ -143,7 +146,7 @@ class SlopeShift(BaseDetector):
         floor: float = 1e-8,
     ) -> None:
         given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        for key in ("gate", "gate_share", "rise_gate", "past_ratio"):
+        for key in ("gate", "gate_share", "rise_gate", "past_ratio", "strictness"):
             require(given[key] > 0.0, key, given[key], "above 0")
         for key in ("p_value", "share", "release"):
             require(0.0 < given[key] < 1.0, key, given[key], "above 0 and below 1")
@@ -153,7 +156,7 @@ class SlopeShift(BaseDetector):
             require(given[key] >= 1, key, given[key], "at least 1")
         self._gate, self._gate_share, self._rise_gate = gate, gate_share, rise_gate
         self._ratio, self._coarse_ratio, self._past_ratio = ratio, coarse_ratio, past_ratio
-        self._share, self._release = share, release
+        self._share, self._release, self._strictness = share, release, strictness
         self._memory, self._quiet, self._max_levels = memory, quiet, levels
         self._scale = StreamScale(scale, floor)
         self._limits = {w: _t_limit(p_value, 3 * w - 2) for w in WIDTHS}
@@ -282,7 +285,7 @@ class SlopeShift(BaseDetector):
         """The excess over what noise allows: now, by the t-test, and in the stream's own past."""
         error = max(window.standard_error(old), NO_NOISE * self._scale.unit)
         allowed = max(self._limits[window.width] * error, self._past_ratio * past)
-        return excess / allowed
+        return excess / (self._strictness * allowed)
 
     def _rise_score(self, level: Level, window: TwinLines) -> float:
         """The same for a sudden rise, which is an instability; 1 is a hit."""

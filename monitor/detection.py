@@ -52,7 +52,7 @@ class Detection:
     ) -> None:
         self._health = health
         self._find = locate
-        self._streams = Streams(config.detectors, given, override)
+        self._streams = Streams(config.detectors, given, override, config.false_alarms_per_run)
         self._tracker = TransitionTracker(run_id, attempt=0, better=config.better)
         self._ahead = {
             name: detector
@@ -78,6 +78,13 @@ class Detection:
         for transition in reviewed:
             self._tracker.annotate(transition)
 
+    def expect(self, first_step: int, last_step: float) -> None:
+        """Say where the run begins and should end; its false alarms are spread over that.
+
+        Only at the start of a run: a resumed one keeps what it had, or its replay would differ.
+        """
+        self._streams.horizon = (first_step, last_step) if math.isfinite(last_step) else None
+
     def start(self, run_id: str, attempt: int) -> None:
         """Begin an attempt."""
         self._tracker.run, self._tracker.attempt = run_id, attempt
@@ -102,7 +109,7 @@ class Detection:
         points: list[Point] = []
         for name, column in columns.items():
             self._seen[name] = column.steps[-1]
-            stream = self._streams.get(name)
+            stream = self._streams.get(name, step=column.steps[0])
             if stream.detector is None:
                 self._count_nonfinite(name, column)
                 continue
@@ -182,7 +189,7 @@ class Detection:
             return []
         if observation.status is not EstimateStatus.OK:
             return []
-        stream = self._streams.get(name, observation.stderr, measured=True)
+        stream = self._streams.get(name, observation.stderr, step=step, measured=True)
         try:
             alarm = stream.update(step, value, observation.stderr)
             ahead = self._ahead.get(name)
@@ -275,6 +282,7 @@ class Detection:
         """Detectors and transitions, as plain containers."""
         return {
             "streams": self._streams.state_dict(),
+            "horizon": self._streams.horizon and list(self._streams.horizon),
             "transitions": self._tracker.state_dict(),
             "ahead": {name: detector.state_dict() for name, detector in self._ahead.items()},
             "seen": dict(self._seen),
@@ -283,6 +291,7 @@ class Detection:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         self._streams.load_state_dict(state["streams"])
+        self._streams.horizon = state["horizon"] and tuple(state["horizon"])
         self._tracker.load_state_dict(state["transitions"])
         for name, saved in state["ahead"].items():
             if name in self._ahead:

@@ -204,6 +204,7 @@ def detect(
     config: MonitorConfig | None = None,
     change: Change | None = None,
     history: History | None = None,
+    horizon: tuple[int, float] | None = None,
 ) -> Outcome:
     """Detect and fuse as a live run does, and look back at the end.
 
@@ -214,6 +215,7 @@ def detect(
         config: The run's configuration.
         change: Other detectors than the configured ones.
         history: Where the full history is to be had; None keeps it, 24 bytes a value.
+        horizon: Steps at which the run begins and was expected to end; None where nobody knew.
 
     Raises:
         ConfigError: A detector's name or parameters are wrong.
@@ -223,6 +225,8 @@ def detect(
         chunks = kept = Kept(chunks)
         history = kept.history
     detection = Detection(config or MonitorConfig(), None, run, Health(), change)
+    if horizon is not None:
+        detection.expect(*horizon)
     detection.start(run, attempt)
     for chunk in chunks:
         detection.take_chunk(chunk)
@@ -268,6 +272,7 @@ def replay(store: Store, run: RunInfo, change: Change | None = None) -> Outcome:
         config=config,
         change=change,
         history=stored_history(store, run.id),
+        horizon=(run.config or {}).get("horizon"),
     )
     # The weights are not stored: where it happened is known of what the live run saw as well.
     known = {(t.id, t.onset_step, t.end_step): t.where for t in store.transitions(run.id)}

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from phasewatch import detectors
 from phasewatch.detectors.base import Detector
+from phasewatch.detectors.budgeted import Budgeted
 from phasewatch.detectors.types import Alarm, Direction
 from phasewatch.monitor.config import DetectorConfig
 from phasewatch.monitor.errors import ConfigError, UnknownNameError
@@ -26,8 +27,18 @@ Override = Callable[[str, Detector | None], Detector | None]
 NOT_DETECTED = frozenset({"epoch", "step", "global_step", "lr", "learning_rate", "momentum"})
 """Logged settings and counters: they change because someone set them, not because of the model."""
 
-
 SCORE_EFFECT = 0.1
+"""Smallest change of a score that counts. An accuracy lies between 0 and 1 and stands near one end
+for long, where any little thing is a large share of its range so far."""
+
+SHARES = 8
+"""So many streams share half of a run's false alarms equally; as many again half of the rest."""
+
+HORIZON = 1e5
+"""Points of a stream where nobody knows how long the run will be."""
+
+MEASURED_POINTS = 200
+"""Points of a measured stream such as λ̂: each costs too much for there to be many."""
 
 
 class Role(StrEnum):
@@ -42,18 +53,6 @@ def kind_of(name: str, stderr: float | None) -> StreamKind:
     if stderr is not None:
         return "measured"
     return "loss" if "loss" in name.lower() else "scalar"
-
-
-def default_detector(name: str, stderr: float | None) -> Detector:
-    """The detector of a stream for which nothing is said.
-
-    A score such as an accuracy lies between 0 and 1 and stands near one end for long, where any
-    little thing is a large share of its range so far: changes below `SCORE_EFFECT` do not count.
-    """
-    kind = kind_of(name, stderr)
-    if kind == "scalar" and better_direction(name) is Direction.UP:
-        return detectors.default(kind, min_effect=SCORE_EFFECT)
-    return detectors.default(kind)
 
 
 def is_setting(name: str) -> bool:
@@ -94,6 +93,10 @@ class Streams:
         chosen: Detector by stream name, from the configuration.
         given: Detector objects by stream name, from the user's code.
         override: Which detector a stream gets in place of the one it would have.
+        false_alarms: Expected false alarms of the run over all streams with a default detector.
+
+    Attributes:
+        horizon: Steps at which the run began and is expected to end; None where nobody knows.
 
     Raises:
         ConfigError: A detector's name or parameters are wrong.
@@ -104,7 +107,11 @@ class Streams:
         chosen: Mapping[str, DetectorConfig],
         given: Mapping[str, Detector | str] | None = None,
         override: Override | None = None,
+        false_alarms: float = 0.1,
     ) -> None:
+        self.horizon: tuple[int, float] | None = None
+        self._false_alarms = false_alarms
+        self._num_defaults = 0
         self._override = override
         self._given: dict[str, Detector] = {}
         self._chosen = dict(chosen)
@@ -121,23 +128,26 @@ class Streams:
     def __iter__(self) -> Iterator[Stream]:
         return iter(self._streams.values())
 
-    def get(self, name: str, stderr: float | None = None, *, measured: bool = False) -> Stream:
+    def get(
+        self, name: str, stderr: float | None = None, *, step: int = 1, measured: bool = False
+    ) -> Stream:
         """The stream of that name, made on first use.
 
         Args:
             name: Its name.
             stderr: Standard error of its first value, if that has one.
+            step: Step of its first value.
             measured: Whether an observable measures it; "total/part" is then a part, which is
                 shown beside its total and not watched. A logged "train/loss" is no part.
         """
         stream = self._streams.get(name)
         if stream is None:
             stream = self._streams[name] = self._make(
-                name, stderr, is_part=measured and "/" in name
+                name, stderr, step, is_part=measured and "/" in name
             )
         return stream
 
-    def _make(self, name: str, stderr: float | None, *, is_part: bool) -> Stream:
+    def _make(self, name: str, stderr: float | None, step: int, *, is_part: bool) -> Stream:
         detector: Detector | None
         role = Role.LEAD
         if name in self._given:
@@ -147,13 +157,32 @@ class Streams:
         elif is_part or is_setting(name):
             detector = None
         else:
-            detector = default_detector(name, stderr)
+            detector = self._default(name, stderr, step)
             role = Role.SUPPORT if name in SUPPORTING else Role.LEAD
         if self._override is not None:
             detector = self._override(name, detector)
         if detector is not None and name in self._restored:
             self._restore(name, detector)
         return Stream(name, detector, role)
+
+    def _default(self, name: str, stderr: float | None, step: int) -> Detector:
+        """The default detector, as strict as the stream's share of the false alarms asks.
+
+        What is logged every n steps comes first at step n: that tells how many points to expect.
+        `Budgeted` keeps to its share where there are more.
+        """
+        kind, parameters = kind_of(name, stderr), {}
+        if kind == "scalar" and better_direction(name) is Direction.UP:
+            parameters["min_effect"] = SCORE_EFFECT
+        share = self._false_alarms * 0.5 ** (self._num_defaults // SHARES + 1) / SHARES
+        self._num_defaults += 1
+        points = HORIZON
+        if kind == "measured":
+            points = MEASURED_POINTS
+        elif self.horizon is not None:
+            start, end = self.horizon
+            points = (end - start) / max(step - start, 1)
+        return Budgeted(detectors.default_name(kind), share, points, **parameters)
 
     def _restore(self, name: str, detector: Detector) -> None:
         """Go on from a saved state; one of another detector is no reason to stop a run."""

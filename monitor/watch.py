@@ -141,6 +141,8 @@ class Watch:
         self.health.step = step
         self.health.last_step_timestamp = time.time()
         resumed_step = step if self.attempt else None
+        if resumed_step is None:
+            self._detection.expect(step, expected_steps)
         store = open_store(
             self.config, self._root, self.health, lambda store: self._begin(store, resumed_step)
         )
@@ -175,7 +177,8 @@ class Watch:
             resumed_step=resumed_step,
             # A database URL may hold a password; what is kept names the place without it.
             config=self.config.model_dump(mode="json")
-            | {"store": store.where, "detectors": self._detection.streams.settings()},
+            | {"store": store.where, "detectors": self._detection.streams.settings()}
+            | {"horizon": self._detection.streams.horizon},
         )
 
     def finish(self, state: RunState = RunState.FINISHED, reason: str = "") -> None:

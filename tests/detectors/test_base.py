@@ -42,8 +42,8 @@ def test_three_non_finite_values_in_a_row_are_one_instability():
 
 def test_a_second_run_of_non_finite_values_is_told_again_once_the_first_is_over():
     run = [math.nan] * 3
-    assert len(feed(SlopeShift(), [1.0, *run, 1.0, 1.0, *run])) == 1
-    assert len(feed(SlopeShift(), [1.0, *run, 1.0, 1.0, 1.0, *run])) == 2
+    assert len(feed(SlopeShift(), [1.0, *run, *[1.0] * 19, *run])) == 1
+    assert len(feed(SlopeShift(), [1.0, *run, *[1.0] * 20, *run])) == 2
 
 
 def test_a_stream_that_begins_with_nan_has_a_value_all_the_same():

@@ -102,6 +102,42 @@ class AlarmsAtEachNan(SlopeShift):
         return super()._skip(step)
 
 
+class FlickersWithItsStream(SlopeShift):
+    """Ends an instability with the first finite value, and tells the next one again."""
+
+    def _observe(self, step, value, stderr):
+        self._broken = False
+        return super()._observe(step, value, stderr)
+
+
+class DiesOfNan(SlopeShift):
+    """As river's PageHinkley: one NaN enters a running sum, and nothing is ever found again."""
+
+    def _skip(self, step):
+        self._dead = True
+        return super()._skip(step)
+
+    def _observe(self, step, value, stderr):
+        return None if getattr(self, "_dead", False) else super()._observe(step, value, stderr)
+
+
+class CannotLoad(SlopeShift):
+    """As Lightning's SpikeDetection: what it saves is not what it loads."""
+
+    def load_state_dict(self, state):
+        self._last_step = state["running"]
+
+
+class TellsEveryPoint(SlopeShift):
+    """Says the alarm of its episode at each of its points: one change, a hundred messages."""
+
+    def update(self, step, value, stderr=None):
+        alarm = super().update(step, value, stderr)
+        if alarm is not None:
+            self._latest_alarm = alarm
+        return alarm or (self._latest_alarm if self.active else None)
+
+
 class TakesRepeatedSteps(SlopeShift):
     def update(self, step, value, stderr=None):
         self._last_step = None
@@ -167,6 +203,7 @@ BROKEN = {
     "causal": LooksAhead,
     "nonfinite_is_counted_and_survived": ChokesOnNan,
     "nonfinite_run_is_one_instability": AlarmsAtEachNan,
+    "one_condition_is_few_alarms": FlickersWithItsStream,
     "steps_must_increase": TakesRepeatedSteps,
     "bounded_memory": Hoards,
     "state_round_trip": LosesState,
@@ -190,6 +227,19 @@ def test_no_check_is_without_a_detector_that_fails_it():
 def test_a_state_that_is_eaten_fails_the_round_trip():
     with pytest.raises(CheckFailedError, match="changes the state it was given"):
         checks.check_state_round_trip(EatsItsInput)
+
+
+@pytest.mark.parametrize(
+    ("check", "broken", "said"),
+    [
+        ("nonfinite_is_counted_and_survived", DiesOfNan, "after single non-finite values"),
+        ("state_round_trip", CannotLoad, "cannot load its own state"),
+        ("one_alarm_per_episode", TellsEveryPoint, "one change gave"),
+    ],
+)
+def test_what_detectors_elsewhere_do_wrong_is_caught(check, broken, said):
+    with pytest.raises(CheckFailedError, match=said):
+        getattr(checks, f"check_{check}")(broken)
 
 
 def test_an_episode_that_never_ends_fails():

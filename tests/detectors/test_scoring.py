@@ -173,3 +173,15 @@ def test_a_file_without_curves_is_refused(tmp_path):
     path.write_text('[{"name": "a"}]')
     with pytest.raises(ValueError, match=r"other\.json does not hold annotated curves.*source"):
         load_curves(path)
+
+
+def test_standard_errors_reach_the_detector_and_are_thinned_with_the_values():
+    seen = []
+
+    class Listener:
+        def update(self, step, value, stderr=None):
+            seen.append(stderr)
+
+    curve = Curve(name="", steps=(0, 1, 2), values=(1.0, 2.0, 3.0), stderrs=(0.1, 0.2, 0.3))
+    assert detect(curve.every(2), Listener()) == []
+    assert seen == [0.1, 0.3]

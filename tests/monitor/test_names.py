@@ -6,7 +6,7 @@ import pytest
 
 from phasewatch.detectors.types import Direction
 from phasewatch.monitor.names import better_direction, is_validation
-from phasewatch.monitor.streams import default_detector
+from phasewatch.monitor.streams import Streams
 
 
 def test_held_out_data_is_told_by_whole_words() -> None:
@@ -37,5 +37,6 @@ def test_which_way_is_better_is_told_by_the_name_or_left_open(name, way) -> None
 
 
 def test_a_score_must_change_by_a_tenth_and_another_scalar_need_not() -> None:
-    assert default_detector("val_accuracy", None).parameters["min_effect"] == 0.1
-    assert default_detector("entropy", None).parameters["min_effect"] == 0.0
+    streams = Streams({})
+    effects = [streams.get(name).detector.parameters["min_effect"] for name in ("val_acc", "rank")]
+    assert effects == [0.1, 0.0]

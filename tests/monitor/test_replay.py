@@ -101,6 +101,23 @@ def assert_replays_as_stored(settings, num: int | None = None):
     return outcome
 
 
+def test_a_run_whose_end_was_known_is_replayed_with_the_same_thresholds(settings):
+    watch = Watch({**settings, "false_alarms_per_run": 1.0}, observables=[Measured()])
+    watch.start(expected_steps=STEPS)
+    train(watch, range(1, 300))
+    watch.finish()
+    with Store(settings["store"], create=False) as store:
+        info = store.run("test")
+        outcome = replay(store, info)
+    assert info.config["horizon"] == [0, STEPS]
+    alive = {s.name: s.detector.state_dict() for s in watch._detection.streams if s.detector}
+    for watched in outcome.watched:
+        if watched.name in alive:
+            assert watched.parameters == alive[watched.name]["parameters"]
+    assert alive["train_loss"]["budget"][1] == STEPS
+    assert alive["val_loss"]["budget"][1] == STEPS / 5
+
+
 def test_a_finished_run_replays_exactly(settings) -> None:
     live(settings)
     outcome = assert_replays_as_stored(settings)

@@ -1,4 +1,4 @@
-"""devinterp, run by an interpreter of its own (`make bench-peers` installs it)."""
+"""Other projects, run by an interpreter of their own (`make bench-peers` makes it)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ VARIABLE = "PHASEWATCH_PEER_PYTHON"
 ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venv-peers" / "bin" / "python"
 
 
-def interpreter() -> str | None:
-    """The interpreter that has devinterp 1.3.2, or None, with a line that says how to get it."""
+def interpreter(wanted: str = "devinterp") -> str | None:
+    """The interpreter that has what is wanted, or None, with a line that says how to get it."""
     named = os.environ.get(VARIABLE)
     if named or ENVIRONMENT.exists():
         return named or str(ENVIRONMENT)
-    print(f"devinterp is skipped: run `make bench-peers`, or name an interpreter in {VARIABLE}")
+    print(f"{wanted} is skipped: run `make bench-peers`, or name an interpreter in {VARIABLE}")
     return None
 
 
