@@ -30,27 +30,24 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from phasewatch.detectors.base import BaseDetector, require
+from phasewatch.detectors.noise import LaggedNoise
 from phasewatch.detectors.scales import ScaleName, StreamScale
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 from phasewatch.detectors.windows import Level, TwinLines
 
-WIDTHS = (4, 6, 12, 16, 24)
-"""Window widths on single points; the largest is also the width on means."""
+SHAPES = ((3, 6), (4, 12), (6, 18), (12, 36), (24, 72))
+"""Points of the new and the old window on single points; the last is also that on means."""
 
-HITS = {4: 2}
-"""Consecutive hits that make an alarm, by width; 4 where nothing is said."""
+HITS = 2
+"""Consecutive looks that make an alarm."""
 
-DEFAULT_HITS = 4
-RISES = 4
-"""Consecutive points of a rise: a single odd point is no instability."""
+OVERWHELMING = 2.0
 
 PERSISTENCE = 3
-"""Consecutive points below the release speed that end an episode."""
+"""Consecutive looks below the release speed that end an episode."""
 
 RISE_LEVELS = 2
 """Levels on which a rise can be sudden enough to be an instability: up to 48 points."""
@@ -60,28 +57,12 @@ MUTE = 4
 
 MAX_MUTES = 6
 
-LONG = 2048
-"""From so many points on, a calm stream is looked at by windows of more than 1/256 of it only."""
-
-FINEST_SHARE = 1.0 / 256.0
-"""What is finer costs most of the time, and is a blink of such a run; jumps wake it up."""
-
-WAKING = 64
-"""Points for which a jump keeps the finer windows awake."""
-
-FAST, SLOW = 1.0 / 3.0, 1.0 / 32.0
-"""Weights of the two running means whose distance is a jump."""
-
-WAKING_SHARE = 0.75
-"""Share of the smallest fall that is a jump."""
-
 FINE_SHARE = 0.03
-"""Windows of up to this share of the points so far are fine, whatever they hold."""
+"""Windows of up to this share of the steps so far are fine, whatever they hold."""
 
 ALWAYS = 2**62
 """More points than any run has."""
 
-MIN_STANDARD_ERRORS = 6.0
 NO_NOISE = 1e-9
 """Smallest noise scale assumed, in dex or in units of the stream's size."""
 
@@ -131,7 +112,7 @@ class SlopeShift(BaseDetector):
         gate_share: float = 0.03,
         ratio: float = 2.5,
         coarse_ratio: float = 6.0,
-        p_value: float = 1e-6,
+        p_value: float = 0.05,
         past_ratio: float = 5.0,
         memory: int = 40,
         share: float = 0.2,
@@ -156,7 +137,7 @@ class SlopeShift(BaseDetector):
         self._share, self._release = share, release
         self._memory, self._quiet, self._max_levels = memory, quiet, levels
         self._scale = StreamScale(scale, floor)
-        self._limits = {w: _t_limit(p_value, 3 * w - 2) for w in WIDTHS}
+        self._p_value = p_value
         super().__init__(given)
 
     @property
@@ -179,8 +160,7 @@ class SlopeShift(BaseDetector):
         self._count = 0
         self._ended = -1
         self._muted_until = 0
-        self._fast = self._slow = 0.0
-        self._awake_until = 0
+        self._first_step = 0
         self._falling: dict[str, Any] | None = None
         self._unstable: dict[str, Any] | None = None
 
@@ -188,40 +168,25 @@ class SlopeShift(BaseDetector):
         if self._scale.must_change(value):
             self._restart()
         y = self._scale.take(value)
+        if self._count == 0:
+            self._first_step = step
         self._count += 1
         if self._unstable is not None:
             self._follow_instability(y)
-        finest = self._finest(y)
-        mean: float | None = y
+        mean: tuple[float, float] | None = (step, y)
         alarm: Alarm | None = None
         index = 0
         while mean is not None and index <= self._max_levels:
             if index == len(self._levels):
                 self._levels.append(self._new_level(index))
             level = self._levels[index]
-            mean = level.push(step, mean, finest)
-            if self._falling is not None and self._falling["level"] == index:
-                self._follow_fall(level, self._falling)
-            if level.looking:
-                alarm = self._judge(step, index, level) or alarm
+            mean = level.push(*mean)
+            alarm = self._judge(step, index, level) or alarm
             index += 1
         return alarm
 
-    def _finest(self, y: float) -> float:
-        """Points of the smallest window that looks: all of them, but on a long, calm stream."""
-        count = self._count
-        if count == 1:
-            self._fast = self._slow = y
-        self._fast += FAST * (y - self._fast)
-        self._slow += SLOW * (y - self._slow)
-        if count <= LONG or self._in_episode:
-            return 0.0
-        if abs(self._fast - self._slow) >= WAKING_SHARE * self._gate * self._scale.unit:
-            self._awake_until = count + WAKING
-        return 0.0 if count < self._awake_until else FINEST_SHARE * count
-
     def _new_level(self, index: int) -> Level:
-        return Level(2**index, WIDTHS if index == 0 else WIDTHS[-1:], self._memory)
+        return Level(2**index, SHAPES if index == 0 else SHAPES[-1:], self._memory)
 
     def _judge(self, step: int, index: int, level: Level) -> Alarm | None:
         """All windows of a level after one point: count hits, learn from the past, perhaps alarm.
@@ -229,59 +194,71 @@ class SlopeShift(BaseDetector):
         Nearly every point of a run passes here without a further call: the time goes here.
         """
         alarm: Alarm | None = None
+        points = level.count
+        if points < 9:
+            return None
         count, stride, latest, unit = self._count, level.stride, level.latest, self._scale.unit
         since = count - self._ended if self._ended >= 0 else ALWAYS
         gate = max(self._gate * unit, self._gate_share * self._scale.range)
         highest_base = latest - self._rise_gate * unit if index < RISE_LEVELS else -math.inf
         for window in level.windows:
-            if not window.ready:
+            if points % window.pace or points < window.width + window.old:
                 continue
+            window.look(level)
             width = window.width * stride
             score = rise = 0.0
             if window.new_slope < 0.0:
                 base = window.old_mean if window.old_slope >= 0.0 else window.old_end
                 score = (base - latest) / gate
                 if score > 0.0:
-                    score = self._fall_score(level, window, gate, score)
+                    score = self._fall_score(step, level, window, gate, score)
             elif window.old_end <= highest_base and since >= width:
                 rise = self._rise_score(level, window)
             window.score = score
-            if self._falling is not None or self._unstable is not None:
+            if self._falling is not None:
+                if self._falling["level"] == index and self._falling["width"] == window.width:
+                    self._follow_fall(window, self._falling)
+                continue
+            if self._unstable is not None:
                 continue  # a change is no part of what is usual
-            if since >= 4 * width:
-                window.learn(level.count)
+            if since >= width + window.old * stride:
+                window.learn()
             window.rises = window.rises + 1 if rise >= 1.0 else 0
             window.hits = window.hits + 1 if score >= 1.0 and since >= width else 0
-            if window.rises >= RISES:
+            if window.rises >= HITS:
                 alarm = self._begin_instability(step, level, window, rise) or alarm
-            elif window.hits and window.hits >= HITS.get(window.width, DEFAULT_HITS):
+            elif window.hits >= HITS or (window.hits and score >= OVERWHELMING):
                 alarm = self._begin_fall(step, index, level, window)
         return alarm
 
-    def _fall_score(self, level: Level, window: TwinLines, gate: float, margin: float) -> float:
+    def _fall_score(
+        self, step: int, level: Level, window: TwinLines, gate: float, margin: float
+    ) -> float:
         """Smallest margin of all conditions of a fall; the costly ones come last."""
-        width = window.width * level.stride
-        wide = width > WIDTHS[-1]
-        if wide and width > self._share * self._count:
+        share = window.span / (step - self._first_step)
+        if level.stride > 1 and share > self._share:
             return 0.0
         if window.old_slope < 0.0:
-            coarse = wide and width > FINE_SHARE * self._count
-            ratio = self._coarse_ratio if coarse else self._ratio
+            ratio = self._coarse_ratio if share > FINE_SHARE else self._ratio
             margin = min(margin, window.new_slope / (ratio * window.old_slope))
         return margin if margin < 1.0 else self._significance(level, window, margin, gate)
 
     def _significance(self, level: Level, window: TwinLines, margin: float, gate: float) -> float:
-        old, _ = window.split(level.values)
         if window.old_slope > 0.0:
+            _, old = window.points(level)
             margin = min(margin, (float(old.min()) - level.latest) / gate)
-        return min(margin, self._surprise(window, old, window.excess, window.past.up))
+        return min(margin, self._surprise(level, window, window.excess, window.past.up))
 
-    def _surprise(
-        self, window: TwinLines, old: NDArray[np.float64], excess: float, past: float
-    ) -> float:
+    def _surprise(self, level: Level, window: TwinLines, excess: float, past: float) -> float:
         """The excess over what noise allows: now, by the t-test, and in the stream's own past."""
-        error = max(window.standard_error(old), NO_NOISE * self._scale.unit)
-        allowed = max(self._limits[window.width] * error, self._past_ratio * past)
+        octave = self._count.bit_length()
+        local, running = window.standard_errors(level)
+        allowed = max(
+            _t_limit(self._p_value, octave, window.old - 2) * local,
+            _t_limit(self._p_value, octave, LaggedNoise.MEMORY) * running,
+            self._past_ratio * past,
+            NO_NOISE * self._scale.unit,
+        )
         return excess / allowed
 
     def _rise_score(self, level: Level, window: TwinLines) -> float:
@@ -290,9 +267,9 @@ class SlopeShift(BaseDetector):
         margin = (level.latest - window.old_end) / gate
         if window.new_slope <= self._ratio * abs(window.old_slope):
             return 0.0
-        old, _ = window.split(level.values)
+        _, old = window.points(level)
         margin = min(margin, (level.latest - float(old.max())) / gate)
-        return min(margin, self._surprise(window, old, -window.excess, window.past.down))
+        return min(margin, self._surprise(level, window, -window.excess, window.past.down))
 
     def _begin_fall(self, step: int, index: int, level: Level, window: TwinLines) -> Alarm:
         self._falling = {
@@ -320,11 +297,11 @@ class SlopeShift(BaseDetector):
         score: float,
         kind: AlarmKind = AlarmKind.SHIFT,
     ) -> Alarm:
-        back = round(window.crossing())
+        back = window.crossing(level)
         until_onset = list(level.values)[: len(level.values) - back][-3:]
         return Alarm(
             detected_step=step,
-            onset_step=level.steps[-1 - back],
+            onset_step=int(level.steps[-1 - back]),
             direction=Direction.DOWN if kind is AlarmKind.SHIFT else Direction.UP,
             kind=kind,
             score=score,
@@ -333,9 +310,9 @@ class SlopeShift(BaseDetector):
             value_after=self._scale.back(level.latest),
         )
 
-    def _follow_fall(self, level: Level, falling: dict[str, Any]) -> None:
+    def _follow_fall(self, window: TwinLines, falling: dict[str, Any]) -> None:
         """End the episode once the speed stays below a share of its peak."""
-        speed = -next(w.new_slope for w in level.windows if w.width == falling["width"])
+        speed = -window.new_slope
         falling["peak"] = max(falling["peak"], speed)
         falling["slow"] = falling["slow"] + 1 if speed < self._release * falling["peak"] else 0
         if falling["slow"] >= PERSISTENCE:
@@ -372,8 +349,7 @@ class SlopeShift(BaseDetector):
             "count": self._count,
             "ended": self._ended,
             "muted_until": self._muted_until,
-            "means": [self._fast, self._slow],
-            "awake_until": self._awake_until,
+            "first_step": self._first_step,
             "falling": dict(self._falling) if self._falling else None,
             "unstable": dict(self._unstable) if self._unstable else None,
             "num_unstable": self._num_unstable,
@@ -384,8 +360,7 @@ class SlopeShift(BaseDetector):
         self._count = int(state["count"])
         self._ended = int(state["ended"])
         self._muted_until = int(state["muted_until"])
-        self._fast, self._slow = state["means"]
-        self._awake_until = int(state["awake_until"])
+        self._first_step = int(state["first_step"])
         self._falling = dict(state["falling"]) if state["falling"] else None
         self._unstable = dict(state["unstable"]) if state["unstable"] else None
         self._num_unstable = int(state["num_unstable"])
@@ -396,5 +371,9 @@ class SlopeShift(BaseDetector):
 
 
 @lru_cache
-def _t_limit(p_value: float, freedom: int) -> float:
-    return max(MIN_STANDARD_ERRORS, float(stats.t.isf(p_value, freedom)))
+def _t_limit(p_value: float, octave: int, freedom: int) -> float:
+    """Quantile of Student's t, stricter with the length of the stream.
+
+    The level is p / (n k²) at n = 2^k points: its sum over all n is finite.
+    """
+    return float(stats.t.isf(p_value / (2.0**octave * octave**2), freedom))
