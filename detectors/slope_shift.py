@@ -44,7 +44,7 @@ SHAPES = ((3, 6), (4, 12), (6, 18), (12, 36), (24, 72))
 HITS = 2
 """Consecutive looks that make an alarm."""
 
-OVERWHELMING = 2.0
+OVERWHELMING = 1.5
 
 PERSISTENCE = 3
 """Consecutive looks below the release speed that end an episode."""
@@ -56,9 +56,6 @@ MUTE = 4
 """Growth, from alarm to alarm, of the time in which a further instability is the same one."""
 
 MAX_MUTES = 6
-
-FINE_SHARE = 0.03
-"""Windows of up to this share of the steps so far are fine, whatever they hold."""
 
 ALWAYS = 2**62
 """More points than any run has."""
@@ -111,9 +108,8 @@ class SlopeShift(BaseDetector):
         gate: float = 0.1,
         gate_share: float = 0.03,
         ratio: float = 2.5,
-        coarse_ratio: float = 6.0,
-        p_value: float = 0.05,
-        past_ratio: float = 5.0,
+        false_alarms: float = 1.0,
+        past_ratio: float = 4.0,
         memory: int = 40,
         share: float = 0.2,
         release: float = 0.35,
@@ -124,20 +120,19 @@ class SlopeShift(BaseDetector):
         floor: float = 1e-8,
     ) -> None:
         given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        for key in ("gate", "gate_share", "rise_gate", "past_ratio"):
+        for key in ("gate", "gate_share", "rise_gate", "past_ratio", "false_alarms"):
             require(given[key] > 0.0, key, given[key], "above 0")
-        for key in ("p_value", "share", "release"):
+        for key in ("share", "release"):
             require(0.0 < given[key] < 1.0, key, given[key], "above 0 and below 1")
-        for key in ("ratio", "coarse_ratio"):
-            require(given[key] > 1.0, key, given[key], "above 1")
+        require(ratio > 1.0, "ratio", ratio, "above 1")
         for key in ("memory", "quiet", "levels"):
             require(given[key] >= 1, key, given[key], "at least 1")
         self._gate, self._gate_share, self._rise_gate = gate, gate_share, rise_gate
-        self._ratio, self._coarse_ratio, self._past_ratio = ratio, coarse_ratio, past_ratio
+        self._ratio, self._past_ratio = ratio, past_ratio
         self._share, self._release = share, release
         self._memory, self._quiet, self._max_levels = memory, quiet, levels
         self._scale = StreamScale(scale, floor)
-        self._p_value = p_value
+        self._false_alarms = false_alarms
         super().__init__(given)
 
     @property
@@ -239,14 +234,12 @@ class SlopeShift(BaseDetector):
         if level.stride > 1 and share > self._share:
             return 0.0
         if window.old_slope < 0.0:
-            ratio = self._coarse_ratio if share > FINE_SHARE else self._ratio
-            margin = min(margin, window.new_slope / (ratio * window.old_slope))
+            margin = min(margin, window.new_slope / (self._ratio * window.old_slope))
         return margin if margin < 1.0 else self._significance(level, window, margin, gate)
 
     def _significance(self, level: Level, window: TwinLines, margin: float, gate: float) -> float:
         if window.old_slope > 0.0:
-            _, old = window.points(level)
-            margin = min(margin, (float(old.min()) - level.latest) / gate)
+            margin = min(margin, (min(window.old_values(level)) - level.latest) / gate)
         return min(margin, self._surprise(level, window, window.excess, window.past.up))
 
     def _surprise(self, level: Level, window: TwinLines, excess: float, past: float) -> float:
@@ -254,8 +247,8 @@ class SlopeShift(BaseDetector):
         octave = self._count.bit_length()
         local, running = window.standard_errors(level)
         allowed = max(
-            _t_limit(self._p_value, octave, window.old - 2) * local,
-            _t_limit(self._p_value, octave, LaggedNoise.MEMORY) * running,
+            _t_limit(self._false_alarms, octave, window.old - 2) * local,
+            _t_limit(self._false_alarms, octave, LaggedNoise.MEMORY) * running,
             self._past_ratio * past,
             NO_NOISE * self._scale.unit,
         )
@@ -267,8 +260,7 @@ class SlopeShift(BaseDetector):
         margin = (level.latest - window.old_end) / gate
         if window.new_slope <= self._ratio * abs(window.old_slope):
             return 0.0
-        _, old = window.points(level)
-        margin = min(margin, (level.latest - float(old.max())) / gate)
+        margin = min(margin, (level.latest - max(window.old_values(level))) / gate)
         return min(margin, self._surprise(level, window, -window.excess, window.past.down))
 
     def _begin_fall(self, step: int, index: int, level: Level, window: TwinLines) -> Alarm:

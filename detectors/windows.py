@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from phasewatch.detectors.noise import LaggedNoise, PastScale, extrapolation_inflation
 
@@ -80,26 +79,28 @@ class TwinLines:
         """Add the excess to its past."""
         self.past.update(self.excess)
 
-    def points(self, level: Level) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Steps and values of the old window, shapes (old,)."""
-        cut = slice(-self.width - self.old, -self.width)
-        return np.array(level.steps[cut], dtype=np.float64), np.array(level.values[cut])
+    def old_values(self, level: Level) -> list[float]:
+        """The points of the old window."""
+        return level.values[-self.width - self.old : -self.width]
 
     def standard_errors(self, level: Level) -> tuple[float, float]:
-        """Standard error of `excess`, by the residuals of the old window and by the running noise.
+        """Standard error of `excess`, by the residuals of the windows and by the running noise.
 
-        White noise: σ √(1/w + 1/n + d²/Sxx), d from centre to centre, Sxx of the old window's
-        steps; for the running noise times the inflation by its autocorrelation.
+        √(σ² (1/n + d²/Sxx) + τ²/w): d from centre to centre, Sxx of the old window's steps, σ the
+        residual scale of the old line, τ that of the new one where it is larger. For the running
+        noise τ = σ, and the autocorrelation inflates the whole.
         """
-        n = self.old
-        steps, values = self.points(level)
-        residual = values - self.old_mean - self.old_slope * (steps - self._old_x)
-        sigma = math.sqrt(float(residual @ residual) / (n - 2))
-        lever = self._distance * self._distance / self._old_sxx
-        unit = math.sqrt(1.0 / self.width + 1.0 / n + lever)
+        w, n = self.width, self.old
+        steps = np.array(level.steps[-w - n :], dtype=np.float64)
+        values = np.array(level.values[-w - n :])
+        old = values[:n] - self.old_mean - self.old_slope * (steps[:n] - self._old_x)
+        new = values[n:] - self.new_mean - self.new_slope * (steps[n:] - self._new_x)
+        variance = float(old @ old) / (n - 2)
+        newer = max(variance, float(new @ new) / (w - 2))
+        lever = 1.0 / n + self._distance * self._distance / self._old_sxx
         noise = level.noise
-        inflated = noise.sigma * extrapolation_inflation(self.width, n, noise.phi)
-        return sigma * unit, inflated * unit
+        running = noise.sigma * extrapolation_inflation(w, n, noise.phi)
+        return math.sqrt(variance * lever + newer / w), running * math.sqrt(lever + 1.0 / w)
 
     def crossing(self, level: Level) -> int:
         """How many points before the latest one the two lines cross, within [0, 3w/2]."""
