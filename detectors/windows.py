@@ -96,7 +96,7 @@ class TwinLines:
         old = values[:n] - self.old_mean - self.old_slope * (steps[:n] - self._old_x)
         new = values[n:] - self.new_mean - self.new_slope * (steps[n:] - self._new_x)
         variance = float(old @ old) / (n - 2)
-        newer = max(variance, float(new @ new) / (w - 2))
+        newer = max(variance, min(float(new @ new) / (w - 2), float(values[n + 1 :].var(ddof=1))))
         lever = 1.0 / n + self._distance * self._distance / self._old_sxx
         noise = level.noise
         running = noise.sigma * extrapolation_inflation(w, n, noise.phi)
