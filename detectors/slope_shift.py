@@ -1,26 +1,25 @@
 """A sudden fall of a loss: its slope in log10 turns several times steeper, at any time scale.
 
-Two straight lines are fitted, to the last w points ("new") and to the 3w before ("old"), for
-w = 4, 6, 12, 16, 24 points and, on means of 2, 4, 8, … points, for w = 48, 96, 192, … . A fall is a
-`hit` when all of this holds:
+Two straight lines in the step are fitted, to the last w points ("new") and to those before them
+("old"): 3 after 6 points, then w after 3w for w = 4, 6, 12, 24 points and, on means of 2, 4, 8, …
+points, for w = 48, 96, 192, … . A window looks about four times while it moves by its width. A fall
+is a `hit` when all of this holds:
 
-- effect: the latest level lies `gate` (0.1 dex, or 3 % of the range so far if that is more) below
-  the end of the old line;
+- effect: the latest level (median of three) lies `gate` (0.1 dex, or 3 % of the range so far if
+  that is more) below the end of the old line;
 - slope: |new slope| > `ratio` · |old slope|. Ordinary decay slows down and never passes;
-- significance: the extrapolation error E of the old line passes the quantile of Student's t with
-  3w − 2 degrees of freedom at `p_value` (at least 6 standard errors);
+- significance: the extrapolation error E of the old line passes the quantile of Student's t, with
+  the old window's degrees of freedom against the scatter of both windows, and with those of the
+  running noise against its scale and autocorrelation (AR(1)). At the n-th point, 2^k ≤ 2n, the
+  quantile is that of `false_alarms` / (2^k k²), which sums up to less than 2 · `false_alarms`;
 - past: E > `past_ratio` × the root mean square of E over the stream's own past.
 
-An old line that rises counts as flat, and the effect is then measured from the lowest point of its
-window: coming back from a spike is no fall. Windows above 24 points need a run that is long against
-them (w ≤ `share` of the points so far), and a steeper turn where it is not much longer. Beyond 2048
-points, windows of less than 1/256 of the stream look only around a jump. A few hits in a row raise
-the alarm. The episode ends when the speed stays below `release` of its peak.
+An old line that rises counts as flat; the effect is then measured from the lowest point of its
+window, and so it is where the window reaches back into an episode: coming back from a spike is no
+fall. Two hits in a row raise the alarm, or one by half more than needed. The episode ends when the
+speed stays below `release` of its peak.
 
-A sudden rise by `rise_gate` is an instability; it ends when the stream has been quiet for `quiet`
-points. Those that follow within four times as long are counted as the same one; after each alarm
-that time is four times as long again, so that a stream that spikes for ever is told about a few
-times only.
+A sudden rise by `rise_gate` is an instability; see `phasewatch.detectors.instability` for its life.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from typing import Any
 from scipy import stats
 
 from phasewatch.detectors.base import BaseDetector, require
+from phasewatch.detectors.instability import Instability
 from phasewatch.detectors.noise import LaggedNoise
 from phasewatch.detectors.scales import ScaleName, StreamScale
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
@@ -42,9 +42,10 @@ SHAPES = ((3, 6), (4, 12), (6, 18), (12, 36), (24, 72))
 """Points of the new and the old window on single points; the last is also that on means."""
 
 HITS = 2
-"""Consecutive looks that make an alarm."""
+"""Consecutive looks that make an alarm: a single odd look is none,"""
 
 OVERWHELMING = 1.5
+"""unless all its conditions are met by so much."""
 
 PERSISTENCE = 3
 """Consecutive looks below the release speed that end an episode."""
@@ -52,35 +53,32 @@ PERSISTENCE = 3
 RISE_LEVELS = 2
 """Levels on which a rise can be sudden enough to be an instability: up to 48 points."""
 
-MUTE = 4
-"""Growth, from alarm to alarm, of the time in which a further instability is the same one."""
-
-MAX_MUTES = 6
-
 ALWAYS = 2**62
 """More points than any run has."""
 
 NO_NOISE = 1e-9
-"""Smallest noise scale assumed, in dex or in units of the stream's size."""
+"""Smallest error of an extrapolation, in dex or in units of the stream's size."""
 
 
 class SlopeShift(BaseDetector):
     """Detects abrupt falls of a loss, and sudden rises as instabilities.
 
-    Expect about 0.02 false alarms per 1000 points or fewer; ordinary decay, learning-rate warm-up
-    and autocorrelated noise stay quiet. Cost: about 15 µs a point, constant memory (one level of
-    97 means per doubling of the stream's length, at most `levels`).
+    Expect about 0.02 false alarms per 1000 points or fewer; ordinary decay, learning-rate schedules
+    and autocorrelated noise stay quiet. It needs `min_points` to say anything, and about 20 to be
+    of use. Cost: about 10 µs a point, constant memory (one level of 97 to 194 means per doubling of
+    the stream's length, at most `levels`).
 
     Args:
         gate: Smallest fall, in dex; on the linear scale in shares of the stream's
             largest size so far.
         gate_share: Smallest fall as a share of the range so far.
-        ratio: How many times steeper the new line must be, for windows up to 24 points.
-        coarse_ratio: The same for wider windows that hold more than 3 % of the points so far.
-        p_value: One-sided significance of the t-test.
+        ratio: How many times steeper the new line must be.
+        false_alarms: Sets the level of the t-test: of each pair of windows it would let pass
+            less than twice as many over an endless stream, were the looks independent and the noise
+            Gaussian. The other conditions leave far fewer.
         past_ratio: How far the statistic must stand out of its own past.
         memory: Memory of that past, in window widths.
-        share: Largest share of the points so far that a window above 24 points may take.
+        share: Largest share of the steps so far that a new window above 24 points may take.
         release: The episode ends below this share of the peak speed.
         rise_gate: Smallest sudden rise that is an instability, in dex (shares of that size).
         quiet: Points without a new rise that end an instability.
@@ -130,7 +128,8 @@ class SlopeShift(BaseDetector):
         self._gate, self._gate_share, self._rise_gate = gate, gate_share, rise_gate
         self._ratio, self._past_ratio = ratio, past_ratio
         self._share, self._release = share, release
-        self._memory, self._quiet, self._max_levels = memory, quiet, levels
+        self._memory, self._max_levels = memory, levels
+        self._unstable = Instability(quiet)
         self._scale = StreamScale(scale, floor)
         self._false_alarms = false_alarms
         super().__init__(given)
@@ -141,12 +140,16 @@ class SlopeShift(BaseDetector):
         return max((w.score for level in self._levels for w in level.windows), default=0.0)
 
     @property
+    def min_points(self) -> int:
+        """Fewest points with which it can alarm."""
+        return sum(SHAPES[0])
+
+    @property
     def _in_episode(self) -> bool:
-        return self._falling is not None or self._unstable is not None
+        return self._falling is not None or self._unstable.on
 
     def _reset(self) -> None:
         self._scale.reset()
-        self._num_unstable = 0
         self._restart()
 
     def _restart(self) -> None:
@@ -154,10 +157,9 @@ class SlopeShift(BaseDetector):
         self._levels: list[Level] = []
         self._count = 0
         self._ended = -1
-        self._muted_until = 0
         self._first_step = 0
         self._falling: dict[str, Any] | None = None
-        self._unstable: dict[str, Any] | None = None
+        self._unstable.reset()
 
     def _observe(self, step: int, value: float, stderr: float | None) -> Alarm | None:  # noqa: ARG002
         if self._scale.must_change(value):
@@ -166,8 +168,6 @@ class SlopeShift(BaseDetector):
         if self._count == 0:
             self._first_step = step
         self._count += 1
-        if self._unstable is not None:
-            self._follow_instability(y)
         mean: tuple[float, float] | None = (step, y)
         alarm: Alarm | None = None
         index = 0
@@ -176,6 +176,8 @@ class SlopeShift(BaseDetector):
                 self._levels.append(self._new_level(index))
             level = self._levels[index]
             mean = level.push(*mean)
+            if index == 0 and self._unstable.on:
+                self._follow_instability(y, level.latest)
             alarm = self._judge(step, index, level) or alarm
             index += 1
         return alarm
@@ -189,37 +191,38 @@ class SlopeShift(BaseDetector):
         Nearly every point of a run passes here without a further call: the time goes here.
         """
         alarm: Alarm | None = None
-        points = level.count
-        if points < 9:
+        points, stride = level.count, level.stride
+        if points < level.min_points:
             return None
-        count, stride, latest, unit = self._count, level.stride, level.latest, self._scale.unit
-        since = count - self._ended if self._ended >= 0 else ALWAYS
+        latest, unit = level.latest, self._scale.unit
+        since = self._count - self._ended if self._ended >= 0 else ALWAYS
         gate = max(self._gate * unit, self._gate_share * self._scale.range)
         highest_base = latest - self._rise_gate * unit if index < RISE_LEVELS else -math.inf
         for window in level.windows:
             if points % window.pace or points < window.width + window.old:
                 continue
             window.look(level)
-            width = window.width * stride
+            clear = since >= window.width * stride
+            apart = since >= (window.width + window.old) * stride
             score = rise = 0.0
             if window.new_slope < 0.0:
                 base = window.old_mean if window.old_slope >= 0.0 else window.old_end
                 score = (base - latest) / gate
                 if score > 0.0:
-                    score = self._fall_score(step, level, window, gate, score)
-            elif window.old_end <= highest_base and since >= width:
+                    score = self._fall_score(step, level, window, gate, score, apart)
+            elif clear and window.old_end <= highest_base:
                 rise = self._rise_score(level, window)
             window.score = score
             if self._falling is not None:
                 if self._falling["level"] == index and self._falling["width"] == window.width:
                     self._follow_fall(window, self._falling)
                 continue
-            if self._unstable is not None:
+            if self._unstable.on:
                 continue  # a change is no part of what is usual
-            if since >= width + window.old * stride:
+            if apart:
                 window.learn()
             window.rises = window.rises + 1 if rise >= 1.0 else 0
-            window.hits = window.hits + 1 if score >= 1.0 and since >= width else 0
+            window.hits = window.hits + 1 if clear and score >= 1.0 else 0
             if window.rises >= HITS:
                 alarm = self._begin_instability(step, level, window, rise) or alarm
             elif window.hits >= HITS or (window.hits and score >= OVERWHELMING):
@@ -227,20 +230,21 @@ class SlopeShift(BaseDetector):
         return alarm
 
     def _fall_score(
-        self, step: int, level: Level, window: TwinLines, gate: float, margin: float
+        self, step: int, level: Level, window: TwinLines, gate: float, margin: float, apart: bool
     ) -> float:
-        """Smallest margin of all conditions of a fall; the costly ones come last."""
-        share = window.span / (step - self._first_step)
-        if level.stride > 1 and share > self._share:
+        """Smallest margin of all conditions of a fall; the costly ones come last.
+
+        `apart` says whether the windows lie wholly behind the last episode.
+        """
+        if level.stride > 1 and window.span > self._share * (step - self._first_step):
             return 0.0
         if window.old_slope < 0.0:
             margin = min(margin, window.new_slope / (self._ratio * window.old_slope))
-        return margin if margin < 1.0 else self._significance(level, window, margin, gate)
-
-    def _significance(self, level: Level, window: TwinLines, margin: float, gate: float) -> float:
-        if window.old_slope > 0.0:
+        if margin >= 1.0 and (window.old_slope > 0.0 or not apart):
             margin = min(margin, (min(window.old_values(level)) - level.latest) / gate)
-        return min(margin, self._surprise(level, window, window.excess, window.past.up))
+        if margin >= 1.0:
+            margin = min(margin, self._surprise(level, window, window.excess, window.past.up))
+        return margin
 
     def _surprise(self, level: Level, window: TwinLines, excess: float, past: float) -> float:
         """The excess over what noise allows: now, by the t-test, and in the stream's own past."""
@@ -272,12 +276,8 @@ class SlopeShift(BaseDetector):
     def _begin_instability(
         self, step: int, level: Level, window: TwinLines, score: float
     ) -> Alarm | None:
-        known = self._count < self._muted_until
-        self._num_unstable = min(self._num_unstable + (not known), MAX_MUTES)
-        self._muted_until = self._count + self._quiet * MUTE**self._num_unstable
-        peak = max(list(level.values)[-window.width :])
-        self._unstable = {"base": window.old_end, "peak": peak, "left": self._quiet}
-        if known:
+        high = max(level.values[-window.width :])
+        if not self._unstable.begin(self._count, window.old_end, high):
             return None
         return self._alarm(step, level, window, score, AlarmKind.INSTABILITY)
 
@@ -310,24 +310,13 @@ class SlopeShift(BaseDetector):
         if falling["slow"] >= PERSISTENCE:
             self._end()
 
-    def _follow_instability(self, y: float) -> None:
-        """End the episode once the stream has been quiet for long enough.
-
-        Quiet is back below half the rise, or up there for good without a new peak.
-        """
-        unstable = self._unstable
-        assert unstable is not None  # noqa: S101
-        high = y - unstable["base"] > 0.5 * self._scale.unit * self._rise_gate
-        if high and y > unstable["peak"]:
-            unstable["peak"] = y
-            unstable["left"] = self._quiet
-        else:
-            unstable["left"] -= 1
-        if unstable["left"] <= 0:
+    def _follow_instability(self, y: float, latest: float) -> None:
+        self._unstable.follow(self._count, y, latest, self._gate * self._scale.unit)
+        if not self._unstable.on:
             self._end()
 
     def _end(self) -> None:
-        self._falling = self._unstable = None
+        self._falling = None
         self._ended = self._count
         for level in self._levels:
             for window in level.windows:
@@ -340,22 +329,18 @@ class SlopeShift(BaseDetector):
             "scale": self._scale.state_dict(),
             "count": self._count,
             "ended": self._ended,
-            "muted_until": self._muted_until,
             "first_step": self._first_step,
             "falling": dict(self._falling) if self._falling else None,
-            "unstable": dict(self._unstable) if self._unstable else None,
-            "num_unstable": self._num_unstable,
+            "unstable": self._unstable.state_dict(),
         }
 
     def _load(self, state: Mapping[str, Any]) -> None:
         self._scale.load_state_dict(state["scale"])
         self._count = int(state["count"])
         self._ended = int(state["ended"])
-        self._muted_until = int(state["muted_until"])
         self._first_step = int(state["first_step"])
         self._falling = dict(state["falling"]) if state["falling"] else None
-        self._unstable = dict(state["unstable"]) if state["unstable"] else None
-        self._num_unstable = int(state["num_unstable"])
+        self._unstable.load_state_dict(state["unstable"])
         for index, saved in enumerate(state["levels"]):
             level = self._new_level(index)
             level.load_state_dict(saved)

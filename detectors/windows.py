@@ -142,17 +142,19 @@ class Level:
         steps: Mean step of each of them.
         sums: Running sums of x, y, x², xy (x, y from `origin`, `base`) before and after each.
         count: Means so far.
+        min_points: Means that the shortest pair of windows needs.
         noise: Running autocorrelation of the means.
     """
 
     __slots__ = (
-        "_half", "_length", "base", "count", "noise", "origin", "steps", "stride", "sums", "values",
-        "windows",
+        "_half", "_length", "base", "count", "min_points", "noise", "origin", "steps", "stride",
+        "sums", "values", "windows",
     )  # fmt: skip
 
     def __init__(self, stride: int, shapes: Sequence[tuple[int, int]], memory: int) -> None:
         self.stride = stride
         self.windows = [TwinLines(new, old, memory) for new, old in shapes]
+        self.min_points = min(new + old for new, old in shapes)
         self._length = max(new + old for new, old in shapes) + 1
         self.values: list[float] = []
         self.steps: list[float] = []
