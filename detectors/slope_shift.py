@@ -216,6 +216,8 @@ class SlopeShift(BaseDetector):
             if self._falling is not None:
                 if self._falling["level"] == index and self._falling["width"] == window.width:
                     self._follow_fall(window, self._falling)
+                    if self._falling is None:
+                        return None
                 continue
             if self._unstable.on:
                 continue  # a change is no part of what is usual
