@@ -53,7 +53,7 @@ def test_the_standard_error_of_the_excess_is_that_of_the_running_noise(phi):
     excesses, errors = [], []
     level = Level(1, [(6, 18)], memory=40)
     (lines,) = level.windows
-    for step, value in enumerate(autoregressive(12_000, phi, 0.1, seed=1)):
+    for step, value in enumerate(autoregressive(8_000, phi, 0.1, seed=1)):
         level.push(float(step), float(value))
         if step > 1_000 and step % 24 == 0:
             lines.look(level)
@@ -71,8 +71,8 @@ def test_a_jump_of_the_scatter_counts_and_a_clean_step_or_ramp_does_not():
         return level.windows[0].standard_errors(level)[0]
 
     quiet = local_error(flat[:6])
-    assert local_error([-0.1, -1, -1, -1, -1, -1]) == pytest.approx(quiet, rel=0.01)
-    assert local_error([0, -1, -2, -3, -4, -5]) == pytest.approx(quiet, rel=0.01)
+    assert local_error([-0.1, -1, -1, -1, -1, -1]) == pytest.approx(quiet, rel=0.05)
+    assert local_error([0, -1, -2, -3, -4, -5]) == pytest.approx(quiet, rel=0.05)
     assert local_error([0, -1, 0, -1, 0, -1]) > 10 * quiet
 
 
@@ -135,7 +135,7 @@ def test_scale_and_correlation_of_noise_on_a_moving_level(phi):
         phis.append(noise.phi)
         sigmas.append(noise.sigma)
     assert np.median(phis[300:]) == pytest.approx(phi, abs=0.05)
-    assert np.median(sigmas[300:]) == pytest.approx(0.1, rel=0.15)
+    assert np.median(sigmas[300:]) == pytest.approx(0.1, rel=0.25)
 
 
 def test_one_spike_moves_the_noise_little_and_a_change_waits():
