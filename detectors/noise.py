@@ -150,14 +150,17 @@ class LaggedNoise:
     variance 2σ²(1−φ)(3−φ), whatever the level does slowly. Both are running means in which a
     square counts as 4 times the mean at most, so that one spike does not decide. The latest
     `DELAY` values are held back, so that a change does not pass for noise.
+
+    Attributes:
+        count: Differences seen, `MEMORY` at most: the degrees of freedom.
     """
 
     DELAY, MEMORY = 20, 200
 
-    __slots__ = ("_count", "_power", "_product", "_second", "_square")
+    __slots__ = ("_power", "_product", "_second", "_square", "count")
 
     def __init__(self) -> None:
-        self._count = 0
+        self.count = 0
         self._power = self._second = 0.0
         self._square = self._product = 0.0
 
@@ -182,7 +185,7 @@ class LaggedNoise:
         first, then = b - a, c - b
         square = (first * first + then * then) / 2.0
         second = (then - first) ** 2
-        count = self._count = min(self._count + 1, self.MEMORY)
+        count = self.count = min(self.count + 1, self.MEMORY)
         self._power += (square - self._power) / count
         if count > 5 and second > 4.0 * self._second:
             second = 4.0 * self._second
@@ -195,13 +198,13 @@ class LaggedNoise:
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes."""
         return {
-            "count": self._count,
+            "count": self.count,
             "means": [self._power, self._second, self._square, self._product],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        self._count = int(state["count"])
+        self.count = int(state["count"])
         self._power, self._second, self._square, self._product = state["means"]
 
 

@@ -33,7 +33,6 @@ from scipy import stats
 
 from phasewatch.detectors.base import BaseDetector, require
 from phasewatch.detectors.instability import Instability
-from phasewatch.detectors.noise import LaggedNoise
 from phasewatch.detectors.scales import ScaleName, StreamScale
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 from phasewatch.detectors.windows import Level, TwinLines
@@ -254,7 +253,7 @@ class SlopeShift(BaseDetector):
         local, running = window.standard_errors(level)
         allowed = max(
             _t_limit(self._false_alarms, octave, window.old - 2) * local,
-            _t_limit(self._false_alarms, octave, LaggedNoise.MEMORY) * running,
+            _t_limit(self._false_alarms, octave, max(level.noise.count, 1)) * running,
             self._past_ratio * past,
             NO_NOISE * self._scale.unit,
         )
@@ -349,7 +348,7 @@ class SlopeShift(BaseDetector):
             self._levels.append(level)
 
 
-@lru_cache
+@lru_cache(maxsize=None)
 def _t_limit(p_value: float, octave: int, freedom: int) -> float:
     """Quantile of Student's t, stricter with the length of the stream.
 
