@@ -2,7 +2,7 @@
 
 Two straight lines in the step are fitted, to the last w points ("new") and to those before them
 ("old"): 3 after 6 points, then w after 3w for w = 4, 6, 12, 24 points and, on means of 2, 4, 8, …
-points, for w = 48, 96, 192, … . A window looks about four times while it moves by its width. A fall
+points, for w = 48, 96, 192, … . A window looks up to six times while it moves by its width. A fall
 is a `hit` when all of this holds:
 
 - effect: the latest level (median of three) lies `gate` (0.1 dex, or 3 % of the range so far if

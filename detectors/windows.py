@@ -10,7 +10,7 @@ import numpy as np
 
 from phasewatch.detectors.noise import LaggedNoise, PastScale, extrapolation_inflation
 
-LOOKS = 4
+LOOKS = 6
 """Times a window looks while it moves by its width: neighbours say nearly the same."""
 
 

@@ -137,6 +137,106 @@ def test_a_fall_below_the_gate_is_quiet():
     assert len(fed(sigmoid_fall(1000, 0.05, dex=0.3))) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["white", "AR(0.6)", "AR(0.9)", "t3", "bursts", "minibatches"])
+def test_noise_of_any_kind_gives_less_than_one_false_alarm_in_20_000_points(kind):
+    alarms = points = 0
+    for seed in range(16):
+        length = (500, 6_000)[seed % 2]
+        rng = np.random.default_rng([77, seed])
+        bursts = np.where((np.arange(length) // 100) % 2, 0.1, 0.02)
+        log_loss = {
+            "white": lambda: autoregressive(length, 0.0, 0.1, seed),
+            "AR(0.6)": lambda: autoregressive(length, 0.6, 0.1, seed),
+            "AR(0.9)": lambda: autoregressive(length, 0.9, 0.1, seed),
+            "t3": lambda: 0.05 * rng.standard_t(3, length),
+            "bursts": lambda: bursts * rng.standard_normal(length),
+            "minibatches": lambda: np.log10(rng.gamma(4.0, 0.25, length)),
+        }[kind]()
+        alarms += len(fed(2.0 * 10.0**log_loss))
+        points += length
+    assert points > 50_000
+    assert alarms <= points / 20_000
+
+
+def cosine(t):
+    return 0.5 + 0.5 * np.cos(np.pi * t)
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [cosine, lambda t: cosine(5.0 * t % 1.0), lambda t: np.where(t < 0.5, 1.0, 0.1)],
+    ids=["cosine", "warm restarts", "steps"],
+)
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_a_learning_rate_schedule_that_moves_the_loss_a_little_is_no_transition(rate, noise):
+    t = np.linspace(0.0, 1.0, 4_000)
+    losses = 1.0 + 0.15 * rate(t) + 0.5 * (1.0 + 50.0 * t) ** -0.5
+    assert fed(losses * 10.0 ** (noise * np.random.default_rng(2).standard_normal(4_000))) == []
+
+
+def test_saw_teeth_of_gradient_accumulation_are_no_transition():
+    t = np.arange(4_000)
+    assert fed(2.0 + 0.2 * (t % 8) / 8.0 + 2.0 * np.exp(-t / 400.0)) == []
+
+
+# Logging densities and short streams.
+
+
+@pytest.mark.parametrize("thin", [1, 2, 4, 8, "log"])
+def test_the_same_fall_is_found_at_every_logging_density(thin):
+    t = np.arange(1, 8_001)
+    losses = power_law(8_000) * sigmoid_fall(8_000, 0.08, dex=1.5)
+    if thin == "log":
+        kept = np.unique(np.round(np.geomspace(1, 8_000, 150)).astype(int)) - 1
+    else:
+        kept = t[::100][:: int(thin)] - 1 if thin != 1 else t[::50] - 1
+    detector = SlopeShift()
+    found = [detector.update(int(t[i]), float(losses[i])) for i in kept]
+    (alarm,) = [alarm for alarm in found if alarm]
+    assert 3_400 <= alarm.onset_step <= 4_400
+    assert alarm.detected_step <= 4_700
+
+
+def epochs(length, seed, dex):
+    """A validation loss per epoch: it decays, and may fall by so many dex."""
+    rng = np.random.default_rng([length, seed])
+    t = np.arange(length)
+    decay = -rng.uniform(0.0, 0.6) * np.log10(1.0 + t / rng.uniform(0.5, 5.0))
+    middle, width = rng.uniform(0.45, 0.8) * length, rng.choice([0.3, 0.05, 0.1]) * length**0.9
+    fall = -dex / (1.0 + np.exp(-np.clip(4.0 * (t - middle) / width, -50.0, 50.0)))
+    phi, scale = rng.choice([0.0, 0.5]), rng.choice([0.0, 0.01, 0.03])
+    return 2.0 * 10.0 ** (decay + fall + autoregressive(length, phi, scale, seed)), middle
+
+
+@pytest.mark.parametrize("length", [20, 30, 60])
+def test_falls_in_short_streams_are_found(length):
+    found = 0
+    for seed in range(60):
+        losses, middle = epochs(length, seed, dex=(0.3, 0.5, 1.0)[seed % 3])
+        near = [a for a in fed(losses) if abs(a.detected_step - middle) <= max(0.2 * length, 4)]
+        found += bool(near)
+    assert found >= 0.8 * 60
+
+
+@pytest.mark.parametrize("length", [15, 20, 30, 60])
+def test_short_streams_without_a_fall_are_quiet(length):
+    alarms = sum(len(fed(epochs(length, seed, dex=0.0)[0])) for seed in range(60))
+    assert alarms <= 0.1 * 60
+
+
+def test_it_says_when_there_are_too_few_points():
+    detector = SlopeShift()
+    assert detector.min_points == 9
+    states = []
+    for step, value in enumerate([2.0] * 4 + [float("nan")] + [2.0] * 6):
+        detector.update(step, value)
+        states.append(detector.ready)
+    assert states == [False] * 9 + [True] * 2
+    detector.reset()
+    assert not detector.ready
+
+
 # Instability.
 
 
