@@ -348,7 +348,7 @@ class SlopeShift(BaseDetector):
             self._levels.append(level)
 
 
-@lru_cache(maxsize=None)
+@lru_cache(maxsize=4096)
 def _t_limit(p_value: float, octave: int, freedom: int) -> float:
     """Quantile of Student's t, stricter with the length of the stream.
 
