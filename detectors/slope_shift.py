@@ -52,6 +52,9 @@ PERSISTENCE = 3
 RISE_LEVELS = 2
 """Levels on which a rise can be sudden enough to be an instability: up to 48 points."""
 
+LONG, BRIEF = 2048, 6
+"""From so many points on, windows of fewer points sleep: they are a blink, and cost the most."""
+
 ALWAYS = 2**62
 """More points than any run has."""
 
@@ -193,12 +196,17 @@ class SlopeShift(BaseDetector):
         points, stride = level.count, level.stride
         if points < level.min_points:
             return None
+        long = self._count > LONG and self._falling is None
         latest, unit = level.latest, self._scale.unit
         since = self._count - self._ended if self._ended >= 0 else ALWAYS
         gate = max(self._gate * unit, self._gate_share * self._scale.range)
         highest_base = latest - self._rise_gate * unit if index < RISE_LEVELS else -math.inf
         for window in level.windows:
             if points % window.pace or points < window.width + window.old:
+                continue
+            if long and window.width < BRIEF:
+                window.hits = window.rises = 0
+                window.score = 0.0
                 continue
             window.look(level)
             clear = since >= window.width * stride

@@ -175,7 +175,9 @@ class Level:
         values.append(value)
         steps.append(step)
         self.count += 1
-        self._add(step - self.origin, value - self.base)
+        x, y = step - self.origin, value - self.base
+        sx, sy, sxx, sxy = self.sums[-1]
+        self.sums.append((sx + x, sy + y, sxx + x * x, sxy + x * y))
         self.noise.update(values)
         if self._half is None:
             self._half = (step, value)
@@ -184,17 +186,16 @@ class Level:
         self._half = None
         return mean
 
-    def _add(self, x: float, y: float) -> None:
-        sx, sy, sxx, sxy = self.sums[-1]
-        self.sums.append((sx + x, sy + y, sxx + x * x, sxy + x * y))
-
     def _sum_afresh(self) -> None:
         """Sums from the first point that is held: so rounding cannot pile up."""
-        self.sums = [(0.0, 0.0, 0.0, 0.0)]
+        sums = [(0.0, 0.0, 0.0, 0.0)]
         if self.values:
             self.origin, self.base = self.steps[0], self.values[0]
         for step, value in zip(self.steps, self.values, strict=True):
-            self._add(step - self.origin, value - self.base)
+            x, y = step - self.origin, value - self.base
+            sx, sy, sxx, sxy = sums[-1]
+            sums.append((sx + x, sy + y, sxx + x * x, sxy + x * y))
+        self.sums = sums
 
     @property
     def latest(self) -> float:
