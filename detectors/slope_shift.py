@@ -10,8 +10,8 @@ is a `hit` when all of this holds:
 - slope: |new slope| > `ratio` · |old slope|. Ordinary decay slows down and never passes;
 - significance: the extrapolation error E of the old line passes the quantile of Student's t, with
   the old window's degrees of freedom against the scatter of both windows, and with those of the
-  running noise against its scale and autocorrelation (AR(1)). At the n-th point, 2^k ≤ 2n, the
-  quantile is that of `false_alarms` / (2^k k²), which sums up to less than 2 · `false_alarms`;
+  running noise against its scale and autocorrelation (AR(1)). At the n-th point, 2^k > n, the
+  quantile is that of `false_alarms` / (2^k k²): over all n that is less than `false_alarms`;
 - past: E > `past_ratio` × the root mean square of E over the stream's own past.
 
 An old line that rises counts as flat; the effect is then measured from the lowest point of its
@@ -75,9 +75,8 @@ class SlopeShift(BaseDetector):
             largest size so far.
         gate_share: Smallest fall as a share of the range so far.
         ratio: How many times steeper the new line must be.
-        false_alarms: Sets the level of the t-test: of each pair of windows it would let pass
-            less than twice as many over an endless stream, were the looks independent and the noise
-            Gaussian. The other conditions leave far fewer.
+        false_alarms: What the t-test alone would let pass in an endless stream, of each pair of
+            windows, were the noise Gaussian. The other conditions leave far fewer.
         past_ratio: How far the statistic must stand out of its own past.
         memory: Memory of that past, in window widths.
         share: Largest share of the steps so far that a new window above 24 points may take.
