@@ -107,7 +107,7 @@ class SlopeShift(BaseDetector):
         gate: float = 0.1,
         gate_share: float = 0.03,
         ratio: float = 2.5,
-        false_alarms: float = 1.0,
+        false_alarms: float = 2.0,
         past_ratio: float = 4.0,
         memory: int = 40,
         share: float = 0.2,
