@@ -67,7 +67,7 @@ class SlopeShift(BaseDetector):
 
     Expect about 0.02 false alarms per 1000 points or fewer; ordinary decay, learning-rate schedules
     and autocorrelated noise stay quiet. It needs `min_points` to say anything, and about 20 to be
-    of use. Cost: about 15 µs a point, constant memory (one level of 97 to 194 means per doubling of
+    of use. Cost: 15 to 30 µs a point, constant memory (one level of 97 to 194 means per doubling of
     the stream's length, at most `levels`).
 
     Args:
