@@ -105,9 +105,19 @@ class BaseDetector(ABC):
         """Points that were not used: non-finite values and steps that did not increase."""
         return self._num_skipped
 
+    @property
+    def min_points(self) -> int:
+        """Fewest points with which it can alarm."""
+        return 1
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has seen enough points to alarm; until then its silence says nothing."""
+        return self._num_points >= self.min_points
+
     def reset(self) -> None:
         """Forget everything: as good as new."""
-        self._num_skipped = 0
+        self._num_points = self._num_skipped = 0
         self._last_step: int | None = None
         self._last_value = 0.0
         self._nonfinite = 0
@@ -135,6 +145,7 @@ class BaseDetector(ABC):
         if not math.isfinite(value):
             return self._skip(step)
         self._nonfinite = 0
+        self._num_points += 1
         self._last_value = value
         if self._broken:
             self._finite += 1
@@ -146,6 +157,7 @@ class BaseDetector(ABC):
         return {
             "detector": self.name,
             "parameters": self.parameters,
+            "num_points": self._num_points,
             "num_skipped": self._num_skipped,
             "last_step": self._last_step,
             "last_value": self._last_value,
@@ -167,6 +179,7 @@ class BaseDetector(ABC):
                     "as it was when the state was saved, or start it afresh"
                 )
         self.reset()
+        self._num_points = int(state["num_points"])
         self._num_skipped = int(state["num_skipped"])
         self._last_step = state["last_step"]
         self._last_value = float(state["last_value"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -140,3 +141,87 @@ class RunningCorrelation:
         """Take over what `state_dict` gave."""
         self._waiting = deque(float(value) for value in state["waiting"])
         self._last, self._product, self._power = state["means"]
+
+
+class LaggedNoise:
+    """Scale σ and lag-one autocorrelation φ of AR(1) noise on a moving level, from differences.
+
+    First differences of the noise have lag-one correlation −(1−φ)/2, second differences have the
+    variance 2σ²(1−φ)(3−φ), whatever the level does slowly. Both are running means in which a
+    square counts as 4 times the mean at most, so that one spike does not decide. The latest
+    `DELAY` values are held back, so that a change does not pass for noise.
+
+    Attributes:
+        count: Differences seen, `MEMORY` at most: the degrees of freedom.
+    """
+
+    DELAY, MEMORY = 20, 200
+
+    __slots__ = ("_power", "_product", "_second", "_square", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._power = self._second = 0.0
+        self._square = self._product = 0.0
+
+    @property
+    def phi(self) -> float:
+        """The autocorrelation, within [0, 0.95]; 0 before there is an estimate."""
+        if self._square == 0.0:
+            return 0.0
+        return min(max(1.0 + 2.0 * self._product / self._square, 0.0), MAX_CORRELATION)
+
+    @property
+    def sigma(self) -> float:
+        """The standard deviation; 0 before there is an estimate."""
+        phi = self.phi
+        return math.sqrt(self._second / (2.0 * (1.0 - phi) * (3.0 - phi)))
+
+    def update(self, values: Sequence[float]) -> None:
+        """Take the newest of the stream's values, of which the latest few are held."""
+        if len(values) < self.DELAY + 3:
+            return
+        a, b, c = values[-self.DELAY - 3 : -self.DELAY]
+        first, then = b - a, c - b
+        square = (first * first + then * then) / 2.0
+        second = (then - first) ** 2
+        count = self.count = min(self.count + 1, self.MEMORY)
+        self._power += (square - self._power) / count
+        if count > 5 and second > 4.0 * self._second:
+            second = 4.0 * self._second
+        self._second += (second - self._second) / count
+        if square > 0.0:
+            weight = 1.0 / max(self._power, square / 4.0)
+            self._square += (square * weight - self._square) / count
+            self._product += (first * then * weight - self._product) / count
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes."""
+        return {
+            "count": self.count,
+            "means": [self._power, self._second, self._square, self._product],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.count = int(state["count"])
+        self._power, self._second, self._square, self._product = state["means"]
+
+
+def extrapolation_inflation(new: int, old: int, phi: float) -> float:
+    """Factor on the standard error of an extrapolation under AR(1) noise: √(cᵀRc / cᵀc).
+
+    A line through `old` points is carried on to the mean of the `new` points after them, all
+    equally spaced; R is the correlation of the noise, c the weights of the points in the error.
+    """
+    return _extrapolation_inflation(new, old, round(20.0 * phi))
+
+
+@lru_cache(maxsize=1024)
+def _extrapolation_inflation(new: int, old: int, twentieths: int) -> float:
+    n = new + old
+    apart = np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
+    correlation = (twentieths / 20.0) ** apart
+    x = np.arange(old) - (old - 1) / 2.0
+    weights = np.concatenate([1.0 / old + 0.5 * n * x / float(x @ x), np.full(new, -1.0 / new)])
+    return math.sqrt(float(weights @ correlation @ weights) / float(weights @ weights))

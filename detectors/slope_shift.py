@@ -1,26 +1,25 @@
 """A sudden fall of a loss: its slope in log10 turns several times steeper, at any time scale.
 
-Two straight lines are fitted, to the last w points ("new") and to the 3w before ("old"), for
-w = 4, 6, 12, 16, 24 points and, on means of 2, 4, 8, … points, for w = 48, 96, 192, … . A fall is a
-`hit` when all of this holds:
+Two straight lines in the step are fitted, to the last w points ("new") and to those before them
+("old"): 3 after 6 points, then w after 3w for w = 4, 6, 12, 24 points and, on means of 2, 4, 8, …
+points, for w = 48, 96, 192, … . A window looks up to six times while it moves by its width. A fall
+is a `hit` when all of this holds:
 
-- effect: the latest level lies `gate` (0.1 dex, or 3 % of the range so far if that is more) below
-  the end of the old line;
+- effect: the latest level (median of three) lies `gate` (0.1 dex, or 3 % of the range so far if
+  that is more) below the end of the old line;
 - slope: |new slope| > `ratio` · |old slope|. Ordinary decay slows down and never passes;
-- significance: the extrapolation error E of the old line passes the quantile of Student's t with
-  3w − 2 degrees of freedom at `p_value` (at least 6 standard errors);
+- significance: the extrapolation error E of the old line passes the quantile of Student's t, with
+  the old window's degrees of freedom against the scatter of both windows, and with those of the
+  running noise against its scale and autocorrelation (AR(1)). At the n-th point, 2^k > n, the
+  quantile is that of `false_alarms` / (2^k k²): over all n that is less than `false_alarms`;
 - past: E > `past_ratio` × the root mean square of E over the stream's own past.
 
-An old line that rises counts as flat, and the effect is then measured from the lowest point of its
-window: coming back from a spike is no fall. Windows above 24 points need a run that is long against
-them (w ≤ `share` of the points so far), and a steeper turn where it is not much longer. Beyond 2048
-points, windows of less than 1/256 of the stream look only around a jump. A few hits in a row raise
-the alarm. The episode ends when the speed stays below `release` of its peak.
+An old line that rises counts as flat; the effect is then measured from the lowest point of its
+window, and so it is where the window reaches back into an episode: coming back from a spike is no
+fall. Two hits in a row raise the alarm, or one by half more than needed. The episode ends when the
+speed stays below `release` of its peak.
 
-A sudden rise by `rise_gate` is an instability; it ends when the stream has been quiet for `quiet`
-points. Those that follow within four times as long are counted as the same one; after each alarm
-that time is four times as long again, so that a stream that spikes for ever is told about a few
-times only.
+A sudden rise by `rise_gate` is an instability; see `phasewatch.detectors.instability` for its life.
 """
 
 from __future__ import annotations
@@ -30,81 +29,59 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from phasewatch.detectors.base import BaseDetector, require
+from phasewatch.detectors.instability import Instability
 from phasewatch.detectors.scales import ScaleName, StreamScale
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 from phasewatch.detectors.windows import Level, TwinLines
 
-WIDTHS = (4, 6, 12, 16, 24)
-"""Window widths on single points; the largest is also the width on means."""
+SHAPES = ((3, 6), (4, 12), (6, 18), (12, 36), (24, 72))
+"""Points of the new and the old window on single points; the last is also that on means."""
 
-HITS = {4: 2}
-"""Consecutive hits that make an alarm, by width; 4 where nothing is said."""
+HITS = 2
+"""Consecutive looks that make an alarm: a single odd look is none,"""
 
-DEFAULT_HITS = 4
-RISES = 4
-"""Consecutive points of a rise: a single odd point is no instability."""
+OVERWHELMING = 1.5
+"""unless all its conditions are met by so much."""
 
 PERSISTENCE = 3
-"""Consecutive points below the release speed that end an episode."""
+"""Consecutive looks below the release speed that end an episode."""
 
 RISE_LEVELS = 2
 """Levels on which a rise can be sudden enough to be an instability: up to 48 points."""
 
-MUTE = 4
-"""Growth, from alarm to alarm, of the time in which a further instability is the same one."""
-
-MAX_MUTES = 6
-
-LONG = 2048
-"""From so many points on, a calm stream is looked at by windows of more than 1/256 of it only."""
-
-FINEST_SHARE = 1.0 / 256.0
-"""What is finer costs most of the time, and is a blink of such a run; jumps wake it up."""
-
-WAKING = 64
-"""Points for which a jump keeps the finer windows awake."""
-
-FAST, SLOW = 1.0 / 3.0, 1.0 / 32.0
-"""Weights of the two running means whose distance is a jump."""
-
-WAKING_SHARE = 0.75
-"""Share of the smallest fall that is a jump."""
-
-FINE_SHARE = 0.03
-"""Windows of up to this share of the points so far are fine, whatever they hold."""
+LONG, BRIEF = 2048, 6
+"""From so many points on, windows of fewer points sleep: they are a blink, and cost the most."""
 
 ALWAYS = 2**62
 """More points than any run has."""
 
-MIN_STANDARD_ERRORS = 6.0
 NO_NOISE = 1e-9
-"""Smallest noise scale assumed, in dex or in units of the stream's size."""
+"""Smallest error of an extrapolation, in dex or in units of the stream's size."""
 
 
 class SlopeShift(BaseDetector):
     """Detects abrupt falls of a loss, and sudden rises as instabilities.
 
-    Expect about 0.02 false alarms per 1000 points or fewer; ordinary decay, learning-rate warm-up
-    and autocorrelated noise stay quiet. Cost: about 15 µs a point, constant memory (one level of
-    97 means per doubling of the stream's length, at most `levels`).
+    Expect about 0.02 false alarms per 1000 points or fewer; ordinary decay, learning-rate schedules
+    and autocorrelated noise stay quiet. It needs `min_points` to say anything, and about 20 to be
+    of use. Cost: 15 to 30 µs a point, constant memory (one level of 97 to 194 means per doubling of
+    the stream's length, at most `levels`).
 
     Args:
         gate: Smallest fall, in dex; on the linear scale in shares of the stream's
             largest size so far.
         gate_share: Smallest fall as a share of the range so far.
-        ratio: How many times steeper the new line must be, for windows up to 24 points.
-        coarse_ratio: The same for wider windows that hold more than 3 % of the points so far.
-        p_value: One-sided significance of the t-test.
+        ratio: How many times steeper the new line must be.
+        false_alarms: What the t-test alone would let pass in an endless stream, of each pair of
+            windows, were the noise Gaussian. The other conditions leave far fewer.
         past_ratio: How far the statistic must stand out of its own past.
         strictness: How many times what noise allows a change must be. The one knob that trades
             false alarms for missed changes under noise; `false_alarms.threshold_for` sets it.
         memory: Memory of that past, in window widths.
-        share: Largest share of the points so far that a window above 24 points may take.
+        share: Largest share of the steps so far that a new window above 24 points may take.
         release: The episode ends below this share of the peak speed.
         rise_gate: Smallest sudden rise that is an instability, in dex (shares of that size).
         quiet: Points without a new rise that end an instability.
@@ -132,9 +109,8 @@ class SlopeShift(BaseDetector):
         gate: float = 0.1,
         gate_share: float = 0.03,
         ratio: float = 2.5,
-        coarse_ratio: float = 6.0,
-        p_value: float = 1e-6,
-        past_ratio: float = 5.0,
+        false_alarms: float = 2.0,
+        past_ratio: float = 4.0,
         strictness: float = 1.0,
         memory: int = 40,
         share: float = 0.2,
@@ -146,20 +122,20 @@ class SlopeShift(BaseDetector):
         floor: float = 1e-8,
     ) -> None:
         given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        for key in ("gate", "gate_share", "rise_gate", "past_ratio", "strictness"):
+        for key in ("gate", "gate_share", "rise_gate", "past_ratio", "false_alarms", "strictness"):
             require(given[key] > 0.0, key, given[key], "above 0")
-        for key in ("p_value", "share", "release"):
+        for key in ("share", "release"):
             require(0.0 < given[key] < 1.0, key, given[key], "above 0 and below 1")
-        for key in ("ratio", "coarse_ratio"):
-            require(given[key] > 1.0, key, given[key], "above 1")
+        require(ratio > 1.0, "ratio", ratio, "above 1")
         for key in ("memory", "quiet", "levels"):
             require(given[key] >= 1, key, given[key], "at least 1")
         self._gate, self._gate_share, self._rise_gate = gate, gate_share, rise_gate
-        self._ratio, self._coarse_ratio, self._past_ratio = ratio, coarse_ratio, past_ratio
+        self._ratio, self._past_ratio = ratio, past_ratio
         self._share, self._release, self._strictness = share, release, strictness
-        self._memory, self._quiet, self._max_levels = memory, quiet, levels
+        self._memory, self._max_levels = memory, levels
+        self._unstable = Instability(quiet)
         self._scale = StreamScale(scale, floor)
-        self._limits = {w: _t_limit(p_value, 3 * w - 2) for w in WIDTHS}
+        self._false_alarms = false_alarms
         super().__init__(given)
 
     @property
@@ -168,12 +144,16 @@ class SlopeShift(BaseDetector):
         return max((w.score for level in self._levels for w in level.windows), default=0.0)
 
     @property
+    def min_points(self) -> int:
+        """Fewest points with which it can alarm."""
+        return sum(SHAPES[0])
+
+    @property
     def _in_episode(self) -> bool:
-        return self._falling is not None or self._unstable is not None
+        return self._falling is not None or self._unstable.on
 
     def _reset(self) -> None:
         self._scale.reset()
-        self._num_unstable = 0
         self._restart()
 
     def _restart(self) -> None:
@@ -181,50 +161,33 @@ class SlopeShift(BaseDetector):
         self._levels: list[Level] = []
         self._count = 0
         self._ended = -1
-        self._muted_until = 0
-        self._fast = self._slow = 0.0
-        self._awake_until = 0
+        self._first_step = 0
         self._falling: dict[str, Any] | None = None
-        self._unstable: dict[str, Any] | None = None
+        self._unstable.reset()
 
     def _observe(self, step: int, value: float, stderr: float | None) -> Alarm | None:  # noqa: ARG002
         if self._scale.must_change(value):
             self._restart()
         y = self._scale.take(value)
+        if self._count == 0:
+            self._first_step = step
         self._count += 1
-        if self._unstable is not None:
-            self._follow_instability(y)
-        finest = self._finest(y)
-        mean: float | None = y
+        mean: tuple[float, float] | None = (step, y)
         alarm: Alarm | None = None
         index = 0
         while mean is not None and index <= self._max_levels:
             if index == len(self._levels):
                 self._levels.append(self._new_level(index))
             level = self._levels[index]
-            mean = level.push(step, mean, finest)
-            if self._falling is not None and self._falling["level"] == index:
-                self._follow_fall(level, self._falling)
-            if level.looking:
-                alarm = self._judge(step, index, level) or alarm
+            mean = level.push(*mean)
+            if index == 0 and self._unstable.on:
+                self._follow_instability(y, level.latest)
+            alarm = self._judge(step, index, level) or alarm
             index += 1
         return alarm
 
-    def _finest(self, y: float) -> float:
-        """Points of the smallest window that looks: all of them, but on a long, calm stream."""
-        count = self._count
-        if count == 1:
-            self._fast = self._slow = y
-        self._fast += FAST * (y - self._fast)
-        self._slow += SLOW * (y - self._slow)
-        if count <= LONG or self._in_episode:
-            return 0.0
-        if abs(self._fast - self._slow) >= WAKING_SHARE * self._gate * self._scale.unit:
-            self._awake_until = count + WAKING
-        return 0.0 if count < self._awake_until else FINEST_SHARE * count
-
     def _new_level(self, index: int) -> Level:
-        return Level(2**index, WIDTHS if index == 0 else WIDTHS[-1:], self._memory)
+        return Level(2**index, SHAPES if index == 0 else SHAPES[-1:], self._memory)
 
     def _judge(self, step: int, index: int, level: Level) -> Alarm | None:
         """All windows of a level after one point: count hits, learn from the past, perhaps alarm.
@@ -232,59 +195,78 @@ class SlopeShift(BaseDetector):
         Nearly every point of a run passes here without a further call: the time goes here.
         """
         alarm: Alarm | None = None
-        count, stride, latest, unit = self._count, level.stride, level.latest, self._scale.unit
-        since = count - self._ended if self._ended >= 0 else ALWAYS
+        points, stride = level.count, level.stride
+        if points < level.min_points:
+            return None
+        long = self._count > LONG and self._falling is None
+        latest, unit = level.latest, self._scale.unit
+        since = self._count - self._ended if self._ended >= 0 else ALWAYS
         gate = max(self._gate * unit, self._gate_share * self._scale.range)
         highest_base = latest - self._rise_gate * unit if index < RISE_LEVELS else -math.inf
         for window in level.windows:
-            if not window.ready:
+            if points % window.pace or points < window.width + window.old:
                 continue
-            width = window.width * stride
+            if long and window.width < BRIEF:
+                window.hits = window.rises = 0
+                window.score = 0.0
+                continue
+            window.look(level)
+            clear = since >= window.width * stride
+            apart = since >= (window.width + window.old) * stride
             score = rise = 0.0
             if window.new_slope < 0.0:
                 base = window.old_mean if window.old_slope >= 0.0 else window.old_end
                 score = (base - latest) / gate
                 if score > 0.0:
-                    score = self._fall_score(level, window, gate, score)
-            elif window.old_end <= highest_base and since >= width:
+                    score = self._fall_score(step, level, window, gate, score, apart)
+            elif clear and window.old_end <= highest_base:
                 rise = self._rise_score(level, window)
             window.score = score
-            if self._falling is not None or self._unstable is not None:
+            if self._falling is not None:
+                if self._falling["level"] == index and self._falling["width"] == window.width:
+                    self._follow_fall(window, self._falling)
+                    if self._falling is None:
+                        return None
+                continue
+            if self._unstable.on:
                 continue  # a change is no part of what is usual
-            if since >= 4 * width:
-                window.learn(level.count)
+            if apart:
+                window.learn()
             window.rises = window.rises + 1 if rise >= 1.0 else 0
-            window.hits = window.hits + 1 if score >= 1.0 and since >= width else 0
-            if window.rises >= RISES:
+            window.hits = window.hits + 1 if clear and score >= 1.0 else 0
+            if window.rises >= HITS:
                 alarm = self._begin_instability(step, level, window, rise) or alarm
-            elif window.hits and window.hits >= HITS.get(window.width, DEFAULT_HITS):
+            elif window.hits >= HITS or (window.hits and score >= OVERWHELMING):
                 alarm = self._begin_fall(step, index, level, window)
         return alarm
 
-    def _fall_score(self, level: Level, window: TwinLines, gate: float, margin: float) -> float:
-        """Smallest margin of all conditions of a fall; the costly ones come last."""
-        width = window.width * level.stride
-        wide = width > WIDTHS[-1]
-        if wide and width > self._share * self._count:
+    def _fall_score(
+        self, step: int, level: Level, window: TwinLines, gate: float, margin: float, apart: bool
+    ) -> float:
+        """Smallest margin of all conditions of a fall; the costly ones come last.
+
+        `apart` says whether the windows lie wholly behind the last episode.
+        """
+        if level.stride > 1 and window.span > self._share * (step - self._first_step):
             return 0.0
         if window.old_slope < 0.0:
-            coarse = wide and width > FINE_SHARE * self._count
-            ratio = self._coarse_ratio if coarse else self._ratio
-            margin = min(margin, window.new_slope / (ratio * window.old_slope))
-        return margin if margin < 1.0 else self._significance(level, window, margin, gate)
+            margin = min(margin, window.new_slope / (self._ratio * window.old_slope))
+        if margin >= 1.0 and (window.old_slope > 0.0 or not apart):
+            margin = min(margin, (min(window.old_values(level)) - level.latest) / gate)
+        if margin >= 1.0:
+            margin = min(margin, self._surprise(level, window, window.excess, window.past.up))
+        return margin
 
-    def _significance(self, level: Level, window: TwinLines, margin: float, gate: float) -> float:
-        old, _ = window.split(level.values)
-        if window.old_slope > 0.0:
-            margin = min(margin, (float(old.min()) - level.latest) / gate)
-        return min(margin, self._surprise(window, old, window.excess, window.past.up))
-
-    def _surprise(
-        self, window: TwinLines, old: NDArray[np.float64], excess: float, past: float
-    ) -> float:
+    def _surprise(self, level: Level, window: TwinLines, excess: float, past: float) -> float:
         """The excess over what noise allows: now, by the t-test, and in the stream's own past."""
-        error = max(window.standard_error(old), NO_NOISE * self._scale.unit)
-        allowed = max(self._limits[window.width] * error, self._past_ratio * past)
+        octave = self._count.bit_length()
+        local, running = window.standard_errors(level)
+        allowed = max(
+            _t_limit(self._false_alarms, octave, window.old - 2) * local,
+            _t_limit(self._false_alarms, octave, max(level.noise.count, 1)) * running,
+            self._past_ratio * past,
+            NO_NOISE * self._scale.unit,
+        )
         return excess / (self._strictness * allowed)
 
     def _rise_score(self, level: Level, window: TwinLines) -> float:
@@ -293,9 +275,8 @@ class SlopeShift(BaseDetector):
         margin = (level.latest - window.old_end) / gate
         if window.new_slope <= self._ratio * abs(window.old_slope):
             return 0.0
-        old, _ = window.split(level.values)
-        margin = min(margin, (level.latest - float(old.max())) / gate)
-        return min(margin, self._surprise(window, old, -window.excess, window.past.down))
+        margin = min(margin, (level.latest - max(window.old_values(level))) / gate)
+        return min(margin, self._surprise(level, window, -window.excess, window.past.down))
 
     def _begin_fall(self, step: int, index: int, level: Level, window: TwinLines) -> Alarm:
         self._falling = {
@@ -306,12 +287,8 @@ class SlopeShift(BaseDetector):
     def _begin_instability(
         self, step: int, level: Level, window: TwinLines, score: float
     ) -> Alarm | None:
-        known = self._count < self._muted_until
-        self._num_unstable = min(self._num_unstable + (not known), MAX_MUTES)
-        self._muted_until = self._count + self._quiet * MUTE**self._num_unstable
-        peak = max(list(level.values)[-window.width :])
-        self._unstable = {"base": window.old_end, "peak": peak, "left": self._quiet}
-        if known:
+        high = max(level.values[-window.width :])
+        if not self._unstable.begin(self._count, window.old_end, high):
             return None
         return self._alarm(step, level, window, score, AlarmKind.INSTABILITY)
 
@@ -323,11 +300,11 @@ class SlopeShift(BaseDetector):
         score: float,
         kind: AlarmKind = AlarmKind.SHIFT,
     ) -> Alarm:
-        back = round(window.crossing())
+        back = window.crossing(level)
         until_onset = list(level.values)[: len(level.values) - back][-3:]
         return Alarm(
             detected_step=step,
-            onset_step=level.steps[-1 - back],
+            onset_step=int(level.steps[-1 - back]),
             direction=Direction.DOWN if kind is AlarmKind.SHIFT else Direction.UP,
             kind=kind,
             score=score,
@@ -336,32 +313,21 @@ class SlopeShift(BaseDetector):
             value_after=self._scale.back(level.latest),
         )
 
-    def _follow_fall(self, level: Level, falling: dict[str, Any]) -> None:
+    def _follow_fall(self, window: TwinLines, falling: dict[str, Any]) -> None:
         """End the episode once the speed stays below a share of its peak."""
-        speed = -next(w.new_slope for w in level.windows if w.width == falling["width"])
+        speed = -window.new_slope
         falling["peak"] = max(falling["peak"], speed)
         falling["slow"] = falling["slow"] + 1 if speed < self._release * falling["peak"] else 0
         if falling["slow"] >= PERSISTENCE:
             self._end()
 
-    def _follow_instability(self, y: float) -> None:
-        """End the episode once the stream has been quiet for long enough.
-
-        Quiet is back below half the rise, or up there for good without a new peak.
-        """
-        unstable = self._unstable
-        assert unstable is not None  # noqa: S101
-        high = y - unstable["base"] > 0.5 * self._scale.unit * self._rise_gate
-        if high and y > unstable["peak"]:
-            unstable["peak"] = y
-            unstable["left"] = self._quiet
-        else:
-            unstable["left"] -= 1
-        if unstable["left"] <= 0:
+    def _follow_instability(self, y: float, latest: float) -> None:
+        self._unstable.follow(self._count, y, latest, self._gate * self._scale.unit)
+        if not self._unstable.on:
             self._end()
 
     def _end(self) -> None:
-        self._falling = self._unstable = None
+        self._falling = None
         self._ended = self._count
         for level in self._levels:
             for window in level.windows:
@@ -374,30 +340,28 @@ class SlopeShift(BaseDetector):
             "scale": self._scale.state_dict(),
             "count": self._count,
             "ended": self._ended,
-            "muted_until": self._muted_until,
-            "means": [self._fast, self._slow],
-            "awake_until": self._awake_until,
+            "first_step": self._first_step,
             "falling": dict(self._falling) if self._falling else None,
-            "unstable": dict(self._unstable) if self._unstable else None,
-            "num_unstable": self._num_unstable,
+            "unstable": self._unstable.state_dict(),
         }
 
     def _load(self, state: Mapping[str, Any]) -> None:
         self._scale.load_state_dict(state["scale"])
         self._count = int(state["count"])
         self._ended = int(state["ended"])
-        self._muted_until = int(state["muted_until"])
-        self._fast, self._slow = state["means"]
-        self._awake_until = int(state["awake_until"])
+        self._first_step = int(state["first_step"])
         self._falling = dict(state["falling"]) if state["falling"] else None
-        self._unstable = dict(state["unstable"]) if state["unstable"] else None
-        self._num_unstable = int(state["num_unstable"])
+        self._unstable.load_state_dict(state["unstable"])
         for index, saved in enumerate(state["levels"]):
             level = self._new_level(index)
             level.load_state_dict(saved)
             self._levels.append(level)
 
 
-@lru_cache
-def _t_limit(p_value: float, freedom: int) -> float:
-    return max(MIN_STANDARD_ERRORS, float(stats.t.isf(p_value, freedom)))
+@lru_cache(maxsize=4096)
+def _t_limit(p_value: float, octave: int, freedom: int) -> float:
+    """Quantile of Student's t, stricter with the length of the stream.
+
+    The level is p / (n k²) at n = 2^k points: its sum over all n is finite.
+    """
+    return float(stats.t.isf(p_value / (2.0**octave * octave**2), freedom))
