@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -80,15 +80,28 @@ def changes(evidence: Mapping[str, Alarm]) -> list[Alarm]:
     return [alarm for alarm in alarms if not is_precursor(alarm)] or alarms
 
 
-def onset_of(evidence: Mapping[str, Alarm]) -> int:
-    """The earliest onset, as exactly as the alarms tell.
+RESOLUTION = 2
+"""A stream dates a change to so many of its points: the gap before it, and what the lines through
+few points can tell."""
 
-    The onset of a stream of few points lies up to one point too early: it comes before that of a
-    denser stream only where it does so by more.
+
+def joint_onset(onsets: Iterable[tuple[int, float]]) -> int:
+    """The earliest of several onsets, as exactly as their streams tell.
+
+    One of a stream of few points comes before that of the densest only where it does so by more
+    than its own resolution.
+
+    Args:
+        onsets: Onset, and steps between two points, of each stream.
     """
-    finest = min(alarms := changes(evidence), key=cadence)
-    earlier = [a.onset_step for a in alarms if a.onset_step + cadence(a) < finest.onset_step]
-    return min([finest.onset_step, *earlier])
+    known = list(onsets)
+    finest, _ = min(known, key=lambda one: one[1])
+    return min([finest, *(at for at, gap in known if at + RESOLUTION * gap < finest)])
+
+
+def onset_of(evidence: Mapping[str, Alarm]) -> int:
+    """The earliest onset, as exactly as the alarms tell."""
+    return joint_onset((alarm.onset_step, cadence(alarm)) for alarm in changes(evidence))
 
 
 @dataclass(slots=True)

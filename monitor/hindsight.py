@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
+from phasewatch.monitor.episodes import joint_onset
 from phasewatch.monitor.kinds import classify, severity
 from phasewatch.monitor.names import is_validation
 from phasewatch.monitor.store import Store
@@ -74,6 +75,7 @@ class _Found(NamedTuple):
     direction: Direction
     score: float
     still_open: bool
+    cadence: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +112,10 @@ class _Curve:
             gate=leniency * GATES[kind],
             abrupt=leniency * ABRUPT,
         )
+        gap = float(self.steps[-1] - self.steps[0]) / (self.steps.size - 1)
         return [
-            _Found(self.name, c.onset_step, c.end_step, c.direction, c.score, c.open) for c in found
+            _Found(self.name, c.onset_step, c.end_step, c.direction, c.score, c.open, gap)
+            for c in found
         ]
 
     def value_at(self, step: int) -> float:
@@ -242,7 +246,7 @@ def _judged(
             return None
         verdict = Hindsight(verdict=HindsightVerdict.WITHDRAWN, streamed=streamed)
         return replace(transition, status=TransitionStatus.WITHDRAWN, hindsight=verdict)
-    onset, end = min(c.onset for c in seen), max(c.end for c in seen)
+    onset, end = _joint_span(seen)
     still_open = any(c.still_open and c.end == end for c in seen)
     width = max(end - onset, 1)
     kind = HindsightVerdict.CONFIRMED
@@ -268,6 +272,12 @@ def _judged(
             score=max(c.score for c in seen),
         ),
     )
+
+
+def _joint_span(changes: Sequence[_Found]) -> tuple[int, int]:
+    """From the earliest onset to the latest end, as exactly as the streams tell."""
+    onset = joint_onset((c.onset, c.cadence) for c in changes)
+    return onset, -joint_onset((-c.end, c.cadence) for c in changes)
 
 
 def _counterpart(
@@ -319,7 +329,7 @@ def _found(
             value_before=before[change.name],
             value_after=after[change.name],
         )
-    onset, end = min(c.onset for c in group), max(c.end for c in group)
+    onset, end = _joint_span(group)
     return Transition(
         id=str(uuid.uuid5(NAMESPACE, f"{run}/hindsight/{ordinal}")),
         run=run,

@@ -116,7 +116,7 @@ def test_a_spell_of_bad_values_ends_and_its_way_back_is_no_transition() -> None:
     loss[3000:3400] = math.inf
     (only,) = watched({"train_loss": (STEPS, loss)})
     assert (only.kind, only.status) == (K.INSTABILITY, TransitionStatus.ENDED)
-    assert only.end_step == pytest.approx(3403, abs=5)
+    assert only.end_step == pytest.approx(3420, abs=5)  # twenty good values in a row
 
 
 @pytest.mark.parametrize("detector", ["slope_shift", "cusum", "page_hinkley", "focus"])
