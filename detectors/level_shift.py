@@ -35,7 +35,7 @@ The onset is the most likely start of the ramp. The episode lasts until the stre
 below a third of its highest speed, or turns back; what lies before is then forgotten.
 
 Gaussian noise and independence are assumed for the ratio alone; how often it errs where they do not
-hold is simulated: see `FALSE_ALARMS`.
+hold is simulated: see `false_alarms`.
 """
 
 from __future__ import annotations
@@ -94,17 +94,6 @@ CLEARLY = 3.0
 
 RELEASE = 1.0 / 3.0
 """An episode is over below this share of its highest speed."""
-
-FALSE_ALARMS: Mapping[float, float] = {
-    9.0: 2.08, 12.0: 1.09, 15.0: 0.58, 18.0: 0.37, 21.0: 0.27, 25.0: 0.18,
-}  # fmt: skip
-"""Threshold → expected false alarms per 1000 points without a change, other parameters default.
-
-Measured by `python tests/benchmarks/level_streams.py --powers 0 --nulls 24`: 14 kinds of streams
-(constant, slow, curved and growing courses; scatter that is correlated; errors that are right, too
-small or not given), 67,200 points for each threshold and each length of 20, 60 and 200 points. The
-rate is that of the worst length; 0.27 is 18 alarms.
-"""
 
 NUM_ROWS = 8
 STEP, LOG_STEP, VALUE, ERROR, CLEAR, Y, KNOWN, EXTRA = range(NUM_ROWS)
@@ -181,7 +170,7 @@ class LevelShift(BaseDetector):
     Memory of `window` points.
 
     Args:
-        threshold: Smallest 2 log Λ, dimensionless; `FALSE_ALARMS` says what it costs.
+        threshold: Smallest 2 log Λ, dimensionless; `false_alarms` says what it costs.
         effect: Smallest change relative to the larger level.
         slow: Fastest honest trend, relative change per measurement (0.07: ten double it).
         margin: Share of the threshold by which a change must fit better than a slow course.

@@ -13,16 +13,24 @@ from phasewatch.detectors.scoring import Curve
 
 
 def _drift(rng: np.random.Generator, num_points: int) -> Array:
-    """A fall by a factor of 2 to 10 that takes the whole stream, exponential or straight."""
-    t, factor = np.arange(num_points) / num_points, rng.uniform(2.0, 10.0)
+    """A fall by a factor of 2 to 4 that takes the whole stream, exponential or straight."""
+    t, factor = np.arange(num_points) / num_points, rng.uniform(2.0, 4.0)
     course = factor**-t if rng.random() < 0.5 else 1.0 - t * (1.0 - 1.0 / factor)
     return np.asarray(course, dtype=np.float64)
 
 
-def _wide_rise(rng: np.random.Generator, num_points: int) -> Array:
-    """A rise by a factor of 2 to 4 along a logistic curve that takes half the stream or more."""
-    t = np.arange(num_points) / num_points - 0.5
-    course = 1.0 + rng.uniform(1.0, 3.0) / (1.0 + np.exp(-t / rng.uniform(0.08, 0.2)))
+def _growth(rng: np.random.Generator, num_points: int) -> Array:
+    """A rise that is fast at first, as a power of up to ½, or the logarithm, of the step."""
+    k = np.arange(1.0, num_points + 1.0)
+    course = k ** rng.uniform(0.1, 0.5) if rng.random() < 0.5 else np.log(1.0 + k)
+    return np.asarray(course, dtype=np.float64)
+
+
+def _settling(rng: np.random.Generator, num_points: int) -> Array:
+    """An exponential approach to a level, from half or from twice of it."""
+    t = np.arange(num_points) / num_points
+    start = 2.0 if rng.random() < 0.5 else 0.5
+    course = 1.0 + (start - 1.0) * np.exp(-t / rng.uniform(0.15, 0.5))
     return np.asarray(course, dtype=np.float64)
 
 
@@ -37,7 +45,8 @@ def _white(rng: np.random.Generator, num_points: int) -> Array:
 CLASSES: dict[str, tuple[Course, Course]] = {
     "flat": (_flat, _white),
     "drift": (_drift, _white),
-    "wide rise": (_wide_rise, _white),
+    "growth": (_growth, _white),
+    "settling": (_settling, _white),
     "correlated": (_flat, lambda rng, n: autoregressive(rng, n, 0.6, 1.0)),
     "errors too small": (_flat, lambda rng, n: 1.5 * rng.standard_normal(n)),
     "t3 tails, flat": (_flat, lambda rng, n: rng.standard_t(3, n) / np.sqrt(3.0)),

@@ -331,7 +331,7 @@ def main() -> None:
     if arguments.nulls:
         table, per_thousand = null_table(arguments.nulls, pool)
         console.print(table)
-        console.print(f"FALSE_ALARMS = {per_thousand}")
+        console.print(f"per 1000 points, at the worst length: {per_thousand}")
 
 
 if __name__ == "__main__":

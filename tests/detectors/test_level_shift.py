@@ -179,14 +179,6 @@ def test_values_that_come_near_zero_and_leave_it_again_change_the_scale_only():
     assert feed(LevelShift(), values, stderrs=[0.1] * values.size) == []
 
 
-def test_the_table_of_false_alarms_falls_with_the_threshold_and_holds_the_default():
-    table = level_shift.FALSE_ALARMS
-    assert LevelShift().threshold in table
-    rates = [table[threshold] for threshold in sorted(table)]
-    assert rates == sorted(rates, reverse=True)
-    assert rates[-1] > 0.0
-
-
 def test_stable_streams_of_200_points_are_quiet():
     assert share_with_alarm([10.0] * 200, 25) == 0.0
 
