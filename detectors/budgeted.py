@@ -73,6 +73,16 @@ class Budgeted:
         """Points that were not used."""
         return self._inner.num_skipped
 
+    @property
+    def min_points(self) -> int:
+        """Fewest points with which the detector can alarm."""
+        return int(getattr(self._inner, "min_points", 1))
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has seen enough points to alarm; until then its silence says nothing."""
+        return bool(getattr(self._inner, "ready", True))
+
     def reset(self) -> None:
         """Forget everything: as good as new."""
         self._stretch = 0

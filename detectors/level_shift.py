@@ -228,6 +228,11 @@ class LevelShift(BaseDetector):
         return self._threshold
 
     @property
+    def min_points(self) -> int:
+        """Fewest points with which it can alarm."""
+        return self._min_before + self._min_after
+
+    @property
     def statistic(self) -> float:
         """2 log Λ of the best change or fast course, as far as the other conditions hold."""
         return self._statistic

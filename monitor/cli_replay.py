@@ -108,7 +108,7 @@ def detect(
     table = new_table("watched", *WATCHED_COLUMNS)
     for watched in outcome.watched:
         curve = curves.streams[watched.name]
-        cells = (str(curve.count), str(curve.last_step), watched.detector, str(watched.skipped))
+        cells = (str(curve.count), str(curve.last_step), str(watched), str(watched.skipped))
         add_row(table, watched.name, *cells)
     say(table)
     if curves.num_stepless:

@@ -124,24 +124,32 @@ class Watched:
         detector: Name of its detector; "none" without one.
         parameters: Parameters of the detector.
         skipped: Points that the detector did not use.
+        too_few: The points it needs, where it has seen fewer: its silence says nothing then.
     """
 
     name: str
     detector: str
     parameters: Mapping[str, Any]
     skipped: int
+    too_few: int | None = None
 
     @classmethod
     def of(cls, stream: Stream) -> Watched:
         """How a stream was watched up to now."""
         if stream.detector is None:
             return cls(stream.name, "none", {}, 0)
+        ready = getattr(stream.detector, "ready", True)
         return cls(
             stream.name,
             name_of(stream.detector),
             parameters_of(stream.detector),
             stream.detector.num_skipped,
+            None if ready else getattr(stream.detector, "min_points", None),
         )
+
+    def __str__(self) -> str:
+        needs = f": too few points, it needs {self.too_few}"
+        return self.detector + ("" if self.too_few is None else needs)
 
 
 @dataclass(frozen=True, slots=True)

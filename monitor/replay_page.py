@@ -125,7 +125,7 @@ def _pairs(pairs: Sequence[Pair]) -> str:
 
 def _watched(watched: Sequence[Watched]) -> str:
     rows = "".join(
-        f"<tr><td>{html.escape(one.name)}</td><td>{html.escape(one.detector)}</td>"
+        f"<tr><td>{html.escape(one.name)}</td><td>{html.escape(str(one))}</td>"
         f"<td class='number'>{one.skipped:,}</td><td>{html.escape(_said(one))}</td></tr>"
         for one in watched
     )

@@ -118,6 +118,18 @@ def test_detect_on_chosen_columns(shell, curve) -> None:
     assert "no numeric column to watch" in err
 
 
+def test_detect_says_where_points_are_too_few(shell, tmp_path) -> None:
+    path = tmp_path / "short.csv"
+    path.write_text("step,val_loss\n" + "".join(f"{i},{2.0 - i / 9}\n" for i in range(8)))
+    code, out, _ = shell("detect", path)
+    assert code == 0
+    assert "slope_shift: too few points, it needs 9" in out
+    (stream,) = json.loads(shell("detect", path, "--json")[1])["streams"]
+    assert (stream["count"], stream["too_few"]) == (8, 9)
+    path.write_text("step,val_loss\n" + "".join(f"{i},{2.0 - i / 9}\n" for i in range(9)))
+    assert "too few" not in shell("detect", path)[1]
+
+
 def test_detect_says_how_many_rows_have_no_step(shell, curve) -> None:
     with curve.open("a") as file:
         file.write(",1.0,0.1\n,2.0,\n")
