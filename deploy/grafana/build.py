@@ -1,0 +1,60 @@
+"""Builds the dashboards and the alert rules for Grafana, as JSON and YAML beside this file.
+
+    python deploy/grafana/build.py
+
+What is committed is what this builds: change this, run `make dashboards`, commit both.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import yaml
+from grafana_foundation_sdk.builders.dashboard import Dashboard
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # the files beside this one, also for whoever imports it
+
+import alerts  # noqa: E402
+import compare  # noqa: E402
+import overview  # noqa: E402
+import run  # noqa: E402
+
+NOTE = "# Built by deploy/grafana/build.py: do not edit.\n"
+
+
+def build() -> dict[str, str]:
+    """Every file to be written, by its path below this folder."""
+    files = {
+        f"dashboards/{name}.json": _as_json(dashboard)
+        for name, dashboard in (
+            ("overview", overview.build()),
+            ("run", run.build()),
+            ("compare", compare.build()),
+        )
+    }
+    files["provisioning/alerting/rules.yaml"] = NOTE + yaml.safe_dump(
+        alerts.build(), sort_keys=False, width=100, allow_unicode=True
+    )
+    return files
+
+
+def _as_json(dashboard: Dashboard) -> str:
+    return (
+        JSONEncoder(sort_keys=True, indent=2, ensure_ascii=False).encode(dashboard.build()) + "\n"
+    )
+
+
+def main() -> None:
+    """Write them."""
+    for name, content in build().items():
+        path = HERE / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+        sys.stdout.write(f"{path}\n")
+
+
+if __name__ == "__main__":
+    main()
