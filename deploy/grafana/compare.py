@@ -6,6 +6,7 @@ from grafana_foundation_sdk.builders import dashboard
 from panels import (
     Built,
     against_step,
+    assemble,
     choice,
     curves,
     last_seen,
@@ -53,15 +54,12 @@ def build() -> dashboard.Dashboard:
         .annotation(transitions(RUNS).enable(False))
         .annotation(transitions_by_api(["phasewatch"]))
     )
-    for title, row in (
+    rows: list[tuple[str, list[Built]]] = [
         ("Against the training step", _against_step()),
         ("Over time", _over_time()),
         ("Last values", [_last()]),
-    ):
-        board = board.with_row(dashboard.Row(title))
-        for panel in row:
-            board = board.with_panel(panel)
-    return board
+    ]
+    return assemble(board, rows)
 
 
 def _quantities() -> list[tuple[str, str, str, bool]]:

@@ -9,6 +9,7 @@ from panels import (
     STATE_COLORS,
     VERMILLION,
     Built,
+    assemble,
     choice,
     curves,
     last_seen,
@@ -36,9 +37,7 @@ def build() -> dashboard.Dashboard:
         choice("run", "Runs", "Which runs are shown.", run_values(), multi=True)
     )
     board = board.annotation(transitions(RUNS)).annotation(transitions_by_api(["phasewatch"]))
-    for panel in (*_figures(), _runs(), *_curves(), _found()):
-        board = board.with_panel(panel)
-    return board
+    return assemble(board, [("", [*_figures(), _runs(), *_curves(), _found()])])
 
 
 def _figures() -> list[Built]:

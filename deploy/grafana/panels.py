@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -52,9 +53,7 @@ STATE_COLORS = {
     RunState.INTERRUPTED: ORANGE,
 }
 
-Built = Builder[models.Panel]
-"""A panel, ready to be put on a dashboard."""
-
+Built = stat.Panel | table.Panel | timeseries.Panel | xychart.Panel
 PanelT = TypeVar("PanelT", stat.Panel, table.Panel, timeseries.Panel, xychart.Panel)
 
 
@@ -330,7 +329,7 @@ def choice(
         .label(label)
         .description(description)
         .datasource(SOURCE)
-        .query({"query": values, "refId": f"variable-{name}"})
+        .query(values)
         .definition(values)
         .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(models.VariableSort.ALPHABETICAL_ASC)
@@ -373,6 +372,19 @@ def new_dashboard(uid: str, title: str, description: str) -> dashboard.Dashboard
             .keep_time(True)
         )
     )
+
+
+def assemble(
+    board: dashboard.Dashboard, rows: Sequence[tuple[str, Sequence[Built]]]
+) -> dashboard.Dashboard:
+    """Put panels on a dashboard, row by row, with ids that follow from their place."""
+    ids = itertools.count(1)
+    for title, panels in rows:
+        if title:
+            board = board.with_row(dashboard.Row(title).id(next(ids)))
+        for panel in panels:
+            board = board.with_panel(panel.id(next(ids)))
+    return board
 
 
 def transitions(matcher: str) -> dashboard.AnnotationQuery:

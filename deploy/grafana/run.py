@@ -16,6 +16,7 @@ from panels import (
     STATUS_COLORS,
     VERMILLION,
     Built,
+    assemble,
     choice,
     curves,
     fixed,
@@ -65,19 +66,15 @@ def build() -> dashboard.Dashboard:
         .annotation(transitions(RUN))
         .annotation(transitions_by_api(["phasewatch", "run:$run"]))
     )
-    for title, row in (
+    rows: list[tuple[str, list[Built]]] = [
         ("", _figures()),
         ("Losses and learning coefficient", [_losses(), _lambda()]),
         ("Observables by family", [_family()]),
         ("Detectors and transitions", [_scores(), _found()]),
         ("Health of the estimates", _estimates()),
         ("Health of the monitor", _monitor()),
-    ):
-        if title:
-            board = board.with_row(dashboard.Row(title))
-        for panel in row:
-            board = board.with_panel(panel)
-    return board
+    ]
+    return assemble(board, rows)
 
 
 def _figures() -> list[Built]:
