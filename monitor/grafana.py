@@ -89,7 +89,7 @@ class Grafana:
     def __init__(
         self, url: str, token: str, *, dry_run: bool = False, timeout_seconds: float = 10.0
     ) -> None:
-        from grafana_client import GrafanaApi
+        from grafana_client.api import GrafanaApi
 
         self.url = base_url(url)
         self._token = token

@@ -9,6 +9,7 @@ counts it.
 from __future__ import annotations
 
 import html
+import http.client
 import json
 import threading
 import urllib.error
@@ -30,6 +31,7 @@ MAX_PENDING = 256
 
 MAX_BACKOFF_SECONDS = 60.0
 MAX_ANSWER_BYTES = 1 << 20
+_WITHDRAWN = "withdrawn"
 _GOES_BY = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -145,7 +147,7 @@ class GrafanaAnnotations:
             "time": round(1000 * start),
             "timeEnd": round(1000 * max(start, stop)),
             "text": _text(transition),
-            "tags": [*tags, f"transition:{transition.id}", *(["withdrawn"] if withdrawn else [])],
+            "tags": [*tags, f"transition:{transition.id}", *([_WITHDRAWN] if withdrawn else [])],
         }
 
     # ---- the thread
@@ -161,7 +163,7 @@ class GrafanaAnnotations:
                 key, annotation = next(iter(self._pending.items()))
             try:
                 self._send(key, annotation)
-            except _Refused as refusal:
+            except _RefusedError as refusal:
                 self._failures.append(str(refusal))
                 if refusal.goes_by:
                     if self._closing:
@@ -179,16 +181,28 @@ class GrafanaAnnotations:
         known = self._ids.get(key)
         if known is None:
             tag = urllib.parse.quote(f"transition:{key}", safe="")
-            found = self._api.call("GET", f"/annotations?tags={tag}&limit=1")
-            known = found[0]["id"] if found else None
-        if known is None:
-            known = self._api.call("POST", "/annotations", annotation)["id"]
-        else:
+            known = _first_id(self._api.call("GET", f"/annotations?tags={tag}&limit=1"))
+        if known is not None:
             self._api.call("PATCH", f"/annotations/{known}", annotation)
-        self._ids[key] = int(known)
+        elif _WITHDRAWN in annotation["tags"]:
+            return  # nobody was told of it
+        else:
+            known = _first_id([self._api.call("POST", "/annotations", annotation)])
+        if known is not None:
+            self._ids[key] = known
 
 
-class _Refused(Exception):
+def _first_id(found: Any) -> int | None:
+    """Identity of the first annotation of an answer; None where there is none."""
+    try:
+        return int(found[0]["id"]) if found else None
+    except (KeyError, TypeError, ValueError):
+        raise _RefusedError(
+            "annotation not written: the answer is not what Grafana's API gives", goes_by=False
+        ) from None
+
+
+class _RefusedError(Exception):
     """A call failed; `goes_by` says whether the same call may succeed later."""
 
     def __init__(self, message: str, *, goes_by: bool) -> None:
@@ -235,14 +249,14 @@ class _Api:
             hint = {401: f"; {HOW_TO_TOKEN}", 403: "; the token may not write annotations"}
             reason = f"it answers {status} {error.reason}{hint.get(status, '')}"
             goes_by = status in _GOES_BY
-        except (OSError, urllib.error.URLError) as error:
+        except (OSError, http.client.HTTPException) as error:
             reason = f"it cannot be reached: {getattr(error, 'reason', None) or error}"
             goes_by = True
         except ValueError:
             reason = "its answer is not JSON; is the address that of a Grafana's start page?"
             goes_by = False
         text = f"annotation not written to Grafana at {self._url}: {reason}"
-        raise _Refused(text.replace(self._token, "***"), goes_by=goes_by)
+        raise _RefusedError(text.replace(self._token, "***"), goes_by=goes_by)
 
 
 class _StepTimes:
