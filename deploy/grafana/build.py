@@ -1,6 +1,6 @@
 """Builds the dashboards and the alert rules for Grafana, as JSON and YAML beside this file.
 
-    python deploy/grafana/build.py
+    python deploy/grafana/build.py [FOLDER]
 
 What is committed is what this builds: change this, run `make dashboards`, commit both.
 """
@@ -10,17 +10,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import alerts
+import compare
+import overview
+import run
 import yaml
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
-
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))  # the files beside this one, also for whoever imports it
-
-import alerts  # noqa: E402
-import compare  # noqa: E402
-import overview  # noqa: E402
-import run  # noqa: E402
 
 NOTE = "# Built by deploy/grafana/build.py: do not edit.\n"
 
@@ -48,9 +44,10 @@ def _as_json(dashboard: Dashboard) -> str:
 
 
 def main() -> None:
-    """Write them."""
+    """Write them below a folder: the one named, else that of this file."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
     for name, content in build().items():
-        path = HERE / name
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
         sys.stdout.write(f"{path}\n")
