@@ -62,6 +62,13 @@ def push(
             help="Contact point the alert rules send to; else the notification policies decide.",
         ),
     ] = None,
+    rules: Annotated[
+        bool,
+        typer.Option(
+            "--rules/--no-rules",
+            help="Alert rules too. Where Prometheus alerts already, they would page twice.",
+        ),
+    ] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")
     ] = False,
@@ -86,7 +93,10 @@ def push(
         grafana.delete()
         if delete
         else grafana.push(
-            prometheus_url=prometheus_url, source_uid=source, contact_point=contact_point
+            prometheus_url=prometheus_url,
+            source_uid=source,
+            contact_point=contact_point,
+            with_rules=rules,
         )
     )
     would = "would be " if dry_run else ""

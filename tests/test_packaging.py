@@ -95,7 +95,7 @@ def test_what_grafana_needs_is_in_the_wheel_without_its_builder(wheel: Path) -> 
 
 def test_an_installed_phasewatch_finds_its_dashboards(installed, tmp_path) -> None:
     result = run_python(
-        "from phasewatch.monitor.grafana import shipped_dashboards, shipped_rules\n"
+        "from phasewatch.monitor.grafana_shipped import shipped_dashboards, shipped_rules\n"
         "print(*shipped_dashboards()); print(len(shipped_rules()['rules']))",
         installed,
         tmp_path,

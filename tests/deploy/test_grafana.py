@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from phasewatch.monitor import metrics as m
-from phasewatch.monitor.grafana import SHIPPED
+from phasewatch.monitor.grafana_shipped import SHIPPED
 from support.dashboards import (
     all_queries,
     boards,

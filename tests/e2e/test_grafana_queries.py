@@ -16,7 +16,7 @@ import yaml
 from torch import nn
 
 from phasewatch.monitor import Watch
-from phasewatch.monitor.grafana import shipped_rules
+from phasewatch.monitor.grafana_shipped import shipped_rules
 from phasewatch.monitor.types import RunState
 from support.dashboards import alert_queries, boards, fill_in, queries_of, variables
 from support.needs import need_binary

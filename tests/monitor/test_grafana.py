@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from phasewatch.monitor.cli import app
 from phasewatch.monitor.errors import ConfigError, GrafanaError
-from phasewatch.monitor.grafana import Grafana, holds, shipped_dashboards, shipped_rules
+from phasewatch.monitor.grafana import Grafana, holds
 from phasewatch.monitor.grafana_access import base_url, find_token
+from phasewatch.monitor.grafana_shipped import shipped_dashboards, shipped_rules
 from support.grafana import TOKEN, FakeGrafana
 from support.scraping import free_port
 
@@ -121,6 +122,22 @@ def test_a_data_source_of_the_user_is_used_and_chosen_in_the_dashboards(server):
         assert [query["datasourceUid"] for query in rule["data"]] == ["abc", "__expr__"]
         assert rule["notification_settings"] == {"receiver": "team"}
     assert outcomes(push(server, source_uid="abc", contact_point="team")) == {"left"}
+
+
+def test_a_token_that_may_not_read_data_sources_may_still_name_one(server):
+    server.forbidden = [("GET", "/datasources")]
+    done = push(server, source_uid="abc")
+    assert [item.note for item in done if item.what == "data source"] == [
+        "not looked at: the token may not read data sources"
+    ]
+    with pytest.raises(GrafanaError, match="403"):
+        push(server)
+
+
+def test_rules_can_be_left_to_prometheus(server):
+    done = push(server, with_rules=False)
+    assert "alert rule" not in {item.what for item in done}
+    assert server.rules == {}
 
 
 def test_a_data_source_that_cannot_serve_is_refused(server):
