@@ -38,9 +38,11 @@ def build() -> dict[str, str]:
 
 
 def _as_json(dashboard: Dashboard) -> str:
-    return (
-        JSONEncoder(sort_keys=True, indent=2, ensure_ascii=False).encode(dashboard.build()) + "\n"
-    )
+    built = dashboard.build()
+    # The SDK puts links and switches into a menu; people should see that they are there.
+    for item in (*(built.links or ()), *(built.annotations.list_val or ())):
+        item.placement = None
+    return JSONEncoder(sort_keys=True, indent=2, ensure_ascii=False).encode(built) + "\n"
 
 
 def main() -> None:

@@ -246,7 +246,8 @@ def against_step(
     """Curves of all chosen runs against their training step.
 
     Both queries give a table with columns Time, run and value. They are merged into one table and
-    cut into one frame a run; the chart draws each frame's value against its step.
+    cut into one frame a run. The chart takes the first number of a frame for x and draws the others
+    against it; it knows no colours but fixed ones and those of the classic palette.
     """
     targets = [
         query(latest(m.RUN_STEP, "run", 'run=~"$run"'), ref="A", table=True),
@@ -275,7 +276,7 @@ def against_step(
         .series([])
         .show(XYShowMode.POINTS_AND_LINES)
         .point_size(xychart.XychartFieldConfigPointSize().fixed(3))
-        .color_scheme(dashboard.FieldColor().mode(models.FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
+        .color_scheme(dashboard.FieldColor().mode(models.FieldColorModeId.PALETTE_CLASSIC))
         .legend(
             common.VizLegendOptions()
             .display_mode(common_models.LegendDisplayMode.LIST)
@@ -391,7 +392,8 @@ def transitions(matcher: str) -> dashboard.AnnotationQuery:
     """Transitions as marks, each at the time it was detected, named by its kind.
 
     The value of a sample is the time of the mark. It is there while the counter of a kind has
-    risen within the last scrapes, so the mark carries the kind.
+    risen within the last scrapes, so the mark carries the kind. Of two kinds within that time the
+    first is marked at the second's time too: the exporter tells the time of the latest alone.
     """
     count = f"sum by (run, kind) ({m.TRANSITIONS.name}{{{matcher}}})"
     before = f"sum by (run, kind) ({m.TRANSITIONS.name}{{{matcher}}} offset $__rate_interval)"
@@ -411,6 +413,7 @@ def transitions(matcher: str) -> dashboard.AnnotationQuery:
         .text_format("{{run}}")
         .tag_keys("kind,run")
         .use_value_for_time(True)
+        .step("5s")  # else a minute, and kinds that follow each other closely are mixed up
     )
 
 
