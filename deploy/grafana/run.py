@@ -164,6 +164,7 @@ def _lambda() -> Built:
             colors={"λ̂": BLUE},
         )
         .point_size(4)
+        .line_interpolation(common_models.LineInterpolation.STEP_AFTER)
         .override_by_name(
             "λ̂, not OK", [fixed(GREY), prop("custom.lineStyle", {"fill": "dash", "dash": [6, 6]})]
         )
@@ -303,7 +304,7 @@ def _monitor() -> list[Built]:
         ),
         curves(
             "Queue of the store",
-            "Rows that wait to be written. It should return to nought.",
+            "Rows that wait to be written, just after each drain. It should not grow.",
             queries((latest(m.STORE_QUEUE, "run", RUN), "rows")),
             width=8,
             height=8,

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -56,20 +57,20 @@ class Prometheus:
         config["global"]["scrape_interval"] = "500ms"
         config["scrape_configs"][0]["file_sd_configs"][0]["refresh_interval"] = "200ms"
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-        self._url = f"http://127.0.0.1:{free_port()}"
-        self.server = subprocess.Popen(
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self.process = subprocess.Popen(
             [
                 need_binary("prometheus"),
                 f"--config.file={folder / 'prometheus.yml'}",
                 f"--storage.tsdb.path={folder / 'data'}",
-                f"--web.listen-address={self._url.removeprefix('http://')}",
+                f"--web.listen-address={self.url.removeprefix('http://')}",
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
 
     def get(self, path, **parameters):
-        url = f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+        url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
             with urllib.request.urlopen(url, timeout=30) as response:
                 return json.load(response)["data"]
@@ -161,16 +162,17 @@ def prometheus(tmp_path_factory):
     finally:
         for watch, _, _ in watches:
             watch.finish()
-        server.server.terminate()
-        server.server.wait(timeout=30)
+        server.process.terminate()
+        server.process.wait(timeout=30)
 
 
 def wait_for_ready(server):
     def ready():
+        assert server.process.poll() is None, "Prometheus has ended"
         try:
-            return server.query("vector(1)")
-        except OSError:
-            assert server.server.poll() is None, "Prometheus has ended"
+            with urllib.request.urlopen(f"{server.url}/-/ready", timeout=30):
+                return True
+        except OSError:  # nobody there yet, or 503 while it starts
             return False
 
     wait_until(ready, seconds=60, what="Prometheus")
@@ -263,8 +265,8 @@ def test_runs_that_go_wrong_are_alerted_with_their_names(tmp_path):
         killed.kill()
         killed.wait(timeout=30)
         watch.finish()
-        server.server.terminate()
-        server.server.wait(timeout=30)
+        server.process.terminate()
+        server.process.wait(timeout=30)
 
 
 @pytest.mark.slow
