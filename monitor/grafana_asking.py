@@ -28,10 +28,16 @@ class Asking:
 
     Raises:
         ConfigError: The address cannot be one.
+        GrafanaError: grafana-client is not installed.
     """
 
     def __init__(self, url: str, token: str, *, dry_run: bool, timeout_seconds: float) -> None:
-        from grafana_client.api import GrafanaApi
+        try:
+            from grafana_client.api import GrafanaApi
+        except ModuleNotFoundError:
+            raise GrafanaError(
+                "grafana-client is not installed; run: pip install 'phasewatch[grafana]'"
+            ) from None
 
         self.url = base_url(url)
         self._token = token

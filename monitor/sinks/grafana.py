@@ -220,7 +220,7 @@ class _StayHere(urllib.request.HTTPRedirectHandler):
 class _Api:
     """Calls of Grafana's API by the standard library.
 
-    An HTTP library with retries and jitter would draw from the process-wide generator.
+    HTTP libraries draw from the process-wide generator: for retries, name servers, certificates.
     """
 
     def __init__(self, url: str, token: str, timeout_seconds: float) -> None:

@@ -260,6 +260,12 @@ def test_nobody_there_is_told():
     assert url in str(error.value)
 
 
+def test_a_missing_library_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "grafana_client.api", None)
+    with pytest.raises(GrafanaError, match=r"pip install 'phasewatch\[grafana\]'"):
+        Grafana("http://localhost:3000", TOKEN)
+
+
 def test_one_that_does_not_answer_in_time_is_told(server):
     server.delay_seconds = 3.0
     with pytest.raises(GrafanaError, match="does not answer in time"):

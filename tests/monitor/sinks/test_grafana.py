@@ -270,6 +270,33 @@ def test_a_watched_run_writes_its_transition(settings, server):
     assert os.environ["PHASEWATCH_GRAFANA_TOKEN"] not in (watch.config.model_dump_json())
 
 
+def trained(watch=None):
+    """Weights and states of the generators after a short training with dropout."""
+    torch.manual_seed(0)
+    random.seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for step in range(1, 101):
+        loss = model(torch.randn(16, 4)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if watch is not None:
+            watch.observe(step, {"train_loss": loss.detach()})
+            for sink in watch._outlets._sinks:  # as often as there could be a transition
+                with contextlib.suppress(GrafanaError):
+                    sink.notify(confirmed(transition_id=f"t{step}"))
+    return [p.tolist() for p in model.parameters()], global_states()
+
+
+def test_training_is_the_same_bit_for_bit_beside_a_failing_grafana(settings, server):
+    server.failures = [503, 0, 500] * 10
+    plain = trained()
+    with Watch(settings | {"grafana": {"url": server.url, "timeout_seconds": 1.0}}) as watch:
+        assert trained(watch) == plain
+    assert server.requests
+
+
 def test_a_grafana_that_is_away_is_counted_and_training_goes_on(settings, server, caplog):
     settings["grafana"] = {"url": f"http://127.0.0.1:{free_port()}", "timeout_seconds": 1.0}
     with Watch(settings) as watch:
