@@ -12,10 +12,12 @@ from panels import (
     last_seen,
     latest,
     new_dashboard,
+    observables,
     prop,
     queries,
     rows_of,
     run_values,
+    total_seen,
     transitions,
     transitions_by_api,
 )
@@ -48,7 +50,7 @@ def build() -> dashboard.Dashboard:
                 "observable",
                 "Observable",
                 "What else to compare.",
-                f"label_values({m.OBSERVABLE_VALUE.name}{{{RUNS}}}, observable)",
+                f"label_values({observables(RUNS)}, observable)",
             )
         )
         .annotation(transitions(RUNS).enable(False))
@@ -81,7 +83,7 @@ def _quantities() -> list[tuple[str, str, str, bool]]:
         (
             "$observable",
             "The observable chosen above, in its own unit.",
-            latest(m.OBSERVABLE_VALUE, "run", OTHER),
+            f"max by (run) ({observables(OTHER)})",
             False,
         ),
     ]
@@ -118,7 +120,7 @@ def _last() -> Built:
             "±": last_seen(m.LAMBDA_STDERR, "run", LLC),
             "train loss": last_seen(m.LOSS, "run", f'{RUNS}, split="train"'),
             "val loss": last_seen(m.LOSS, "run", f'{RUNS}, split="val"'),
-            "transitions": f"sum by (run) ({last_seen(m.TRANSITIONS, 'run, kind', RUNS)})",
+            "transitions": total_seen(m.TRANSITIONS, "run", RUNS),
             "last onset": last_seen(m.LAST_TRANSITION_ONSET_STEP, "run", RUNS),
         },
     ).override_by_name("λ̂", [prop("decimals", 2)]).override_by_name(

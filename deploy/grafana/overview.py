@@ -20,6 +20,7 @@ from panels import (
     queries,
     rows_of,
     run_values,
+    total_seen,
     transitions,
     transitions_by_api,
 )
@@ -43,7 +44,7 @@ def build() -> dashboard.Dashboard:
 def _figures() -> list[Built]:
     running = latest(m.RUN_STATE, "run", f'{RUNS}, state="{RunState.RUNNING}"')
     failed = last_seen(m.RUN_STATE, "run", f'{RUNS}, state="{RunState.FAILED}"')
-    count = last_seen(m.TRANSITIONS, "run, kind", RUNS)
+    count = total_seen(m.TRANSITIONS, "run", RUNS)
     estimates = last_seen(m.ESTIMATES, "run, status", RUNS)
     good = last_seen(m.ESTIMATES, "run, status", f'{RUNS}, status="{EstimateStatus.OK}"')
     was_running = (
@@ -91,7 +92,7 @@ def _runs() -> Built:
             "val loss": last_seen(m.LOSS, "run", f'{RUNS}, split="val"'),
             "λ̂": last_seen(m.LAMBDA_HAT, "run", llc),
             "±": last_seen(m.LAMBDA_STDERR, "run", llc),
-            "transitions": f"sum by (run) ({last_seen(m.TRANSITIONS, 'run, kind', RUNS)})",
+            "transitions": total_seen(m.TRANSITIONS, "run", RUNS),
             "last onset": last_seen(m.LAST_TRANSITION_ONSET_STEP, "run", RUNS),
             "overhead": last_seen(m.OVERHEAD, "run", RUNS),
             "last step at": f"{last_seen(m.LAST_STEP_TIMESTAMP, 'run', RUNS)} * 1000",
@@ -146,6 +147,6 @@ def _found() -> Built:
     return rows_of(
         "Transitions by kind",
         "Confirmed transitions of each run, by kind, in this time range.",
-        {"count": f"{last_seen(m.TRANSITIONS, 'run, kind', RUNS)} > 0"},
+        {"count": f"{total_seen(m.TRANSITIONS, 'run, kind', RUNS)} > 0"},
         height=7,
     ).override_by_name("count", [prop("decimals", 0)])

@@ -73,6 +73,24 @@ def last_seen(metric: m.Metric, by: str, where: str) -> str:
     return f"max by ({by}) (last_over_time({metric.name}{{{where}}}[$__range]))"
 
 
+def total_seen(metric: m.Metric, by: str, where: str) -> str:
+    """A counter's last value within the dashboard's time range, summed over its other labels."""
+    return f"sum by ({by}) (last_over_time({metric.name}{{{where}}}[$__range]))"
+
+
+def observables(where: str) -> str:
+    """Series of every observable that has no place of its own: no loss, no estimate."""
+    own = (m.OBSERVABLE_STDERR, m.LAMBDA_HAT, m.LAMBDA_STDERR, m.LLC_STATUS, m.LLC_RHAT, m.LLC_ESS)
+    names = [
+        metric.name
+        for metric in m.METRICS
+        if metric.type is m.MetricType.GAUGE
+        and "observable" in metric.labels
+        and metric not in (*own, m.DETECTOR_SCORE)
+    ]
+    return f'{{__name__=~"{"|".join(names)}", {where}}}'
+
+
 def query(
     expr: str, legend: str = "", *, ref: str = "A", table: bool = False, instant: bool = False
 ) -> prometheus.Dataquery:
@@ -395,8 +413,9 @@ def transitions(matcher: str) -> dashboard.AnnotationQuery:
     risen within the last scrapes, so the mark carries the kind. Of two kinds within that time the
     first is marked at the second's time too: the exporter tells the time of the latest alone.
     """
-    count = f"sum by (run, kind) ({m.TRANSITIONS.name}{{{matcher}}})"
-    before = f"sum by (run, kind) ({m.TRANSITIONS.name}{{{matcher}}} offset $__rate_interval)"
+    series = f"{m.TRANSITIONS.name}{{{matcher}}}"
+    count = f"sum by (run, kind) ({series})"
+    before = f"sum by (run, kind) ({series} offset $__rate_interval)"
     when = latest(m.LAST_TRANSITION_TIMESTAMP, "run", matcher)
     expr = (
         f"clamp((({count} - {before}) > 0) or (({count} unless {before}) > 0), 1, 1)"

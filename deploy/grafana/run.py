@@ -23,6 +23,7 @@ from panels import (
     latest,
     new_dashboard,
     number,
+    observables,
     prop,
     queries,
     rows_of,
@@ -58,7 +59,7 @@ def build() -> dashboard.Dashboard:
                 "family",
                 "Observables",
                 "Families of observables: what stands before the first slash of a name.",
-                f"label_values({m.OBSERVABLE_VALUE.name}{{{RUN}}}, observable)",
+                f"label_values({observables(RUN)}, observable)",
                 regex="/^([^/]+)/",
                 multi=True,
             )
@@ -113,7 +114,7 @@ def _figures() -> list[Built]:
         number(
             "Transitions",
             "Confirmed transitions of this process.",
-            f"sum({latest(m.TRANSITIONS, 'kind', RUN)})",
+            f"sum({m.TRANSITIONS.name}{{{RUN}}})",
             decimals=0,
         ),
         number(
@@ -181,7 +182,7 @@ def _lambda() -> Built:
 def _family() -> Built:
     """One panel a family: the total and its parts share a unit."""
     where = f'{RUN}, observable=~"$family(/.*)?"'
-    value = latest(m.OBSERVABLE_VALUE, "observable, unit", where)
+    value = f"max by (observable, unit) ({observables(where)})"
     error = latest(m.OBSERVABLE_STDERR, "observable, unit", where)
     thin = [
         prop("custom.lineWidth", 1),
@@ -193,7 +194,7 @@ def _family() -> Built:
         "Latest values, in the unit after the name. Thin lines: one standard error on either side, "
         "where a value has one.",
         queries(
-            (value, "{{observable}} [{{unit}}]"),
+            (value, "{{observable}} {{unit}}"),
             (f"{value} + {error}", "{{observable}} + s.e."),
             (f"{value} - {error}", "{{observable}} − s.e."),
         ),
@@ -235,7 +236,7 @@ def _found() -> Built:
     return rows_of(
         "Transitions",
         "Confirmed transitions of this process, by kind.",
-        {"count": latest(m.TRANSITIONS, "kind", RUN)},
+        {"count": f"sum by (kind) ({m.TRANSITIONS.name}{{{RUN}}})"},
         width=8,
     ).override_by_name("count", [prop("decimals", 0)])
 
@@ -270,7 +271,8 @@ def _estimates() -> list[Built]:
 
 
 def _monitor() -> list[Built]:
-    seconds = f"rate({m.MEASUREMENT_SECONDS.name}{{{RUN}}}[$__rate_interval])"
+    summed = "_sum" if m.MEASUREMENT_SECONDS.type == "histogram" else ""
+    seconds = f"rate({m.MEASUREMENT_SECONDS.name}{summed}{{{RUN}}}[$__rate_interval])"
     troubles = {
         "measurement failed": (m.MEASUREMENT_FAILURES, VERMILLION),
         "not finite": (m.NONFINITE, PURPLE),

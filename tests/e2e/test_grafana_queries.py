@@ -141,7 +141,7 @@ def prometheus(tmp_path_factory):
         for watch, _, _ in watches:
             watch.start()
         # A counter must have been seen at zero, or its first step cannot be seen as a step.
-        seen = 'count(phasewatch_transitions_total{kind="unclassified"})'
+        seen = 'count(count by (run) (phasewatch_transitions_total{kind="unclassified"}))'
         wait_for_ready(server)
         wait_until(
             lambda: [s["value"][1] for s in server.query(seen)] == ["2"],
