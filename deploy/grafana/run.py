@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from grafana_foundation_sdk.builders import common, dashboard
 from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models.dashboard import Threshold, ThresholdsMode
 from panels import (
     BLUE,
     GREY,
-    ORANGE,
-    PURPLE,
+    OKABE_ITO,
     SKY,
     SPLIT_COLORS,
     STATE_COLORS,
@@ -273,16 +274,12 @@ def _estimates() -> list[Built]:
 def _monitor() -> list[Built]:
     summed = "_sum" if m.MEASUREMENT_SECONDS.type == "histogram" else ""
     seconds = f"rate({m.MEASUREMENT_SECONDS.name}{summed}{{{RUN}}}[$__rate_interval])"
-    troubles = {
-        "measurement failed": (m.MEASUREMENT_FAILURES, VERMILLION),
-        "not finite": (m.NONFINITE, PURPLE),
-        "left out": (m.SKIPS, SKY),
-        "sink failed": (m.SINK_FAILURES, ORANGE),
-        "store failed": (m.STORE_FAILURES, BLUE),
-        "rows lost": (m.STORE_DROPPED, GREY),
-        "series refused": (m.EXPORTER_REFUSED, "#F0E442"),
-        "repaired": (m.REPAIRS, "#009E73"),
-    }
+    queues = [metric for metric in m.METRICS if "_queue_" in metric.name]
+    troubles = [
+        metric
+        for metric in m.METRICS
+        if metric.type is m.MetricType.COUNTER and _TROUBLE.search(metric.name)
+    ]
     return [
         curves(
             "Overhead",
@@ -305,21 +302,27 @@ def _monitor() -> list[Built]:
             unit="percentunit",
         ),
         curves(
-            "Queue of the store",
-            "Rows that wait to be written, just after each drain. It should not grow.",
-            queries((latest(m.STORE_QUEUE, "run", RUN), "rows")),
+            "Queues",
+            "What waits to be written or sent, just after each drain. It should not grow.",
+            queries(*((latest(metric, "run", RUN), _plain(metric)) for metric in queues)),
             width=8,
             height=8,
-            colors={"rows": BLUE},
+            colors=dict(zip(map(_plain, queues), OKABE_ITO, strict=False)),
         ),
         curves(
             "Troubles",
             "Counts of this process. All of them should stay at nought.",
-            queries(
-                *((f"sum({metric.name}{{{RUN}}})", name) for name, (metric, _) in troubles.items())
-            ),
+            queries(*((f"sum({metric.name}{{{RUN}}})", _plain(metric)) for metric in troubles)),
             width=24,
             height=8,
-            colors={name: color for name, (_, color) in troubles.items()},
+            colors=dict(zip(map(_plain, troubles), OKABE_ITO, strict=False)),
         ),
     ]
+
+
+_TROUBLE = re.compile("fail|lost|dropped|refused|nonfinite|skips|repairs")
+
+
+def _plain(metric: m.Metric) -> str:
+    """A metric's name as people say it."""
+    return metric.name.removeprefix("phasewatch_").removesuffix("_total").replace("_", " ")

@@ -25,6 +25,7 @@ from support.records import wait_until
 from support.scraping import free_port
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "prometheus" / "prometheus.yml"
+SCALARS = ("train_loss", "val_loss", "accuracy")
 RUNS = ('grok "p=53"', "grok.seed=1")
 
 # What is empty in a run that goes well, and why.
@@ -101,7 +102,7 @@ def train(watch, model, batch):
     for step in range(1, 1201):
         value = 2.0 if step < 600 else 0.02
         noise = np.exp(0.02 * generator.standard_normal(3))
-        named = zip(("train_loss", "val_loss", "accuracy"), value * noise, strict=True)
+        named = zip(SCALARS, value * noise, strict=True)
         watch.before_step(step, model.named_parameters())
         watch.observe(step, dict(named), epoch=step // 100)
         if watch.due(step):
@@ -140,6 +141,8 @@ def prometheus(tmp_path_factory):
     try:
         for watch, _, _ in watches:
             watch.start()
+            watch.observe(0, dict.fromkeys(SCALARS, 2.0))
+            watch.drain()
         # A counter must have been seen at zero, or its first step cannot be seen as a step.
         seen = 'count(count by (run) (phasewatch_transitions_total{kind="unclassified"}))'
         wait_for_ready(server)
