@@ -199,6 +199,7 @@ def number(
         panel.text_mode(text)
         .graph_mode(common_models.BigValueGraphMode.NONE)
         .color_mode(common_models.BigValueColorMode.VALUE)
+        .no_value("–")
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .thresholds(
             dashboard.ThresholdsConfig()
