@@ -6,9 +6,10 @@ STAMP  := $(VENV)/.installed
 PEERS  := .venv-peers
 PEER   := $(PEERS)/.installed
 RIVALS := $(PEERS)/.rivals
-SOURCES := callbacks detectors monitor examples tests
+SOURCES := callbacks deploy detectors monitor examples tests
 
-.PHONY: demo test check lint types mypy slow bench bench-detection bench-peers false-alarms clean
+.PHONY: dashboards demo test check lint types mypy slow bench bench-detection bench-peers \
+	false-alarms clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -34,6 +35,11 @@ mypy: $(STAMP)
 	@mkdir -p build/typing/phasewatch
 	@for part in callbacks detectors monitor; do ln -sfn ../../../$$part build/typing/phasewatch/$$part; done
 	$(BIN)/mypy
+	MYPYPATH=deploy/grafana:build/typing $(BIN)/mypy deploy/grafana/build.py
+
+# Grafana's dashboards and alert rules are built and committed; a test holds both to each other.
+dashboards: $(STAMP)
+	$(BIN)/python deploy/grafana/build.py
 
 check: lint mypy test slow
 

@@ -118,6 +118,23 @@ class ExporterConfig(_Model):
     linger_seconds: NonNegativeFloat = 0.0
 
 
+class GrafanaConfig(_Model):
+    """A Grafana that transitions are written into as annotations.
+
+    The token is read from `token_file` or from PHASEWATCH_GRAFANA_TOKEN: a configuration is kept
+    with the run, so it holds no secret.
+
+    Attributes:
+        url: Its address, for example "http://localhost:3000".
+        token_file: File that holds a service account's token; None reads the environment.
+        timeout_seconds: How long one answer may take.
+    """
+
+    url: str
+    token_file: Path | None = None
+    timeout_seconds: PositiveFloat = 5.0
+
+
 class ObservableConfig(_Model):
     """Settings of one observable.
 
@@ -166,6 +183,7 @@ class MonitorConfig(_Model):
             None is 0.05, or no budget when `every_n_steps` or `schedule` is given.
         store: SQLAlchemy URL, or path of an SQLite file.
         exporter: The Prometheus endpoint.
+        grafana: A Grafana that transitions are written into; None writes into none.
         alerts: Direct alert targets.
         sampler: How the LLC is sampled.
         probe: The data on which the model is measured.
@@ -186,6 +204,7 @@ class MonitorConfig(_Model):
     overhead: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     store: str = "phasewatch.db"
     exporter: ExporterConfig = ExporterConfig()
+    grafana: GrafanaConfig | None = None
     alerts: tuple[str, ...] = ()
     sampler: SamplerConfig = SamplerConfig()
     probe: ProbeConfig = ProbeConfig()

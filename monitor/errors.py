@@ -6,7 +6,8 @@
     ├── MeasurementError     one measurement failed; counted, and training goes on
     │   └── RefusedError       this cannot be measured safely here; says why and the way out
     ├── StoreError           the run history cannot be read or written
-    └── CurveError           a file of curves cannot be read, or what it holds cannot be watched
+    ├── CurveError           a file of curves cannot be read, or what it holds cannot be watched
+    └── GrafanaError         a Grafana cannot be reached, or refuses
 
 A message says which quantity is wrong, the value received, what is allowed and what to do.
 """
@@ -55,3 +56,7 @@ class StoreError(PhasewatchError, RuntimeError):
 
 class CurveError(PhasewatchError, ValueError):
     """A file of curves cannot be read. The message says which file, column and value."""
+
+
+class GrafanaError(PhasewatchError, RuntimeError):
+    """A Grafana cannot be reached or refuses. The message says what was asked and what to do."""

@@ -11,6 +11,7 @@ from phasewatch.monitor.config import MonitorConfig
 from phasewatch.monitor.errors import ConfigError, StoreError
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.scalars import Column, observations_of
+from phasewatch.monitor.sinks.grafana import GrafanaAnnotations
 from phasewatch.monitor.sinks.prometheus import PrometheusSink
 from phasewatch.monitor.store import Store
 from phasewatch.monitor.types import Observation, Sink, Transition
@@ -149,6 +150,24 @@ def open_exporter(config: MonitorConfig, run_name: str, health: Health) -> list[
             raise ConfigError(f"exporter: {error}") from error
         _degrade(health, "exporter", f"no metrics are served: {error}")
         return []
+
+
+def open_annotations(config: MonitorConfig, run_name: str, health: Health) -> list[Sink]:
+    """The sink that writes transitions into the Grafana of the configuration, if there is one.
+
+    Raises:
+        ConfigError: Its address cannot be one, or there is no token.
+    """
+    if config.grafana is None:
+        return []
+    sink = GrafanaAnnotations(
+        config.grafana.url,
+        run_name,
+        token_file=config.grafana.token_file,
+        timeout_seconds=config.grafana.timeout_seconds,
+    )
+    health.born((), [type(sink).__name__])
+    return [sink]
 
 
 def _degrade(health: Health, what: str, reason: str) -> None:

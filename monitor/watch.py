@@ -22,7 +22,13 @@ from phasewatch.monitor.detection import Detection
 from phasewatch.monitor.errors import ConfigError, StoreError
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.measuring import Measuring
-from phasewatch.monitor.outlets import Outlets, open_exporter, open_store, store_url
+from phasewatch.monitor.outlets import (
+    Outlets,
+    open_annotations,
+    open_exporter,
+    open_store,
+    store_url,
+)
 from phasewatch.monitor.scalars import ScalarBuffer, chunked
 from phasewatch.monitor.store import Store
 from phasewatch.monitor.types import (
@@ -149,7 +155,11 @@ class Watch:
         self._detection.start(self.run_id, self.attempt)
         self.health.born(self._measuring.names, [type(sink).__name__ for sink in self._user_sinks])
         try:
-            sinks = [*open_exporter(self.config, self.run_name, self.health), *self._user_sinks]
+            sinks = [
+                *open_annotations(self.config, self.run_name, self.health),
+                *open_exporter(self.config, self.run_name, self.health),
+                *self._user_sinks,
+            ]
         except BaseException as error:
             store.end_run(self.run_id, self.attempt, RunState.FAILED, str(error))
             store.close()

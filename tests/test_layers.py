@@ -15,6 +15,7 @@ ROOMS = {
     "lightning": ("callbacks/",),
     "pytorch_lightning": ("callbacks/",),
     "ruptures": ("detectors/",),
+    "grafana_client": ("monitor/grafana_asking.py",),
     "prometheus_client": ("monitor/sinks/prometheus",),
     "tensorboard": ("monitor/curves_formats.py",),
     "torch": (

@@ -1,4 +1,4 @@
-"""The wheel holds the three packages, and imports from any working directory."""
+"""The wheel holds the packages and what they ship, and imports from any working directory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
-    for item in ("callbacks", "detectors", "monitor", "pyproject.toml", "README.md", "LICENSE"):
+    for item in (
+        "callbacks",
+        "deploy",
+        "detectors",
+        "monitor",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+    ):
         subprocess.run(["cp", "-r", str(ROOT / item), str(source)], check=True)
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
@@ -60,9 +68,9 @@ def test_the_wheel_holds_the_three_packages_only(wheel: Path) -> None:
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"phasewatch"}
     parts = {name.split("/")[1] for name in names if name.startswith("phasewatch/")}
-    assert parts == {"callbacks", "detectors", "monitor"}
+    assert parts == {"callbacks", "deploy", "detectors", "monitor"}
     assert "phasewatch/__init__.py" not in names
-    for part in parts:
+    for part in parts - {"deploy"}:
         assert f"phasewatch/{part}/py.typed" in names
 
 
@@ -71,6 +79,27 @@ def test_every_module_of_the_source_is_in_the_wheel(wheel: Path) -> None:
     for part in ("callbacks", "detectors", "monitor"):
         for path in (ROOT / part).rglob("*.py"):
             assert f"phasewatch/{path.relative_to(ROOT).as_posix()}" in names
+
+
+def test_what_grafana_needs_is_in_the_wheel_without_its_builder(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    folder = ROOT / "deploy" / "grafana"
+    shipped = [*folder.glob("dashboards/*.json"), *folder.glob("provisioning/*/*.yaml")]
+    assert shipped
+    for path in shipped:
+        assert f"phasewatch/{path.relative_to(ROOT).as_posix()}" in names
+    assert not [name for name in names if "deploy" in name and name.endswith(".py")]
+
+
+def test_an_installed_phasewatch_finds_its_dashboards(installed, tmp_path) -> None:
+    result = run_python(
+        "from phasewatch.monitor.grafana_shipped import shipped_dashboards, shipped_rules\n"
+        "print(*shipped_dashboards()); print(len(shipped_rules()['rules']))",
+        installed,
+        tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["compare", "overview", "run", "7"]
 
 
 def test_it_imports_beside_a_users_own_folders_of_the_same_names(installed, tmp_path) -> None:

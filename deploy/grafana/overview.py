@@ -1,0 +1,152 @@
+"""The dashboard of all runs."""
+
+from __future__ import annotations
+
+from grafana_foundation_sdk.builders import dashboard
+from panels import (
+    GREEN,
+    SPLIT_COLORS,
+    STATE_COLORS,
+    VERMILLION,
+    Built,
+    assemble,
+    choice,
+    curves,
+    last_seen,
+    latest,
+    new_dashboard,
+    number,
+    prop,
+    queries,
+    rows_of,
+    run_values,
+    total_seen,
+    transitions,
+    transitions_by_api,
+)
+
+from phasewatch.monitor import metrics as m
+from phasewatch.monitor.types import EstimateStatus, RunState
+
+UID = "phasewatch-overview"
+RUNS = 'run=~"$run"'
+
+
+def build() -> dashboard.Dashboard:
+    """All runs at a glance: who trains, how far they are, what has been found."""
+    board = new_dashboard(UID, "phasewatch: Overview", "All watched training runs.").with_variable(
+        choice("run", "Runs", "Which runs are shown.", run_values(), multi=True)
+    )
+    board = board.annotation(transitions(RUNS)).annotation(transitions_by_api(["phasewatch"]))
+    return assemble(board, [("", [*_figures(), _runs(), *_curves(), _found()])])
+
+
+def _figures() -> list[Built]:
+    running = latest(m.RUN_STATE, "run", f'{RUNS}, state="{RunState.RUNNING}"')
+    failed = last_seen(m.RUN_STATE, "run", f'{RUNS}, state="{RunState.FAILED}"')
+    count = total_seen(m.TRANSITIONS, "run", RUNS)
+    estimates = last_seen(m.ESTIMATES, "run, status", RUNS)
+    good = last_seen(m.ESTIMATES, "run, status", f'{RUNS}, status="{EstimateStatus.OK}"')
+    was_running = (
+        f'last_over_time({m.RUN_STATE.name}{{{RUNS}, state="{RunState.RUNNING}"}}[$__range]) == 1'
+    )
+    alarm = ((None, GREEN), (1, VERMILLION))
+    return [
+        number("Training", "Runs that train now.", f"sum({running}) or vector(0)", width=5),
+        number(
+            "Gone",
+            "Runs that said they were training and whose endpoint is down now: killed or crashed.",
+            f"count(({was_running}) and on (job, instance) up == 0) or vector(0)",
+            width=5,
+            thresholds=alarm,
+        ),
+        number(
+            "Failed",
+            "Runs that ended with an exception in this time range.",
+            f"sum({failed}) or vector(0)",
+            width=5,
+            thresholds=alarm,
+        ),
+        number("Transitions", "Confirmed transitions of these runs.", f"sum({count}) or vector(0)"),
+        number(
+            "Estimates OK",
+            "Share of the estimates of λ that passed every check.",
+            f"sum({good}) / sum({estimates})",
+            unit="percentunit",
+            decimals=0,
+            width=5,
+        ),
+    ]
+
+
+def _runs() -> Built:
+    llc = f'{RUNS}, observable="llc"'
+    panel = rows_of(
+        "Runs",
+        "The last that was seen of each run in this time range. A click on a name opens the run.",
+        {
+            "is": f"{last_seen(m.RUN_STATE, 'run, state', RUNS)} == 1",
+            "step": last_seen(m.RUN_STEP, "run", RUNS),
+            "steps/s": last_seen(m.STEPS_PER_SECOND, "run", RUNS),
+            "train loss": last_seen(m.LOSS, "run", f'{RUNS}, split="train"'),
+            "val loss": last_seen(m.LOSS, "run", f'{RUNS}, split="val"'),
+            "λ̂": last_seen(m.LAMBDA_HAT, "run", llc),
+            "±": last_seen(m.LAMBDA_STDERR, "run", llc),
+            "transitions": total_seen(m.TRANSITIONS, "run", RUNS),
+            "last onset": last_seen(m.LAST_TRANSITION_ONSET_STEP, "run", RUNS),
+            "overhead": last_seen(m.OVERHEAD, "run", RUNS),
+            "last step at": f"{last_seen(m.LAST_STEP_TIMESTAMP, 'run', RUNS)} * 1000",
+        },
+        hidden=("is",),
+    )
+    colours = {
+        state.value: {"color": color, "text": state.value} for state, color in STATE_COLORS.items()
+    }
+    mapping = [{"type": "value", "options": colours}]
+    link = {
+        "title": "Open the run",
+        "url": "/d/phasewatch-run?var-run=${__value.raw:percentencode}"
+        "&var-datasource=${datasource}&${__url_time_range}",
+    }
+    return (
+        panel.override_by_name("run", [prop("links", [link])])
+        .override_by_name(
+            "state", [prop("mappings", mapping), prop("custom.cellOptions", {"type": "color-text"})]
+        )
+        .override_by_name("step", [prop("unit", "locale"), prop("decimals", 0)])
+        .override_by_name("λ̂", [prop("decimals", 2)])
+        .override_by_name("±", [prop("decimals", 2)])
+        .override_by_name("overhead", [prop("unit", "percentunit"), prop("decimals", 1)])
+        .override_by_name("last step at", [prop("unit", "dateTimeFromNow")])
+    )
+
+
+def _curves() -> list[Built]:
+    return [
+        curves(
+            "λ̂",
+            "Latest estimate of the local learning coefficient of each run's whole model. "
+            "Its error is on the dashboard of the run.",
+            queries((latest(m.LAMBDA_HAT, "run", f'{RUNS}, observable="llc"'), "{{run}}")),
+            width=24,
+        ),
+        *(
+            curves(
+                f"{name} loss",
+                f"Latest {name} loss of each run, in nats a sample.",
+                queries((latest(m.LOSS, "run", f'{RUNS}, split="{split}"'), "{{run}}")),
+                label="nats",
+                log=True,
+            )
+            for split, name in zip(SPLIT_COLORS, ("Training", "Validation"), strict=False)
+        ),
+    ]
+
+
+def _found() -> Built:
+    return rows_of(
+        "Transitions by kind",
+        "Confirmed transitions of each run, by kind, in this time range.",
+        {"count": f"{total_seen(m.TRANSITIONS, 'run, kind', RUNS)} > 0"},
+        height=7,
+    ).override_by_name("count", [prop("decimals", 0)])
