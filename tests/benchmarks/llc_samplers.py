@@ -110,6 +110,8 @@ def modular_addition(modulus: int = 11) -> Subject:
 
 def known(case: Case) -> Subject:
     x, y = case.batch
+    if len(x) == 1:  # a loss that is known in closed form needs one row only
+        x, y = x.expand(SAMPLES, *x.shape[1:]), y.expand(SAMPLES, *y.shape[1:])
     return Subject(case.name, case.model, (x, y), squared_error, case.truth)
 
 
