@@ -17,17 +17,17 @@ TARGET = 'job="phasewatch",instance="node:9877"'
 
 
 def series(name: str, values: str, labels: str = "", *, run: str = "a", target: str = TARGET) -> Any:
-    """One series; `values` in promtool's notation, a sample every five seconds."""
+    """One series; `values` in promtool's notation."""
     every = [target, f'run="{run}"' if run else "", labels]
     return {"series": f"{name}{{{','.join(filter(None, every))}}}", "values": values}
 
 
-def judge(folder: Path, given: list[Any], **tests: list[Any]) -> None:
-    """Run a scenario; fails with what promtool says."""
+def judge(folder: Path, given: list[Any], *, every: str = "5s", **tests: list[Any]) -> None:
+    """Run a scenario with a sample `every` so often; fails with what promtool says."""
     content = {
         "rule_files": [str(RULES)],
-        "evaluation_interval": "5s",
-        "tests": [{"interval": "5s", "input_series": given, **tests}],
+        "evaluation_interval": every,
+        "tests": [{"interval": every, "input_series": given, **tests}],
     }
     file = folder / "scenario.yml"
     file.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
