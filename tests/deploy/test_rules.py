@@ -39,7 +39,12 @@ def life(
     return [
         {**series("up", up, **where)},
         series("phasewatch_run_state", state, 'state="running"', **where),
-        series("phasewatch_run_state", ended or state.replace("1x", "0x"), f'state="{ended_as}"', **where),
+        series(
+            "phasewatch_run_state",
+            ended or state.replace("1x", "0x"),
+            f'state="{ended_as}"',
+            **where,
+        ),
         series("phasewatch_last_step_timestamp_seconds", steps, **where),
         series("phasewatch_steps_per_second", speed, **where),
     ]
@@ -85,23 +90,36 @@ SCENARIOS = {
     ),
     # How a run ends
     "a clean end is quiet, and so is its target's removal": (
-        life("1x60 0 0 stale", up="1x62 stale", steps="0+5x60 300 300 stale", ended="0x60 1 1 stale"),
+        life(
+            "1x60 0 0 stale", up="1x62 stale", steps="0+5x60 300 300 stale", ended="0x60 1 1 stale"
+        ),
         [firing("5m"), firing("5m10s"), firing("7m"), firing("20m")],
     ),
     "a clean end without deregistration is quiet": (
-        life("1x60 0 0 stale", up="1x62 0x300", steps="0+5x60 300 300 stale", ended="0x60 1 1 stale"),
+        life(
+            "1x60 0 0 stale", up="1x62 0x300", steps="0+5x60 300 300 stale", ended="0x60 1 1 stale"
+        ),
         [firing("5m10s"), firing("7m"), firing("20m")],
     ),
     "an interrupted run is quiet": (
-        life("1x60 0 0 stale", up="1x62 stale", steps="0+5x60 300 300 stale",
-             ended_as="interrupted", ended="0x60 1 1 stale"),
+        life(
+            "1x60 0 0 stale",
+            up="1x62 stale",
+            steps="0+5x60 300 300 stale",
+            ended_as="interrupted",
+            ended="0x60 1 1 stale",
+        ),
         [firing("5m10s"), firing("7m"), firing("20m")],
-    ),  # fmt: skip
+    ),
     "kill -9, found by a target file that stays": (
         life(gone(60), up="1x60 0x300", steps="0+5x60 stale"),
-        [firing("5m"), firing("6m"), firing("6m10s", "PhasewatchRunCrashed"),
-         firing("25m", "PhasewatchRunCrashed")],
-    ),  # fmt: skip
+        [
+            firing("5m"),
+            firing("6m"),
+            firing("6m10s", "PhasewatchRunCrashed"),
+            firing("25m", "PhasewatchRunCrashed"),
+        ],
+    ),
     "kill -9 of a static target, whose `up` has no run": (
         [series("up", "1x60 0x300", run=""), *life(gone(60), steps="0+5x60 stale")[1:]],
         [firing("5m"), firing("6m10s", "PhasewatchRunCrashed")],
@@ -112,7 +130,11 @@ SCENARIOS = {
             *life(gone(60), steps="0+5x60 stale")[1:],
             *life("_x66 1x300", steps="_x66 335+5x300", run="b")[1:],
         ],
-        [firing("5m"), firing("7m", "PhasewatchRunVanished"), firing("20m", "PhasewatchRunVanished")],
+        [
+            firing("5m"),
+            firing("7m", "PhasewatchRunVanished"),
+            firing("20m", "PhasewatchRunVanished"),
+        ],
     ),
     "a target that misses some scrapes": (
         life("1x60 stale _x5 1x300", up="1x60 0x6 1x300", steps="0+5x60 stale _x5 335+5x300"),
@@ -120,9 +142,13 @@ SCENARIOS = {
     ),
     "kill -9 with the target taken away: a deleted pod": (
         life(gone(60), up="1x60 stale", steps="0+5x60 stale"),
-        [firing("5m"), firing("6m"), firing("6m10s", "PhasewatchRunVanished"),
-         firing("25m", "PhasewatchRunVanished")],
-    ),  # fmt: skip
+        [
+            firing("5m"),
+            firing("6m"),
+            firing("6m10s", "PhasewatchRunVanished"),
+            firing("25m", "PhasewatchRunVanished"),
+        ],
+    ),
     "restarted at once on the same port": (
         [*life(), pid(1, gone(60)), pid(2, "_x61 1x300")],
         [firing("5m"), firing("6m30s", "PhasewatchRunRestarted"), firing("25m")],
@@ -137,37 +163,67 @@ SCENARIOS = {
     "restarted on another port, and ended well there": (
         [
             *life(gone(60), up="1x60 0x300", steps="0+5x60 stale"),
-            *life("_x61 1x120 0 0 stale", up="_x61 1x122 stale",
-                  steps="_x61 310+5x120 910 910 stale", target=NODE2),
+            *life(
+                "_x61 1x120 0 0 stale",
+                up="_x61 1x122 stale",
+                steps="_x61 310+5x120 910 910 stale",
+                target=NODE2,
+            ),
         ],
-        [firing("7m", "PhasewatchRunRestarted"), firing("16m", "PhasewatchRunRestarted"),
-         firing("25m")],
-    ),  # fmt: skip
+        [
+            firing("7m", "PhasewatchRunRestarted"),
+            firing("16m", "PhasewatchRunRestarted"),
+            firing("25m"),
+        ],
+    ),
     "resumed after a clean end": (
         [
-            *life("1x60 0 0 stale _x10 1x300", up="1x62 stale _x10 1x300",
-                  steps="0+5x60 300 300 stale _x10 365+5x300", ended="0x60 1 1 stale _x10 0x300"),
-            pid(1, gone(62)), pid(2, "_x73 1x300"),
+            *life(
+                "1x60 0 0 stale _x10 1x300",
+                up="1x62 stale _x10 1x300",
+                steps="0+5x60 300 300 stale _x10 365+5x300",
+                ended="0x60 1 1 stale _x10 0x300",
+            ),
+            pid(1, gone(62)),
+            pid(2, "_x73 1x300"),
         ],
         [firing("5m10s"), firing("6m"), firing("7m30s"), firing("25m")],
-    ),  # fmt: skip
+    ),
     "failed, and its target removed": (
-        life("1x60 0 0 stale", up="1x62 stale", steps="0+5x60 300 300 stale",
-             ended_as="failed", ended="0x60 1 1 stale"),
-        [firing("5m"), firing("5m5s", "PhasewatchRunFailed"), firing("15m", "PhasewatchRunFailed"),
-         firing("21m")],
-    ),  # fmt: skip
+        life(
+            "1x60 0 0 stale",
+            up="1x62 stale",
+            steps="0+5x60 300 300 stale",
+            ended_as="failed",
+            ended="0x60 1 1 stale",
+        ),
+        [
+            firing("5m"),
+            firing("5m5s", "PhasewatchRunFailed"),
+            firing("15m", "PhasewatchRunFailed"),
+            firing("21m"),
+        ],
+    ),
     "failed, and started again": (
-        life("1x60 0 0 stale _x10 1x300", up="1x62 stale _x10 1x300", ended_as="failed",
-             steps="0+5x60 300 300 stale _x10 365+5x300", ended="0x60 1 1 stale _x10 0x300"),
+        life(
+            "1x60 0 0 stale _x10 1x300",
+            up="1x62 stale _x10 1x300",
+            ended_as="failed",
+            steps="0+5x60 300 300 stale _x10 365+5x300",
+            ended="0x60 1 1 stale _x10 0x300",
+        ),
         [firing("5m10s", "PhasewatchRunFailed"), firing("7m30s")],
-    ),  # fmt: skip
+    ),
     # A run that hangs
     "hung: it answers, and no longer steps": (
         life(steps="0+5x60 300x340"),
-        [firing("9m"), firing("10m"), firing("11m10s", "PhasewatchRunStalled"),
-         firing("30m", "PhasewatchRunStalled")],
-    ),  # fmt: skip
+        [
+            firing("9m"),
+            firing("10m"),
+            firing("11m10s", "PhasewatchRunStalled"),
+            firing("30m", "PhasewatchRunStalled"),
+        ],
+    ),
     "slow steps are no hang": (
         life(steps="0x120 600x120 1200x120", speed="0.01x400"),
         [firing("9m"), firing("19m"), firing("29m")],
@@ -187,9 +243,14 @@ SCENARIOS = {
     # Transitions
     "a transition is one alert of two minutes": (
         [transitions("0x24 1x100")],
-        [firing("2m"), firing("2m5s", "PhasewatchTransition"), firing("4m", "PhasewatchTransition"),
-         firing("4m5s"), firing("8m")],
-    ),  # fmt: skip
+        [
+            firing("2m"),
+            firing("2m5s", "PhasewatchTransition"),
+            firing("4m", "PhasewatchTransition"),
+            firing("4m5s"),
+            firing("8m"),
+        ],
+    ),
     "a counter born at 1": (
         [transitions("_x24 1x100")],
         [firing("1m55s"), firing("2m", "PhasewatchTransition"), firing("4m")],
@@ -204,19 +265,32 @@ SCENARIOS = {
     ),
     "a failed scrape in between makes no second alert": (
         [transitions("0x24 1 stale 1x100")],
-        [firing("2m5s", "PhasewatchTransition"), firing("2m10s", "PhasewatchTransition"),
-         firing("2m15s", "PhasewatchTransition"), firing("4m5s"), firing("4m10s")],
-    ),  # fmt: skip
+        [
+            firing("2m5s", "PhasewatchTransition"),
+            firing("2m10s", "PhasewatchTransition"),
+            firing("2m15s", "PhasewatchTransition"),
+            firing("4m5s"),
+            firing("4m10s"),
+        ],
+    ),
     "a transition just before the run's end": (
         [transitions("0x24 1 stale")],
-        [firing("2m5s", "PhasewatchTransition"), firing("3m", "PhasewatchTransition"),
-         firing("4m10s")],
-    ),  # fmt: skip
+        [
+            firing("2m5s", "PhasewatchTransition"),
+            firing("3m", "PhasewatchTransition"),
+            firing("4m10s"),
+        ],
+    ),
     "a restarted process begins at 0": (
         [transitions("2x60 0x60 1x60")],
-        [firing("0s", "PhasewatchTransition"), firing("4m"), firing("6m"),
-         firing("10m10s", "PhasewatchTransition"), firing("13m")],
-    ),  # fmt: skip
+        [
+            firing("0s", "PhasewatchTransition"),
+            firing("4m"),
+            firing("6m"),
+            firing("10m10s", "PhasewatchTransition"),
+            firing("13m"),
+        ],
+    ),
     "an instability is a warning of its own": (
         [transitions("0x24 1x100", "instability")],
         [firing("2m"), firing("2m5s", "PhasewatchInstability"), firing("4m10s")],
@@ -227,15 +301,21 @@ SCENARIOS = {
             counter("nonfinite_values", "0x24 1+1x24 25x200", 'observable="train_loss"'),
             counter("nonfinite_values", "0x24 1x240", 'observable="val_loss"'),
         ],
-        [firing("2m"), firing("2m5s", "PhasewatchNonFinite"), firing("8m", "PhasewatchNonFinite"),
-         firing("10m")],
-    ),  # fmt: skip
+        [
+            firing("2m"),
+            firing("2m5s", "PhasewatchNonFinite"),
+            firing("8m", "PhasewatchNonFinite"),
+            firing("10m"),
+        ],
+    ),
     "a metric that itself is NaN is no failure of ours": (
-        [series("phasewatch_loss_nats", "0.5x20" + 100 * " NaN", 'split="train"'),
-         series("phasewatch_overhead_ratio", 250 * "NaN "),
-         series("phasewatch_overhead_budget_ratio", "0.05x400")],
+        [
+            series("phasewatch_loss_nats", "0.5x20" + 100 * " NaN", 'split="train"'),
+            series("phasewatch_overhead_ratio", 250 * "NaN "),
+            series("phasewatch_overhead_budget_ratio", "0.05x400"),
+        ],
         [firing("5m"), firing("20m")],
-    ),  # fmt: skip
+    ),
     # The monitor itself
     "estimates that do not converge": (
         [
@@ -281,33 +361,45 @@ SCENARIOS = {
         [firing("15m"), firing("30m")],
     ),
     "overhead above the budget": (
-        [*life(), series("phasewatch_overhead_ratio", "0.2x400"),
-         series("phasewatch_overhead_budget_ratio", "0.05x400")],
+        [
+            *life(),
+            series("phasewatch_overhead_ratio", "0.2x400"),
+            series("phasewatch_overhead_budget_ratio", "0.05x400"),
+        ],
         [firing("14m"), firing("16m", "PhasewatchOverheadAboveBudget")],
-    ),  # fmt: skip
+    ),
     "overhead a little above the budget, or without one": (
-        [*life(), *life(run="b"),
-         series("phasewatch_overhead_ratio", "0.06x400"),
-         series("phasewatch_overhead_budget_ratio", "0.05x400"),
-         series("phasewatch_overhead_ratio", "0.9x400", run="b"),
-         series("phasewatch_overhead_budget_ratio", "1x400", run="b")],
+        [
+            *life(),
+            *life(run="b"),
+            series("phasewatch_overhead_ratio", "0.06x400"),
+            series("phasewatch_overhead_budget_ratio", "0.05x400"),
+            series("phasewatch_overhead_ratio", "0.9x400", run="b"),
+            series("phasewatch_overhead_budget_ratio", "1x400", run="b"),
+        ],
         [firing("16m"), firing("30m")],
-    ),  # fmt: skip
+    ),
     "alerts that cannot be sent": (
-        [series("phasewatch_alert_queue_messages", "0x24 1x400"),
-         counter("alert_failures", "0x24 0+1x60 60x300", 'target="slack"')],
+        [
+            series("phasewatch_alert_queue_messages", "0x24 1x400"),
+            counter("alert_failures", "0x24 0+1x60 60x300", 'target="slack"'),
+        ],
         [firing("2m"), firing("8m", "PhasewatchAlertQueueStuck")],
-    ),  # fmt: skip
+    ),
     "alerts that wait for the end of quiet hours": (
-        [series("phasewatch_alert_queue_messages", "0x24 1x400"),
-         counter("alert_failures", "0x400", 'target="slack"')],
+        [
+            series("phasewatch_alert_queue_messages", "0x24 1x400"),
+            counter("alert_failures", "0x400", 'target="slack"'),
+        ],
         [firing("8m"), firing("30m")],
-    ),  # fmt: skip
+    ),
     "failures after which everything was sent": (
-        [series("phasewatch_alert_queue_messages", "0x24 1x12 0x300"),
-         counter("alert_failures", "0x24 0+1x12 12x300", 'target="slack"')],
+        [
+            series("phasewatch_alert_queue_messages", "0x24 1x12 0x300"),
+            counter("alert_failures", "0x24 0+1x12 12x300", 'target="slack"'),
+        ],
         [firing("3m"), firing("8m")],
-    ),  # fmt: skip
+    ),
     "a store that drops rows": (
         [counter("store_dropped_rows", "0x24 5x400"), counter("store_failures", "0x400")],
         [firing("2m"), firing("2m10s", "PhasewatchStoreDropping"), firing("18m")],

@@ -16,7 +16,9 @@ TARGET = 'job="phasewatch",instance="node:9877"'
 """Labels of a target that the series of a scenario have."""
 
 
-def series(name: str, values: str, labels: str = "", *, run: str = "a", target: str = TARGET) -> Any:
+def series(
+    name: str, values: str, labels: str = "", *, run: str = "a", target: str = TARGET
+) -> Any:
     """One series; `values` in promtool's notation."""
     every = [target, f'run="{run}"' if run else "", labels]
     return {"series": f"{name}{{{','.join(filter(None, every))}}}", "values": values}
