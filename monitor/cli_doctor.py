@@ -38,11 +38,12 @@ def doctor(
     from phasewatch.monitor.sinks.file_sd import address
 
     exporter = MonitorConfig.load(config).exporter
+    folder = targets or exporter.targets_dir
     addresses = [_address(text) for text in metrics or ()]
     examined = Doctor(
         addresses=tuple(addresses) or (address(exporter.host, exporter.port),),
         # An address that is given is asked, whatever the files say.
-        targets=None if addresses else targets or exporter.targets_dir,
+        targets=None if addresses or folder is None else folder.resolve(),
         prometheus=_base(prometheus, "--prometheus"),
         alertmanager=None if alertmanager is None else _base(alertmanager, "--alertmanager"),
     )

@@ -230,7 +230,12 @@ class Doctor:
                 f"it has no samples of {_names(missing)}",
                 "wait for two scrapes; else look at its target's error in Prometheus",
             )
-        return _names(self.runs & seen) or _names(seen)
+        if not seen:
+            raise BrokenError(
+                "it has never seen a run, or not in the last five minutes",
+                "mend the links above, then wait for two scrapes",
+            )
+        return _names(seen)
 
     def _rules(self) -> str:
         loaded = {

@@ -120,6 +120,14 @@ SCENARIOS = {
             firing("25m", "PhasewatchRunCrashed"),
         ],
     ),
+    "kill -9, and the target file cleared away later": (
+        life(gone(60), up="1x60 0x180 stale", steps="0+5x60 stale"),
+        [firing("6m10s", "PhasewatchRunCrashed"), firing("20m5s"), firing("25m"), firing("33m")],
+    ),
+    "kill -9, and the target file cleared away before it could be told": (
+        life(gone(60), up="1x60 0x3 stale", steps="0+5x60 stale"),
+        [firing("5m30s"), firing("6m40s", "PhasewatchRunVanished")],
+    ),
     "kill -9 of a static target, whose `up` has no run": (
         [series("up", "1x60 0x300", run=""), *life(gone(60), steps="0+5x60 stale")[1:]],
         [firing("5m"), firing("6m10s", "PhasewatchRunCrashed")],
