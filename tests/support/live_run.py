@@ -1,8 +1,8 @@
 """A watched run that does as it is told on its standard input, in a process of its own.
 
 `drop` lets the validation loss fall as in grokking, `nan` makes the training loss NaN, `hang`
-stops stepping, `raise` fails, `end` ends well. What it says: "ready ADDRESS", then "onset TIME" (Unix
-seconds) for `drop` and "found TIME" when the watch has confirmed the transition.
+stops stepping, `raise` fails, `end` ends well. What it says: "ready ADDRESS", then "onset TIME"
+(Unix seconds) for `drop` and "found TIME" when the watch has confirmed the transition.
 """
 
 from __future__ import annotations
