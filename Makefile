@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .venv-peers
 PEER   := $(PEERS)/.installed
-SOURCES := callbacks detectors monitor examples tests
+SOURCES := callbacks deploy detectors monitor examples tests
 
 .PHONY: demo test check lint types mypy slow bench bench-peers clean
 

@@ -1,4 +1,4 @@
-"""The wheel holds the three packages, and imports from any working directory."""
+"""The wheel holds the packages and what they ship, and imports from any working directory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
-    for item in ("callbacks", "detectors", "monitor", "pyproject.toml", "README.md", "LICENSE"):
+    for item in (
+        "callbacks",
+        "deploy",
+        "detectors",
+        "monitor",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+    ):
         subprocess.run(["cp", "-r", str(ROOT / item), str(source)], check=True)
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
@@ -60,9 +68,9 @@ def test_the_wheel_holds_the_three_packages_only(wheel: Path) -> None:
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"phasewatch"}
     parts = {name.split("/")[1] for name in names if name.startswith("phasewatch/")}
-    assert parts == {"callbacks", "detectors", "monitor"}
+    assert parts == {"callbacks", "deploy", "detectors", "monitor"}
     assert "phasewatch/__init__.py" not in names
-    for part in parts:
+    for part in parts - {"deploy"}:
         assert f"phasewatch/{part}/py.typed" in names
 
 
@@ -94,3 +102,22 @@ def test_the_command_line_does_not_wait_for_torch(installed, tmp_path) -> None:
         "import sys, phasewatch.monitor.cli\nprint('torch' in sys.modules)", installed, tmp_path
     )
     assert result.stdout.strip() == "False", result.stderr
+
+
+def test_an_installed_phasewatch_brings_the_configuration_of_the_servers(installed, tmp_path):
+    result = run_python(
+        "from pathlib import Path\n"
+        "from phasewatch.monitor.stack import Stack\n"
+        "from phasewatch.monitor.doctor import shipped_alerts\n"
+        "Stack(folder=Path('stack')).configure()\n"
+        "print(len(shipped_alerts()))",
+        installed,
+        tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) >= 10
+    written = {path.name for path in (tmp_path / "stack").iterdir()}
+    assert written == {"prometheus.yml", "rules.yml", "alertmanager.yml", "targets"}
+    assert (tmp_path / "stack" / "rules.yml").read_text() == (
+        ROOT / "deploy" / "prometheus" / "rules.yml"
+    ).read_text()

@@ -90,6 +90,13 @@ class QuickStack(Stack):
         answer = self.ask("query", query=expression)
         return answer["result"] if answer else []
 
+    def history(self, expression: str) -> list[Any]:
+        """Series that an expression gave at any second of the last ten minutes."""
+        now = time.time()
+        times = {"start": str(now - 600), "end": str(now), "step": "1"}
+        answer = self.ask("query_range", query=expression, **times)
+        return answer["result"] if answer else []
+
     def state_of(self, run: str) -> str | None:
         """State in which Prometheus sees a run."""
         samples = self.query(f"phasewatch_run_state{{run={json.dumps(run)}}} == 1")
