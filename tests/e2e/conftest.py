@@ -2,11 +2,12 @@
 
 import pytest
 
-from support.servers import LiveRun, open_inbox, quick_stack
+from support.servers import LiveRun, need_servers, open_inbox, quick_stack
 
 
 @pytest.fixture
 def inbox():
+    need_servers()
     with open_inbox() as inbox:
         yield inbox
 

@@ -112,7 +112,6 @@ def need_servers() -> None:
 @contextmanager
 def quick_stack(folder: Path, inbox: Inbox, **settings: Any) -> Iterator[QuickStack]:
     """A running stack that tells `inbox`."""
-    need_servers()
     stack = QuickStack(
         folder=folder,
         prometheus_port=free_port(),
