@@ -41,7 +41,7 @@ def doctor(
     folder = targets or exporter.targets_dir
     addresses = [_address(text) for text in metrics or ()]
     examined = Doctor(
-        addresses=tuple(addresses) or (address(exporter.host, exporter.port),),
+        addresses=tuple(addresses) or (f"http://{address(exporter.host, exporter.port)}",),
         # An address that is given is asked, whatever the files say.
         targets=None if addresses or folder is None else folder.resolve(),
         prometheus=_base(prometheus, "--prometheus"),
@@ -69,7 +69,7 @@ def _address(text: str) -> str:
     parts = urllib.parse.urlsplit(text if "://" in text else f"http://{text}")
     if not parts.hostname or not parts.port:
         raise PhasewatchError(f"--metrics is {text!r}; it must be host:port, as 127.0.0.1:9877")
-    return parts.netloc
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def _base(text: str, option: str) -> str:

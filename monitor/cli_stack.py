@@ -51,10 +51,7 @@ def up(
             typer.echo(f"Prometheus    {stack.prometheus_url}")
             typer.echo(f"Alertmanager  {stack.alertmanager_url}")
             typer.echo(f"who is told   {stack.alertmanager_config}")
-            typer.echo(
-                "give your runs: exporter: "
-                f'{{targets_dir: "{stack.targets}", linger_seconds: {2 * interval}}}'
-            )
+            typer.echo(f'give your runs exporter: {{targets_dir: "{stack.targets}"}}')
             typer.echo(f"is all well?    phasewatch doctor --targets {stack.targets} "
                        f"--prometheus {stack.prometheus_url}")  # fmt: skip
             typer.echo("Ctrl-C stops both")

@@ -68,7 +68,7 @@ class Doctor:
     """Examines one chain.
 
     Attributes:
-        addresses: Where runs are expected to serve, as "host:port".
+        addresses: Where runs are expected to serve, as "http://host:port".
         targets: Folder of target files; None if there is none.
         prometheus: Base URL.
         alertmanager: Base URL; None takes the one that Prometheus sends to.
@@ -138,8 +138,9 @@ class Doctor:
         for file in files:
             try:
                 for group in json.loads(file.read_text("utf-8")):
-                    found += group["targets"]
-            except (OSError, ValueError, TypeError, KeyError) as error:
+                    scheme = group.get("labels", {}).get("__scheme__", "http")
+                    found += [f"{scheme}://{target}" for target in group["targets"]]
+            except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
                 raise BrokenError(
                     f"{file} is not a target file: {type(error).__name__}: {error}", "remove it"
                 ) from error
@@ -155,7 +156,7 @@ class Doctor:
         silent = []
         for address in self.addresses:
             try:
-                page = _get(f"http://{address}/metrics")
+                page = _get(f"{address}/metrics")
             except OSError as error:
                 silent.append(f"{address}: {_reason(error)}")
                 continue
@@ -194,7 +195,7 @@ class Doctor:
         ours = [
             target
             for target in active
-            if urllib.parse.urlsplit(target["scrapeUrl"]).netloc in self.answering
+            if _base(target["scrapeUrl"]) in self.answering
             or target["labels"].get("run") in self.runs
         ]
         where = self.targets if self.targets is not None else "the target file or address"
@@ -351,8 +352,9 @@ def _receivers(route: dict[str, Any]) -> Iterator[str]:
 
 
 def _base(url: str) -> str:
+    """A URL without the path that its server added: "/metrics", "/api/v2/alerts"."""
     parts = urllib.parse.urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}{parts.path.split('/api/')[0]}"
+    return f"{parts.scheme}://{parts.netloc}{parts.path.split('/api/')[0].removesuffix('/metrics')}"
 
 
 def _names(runs: set[str]) -> str:

@@ -36,7 +36,7 @@ class Place:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
         self.address = f"127.0.0.1:{self._server.server_port}"
         self.url = f"http://{self.address}"
@@ -133,7 +133,7 @@ def test_a_chain_in_order(chain):
 
 
 def test_without_target_files_the_address_is_asked(chain):
-    links = chain.examine(targets=None, addresses=(chain.run.address,))
+    links = chain.examine(targets=None, addresses=(chain.run.url,))
     assert links[0].state is LinkState.NOT_CHECKED
     assert not broken(links)
 
@@ -254,7 +254,7 @@ def test_a_dead_run_beside_a_living_one_is_mentioned(chain):
     (chain.folder / "dead.json").write_text(json.dumps([{"targets": ["127.0.0.1:1"]}]))
     links = chain.examine()
     assert not broken(links)
-    assert "silent: 127.0.0.1:1" in links[1].found
+    assert "silent: http://127.0.0.1:1" in links[1].found
 
 
 # The command --------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ def test_the_command_starts_both_and_stops_both(stack, number):
         assert url in said
         with urllib.request.urlopen(f"{url}/-/ready", timeout=10) as answer:
             assert answer.status == 200
-    assert f'exporter: {{targets_dir: "{stack.targets}", linger_seconds: 2}}' in said
+    assert f'exporter: {{targets_dir: "{stack.targets}"}}' in said
     command.send_signal(number)
     out, err = command.communicate(timeout=60)
     assert (command.returncode, out, err) == (0, "stopped\n", "")

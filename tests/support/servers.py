@@ -167,7 +167,7 @@ def open_inbox() -> Iterator[Inbox]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     inbox.url = f"http://127.0.0.1:{server.server_port}/"
     yield inbox
