@@ -6,6 +6,7 @@ reached, somebody told).
 
 from __future__ import annotations
 
+import http.client
 import ipaddress
 import json
 import re
@@ -118,6 +119,13 @@ class Doctor:
             found = check()
         except BrokenError as error:
             return Link(name=name, state=LinkState.BROKEN, found=error.found, remedy=error.remedy)
+        except Exception as error:  # another program answers there, and not as we know it
+            return Link(
+                name=name,
+                state=LinkState.BROKEN,
+                found=f"an answer that is not understood: {type(error).__name__}: {error}",
+                remedy="see that the address is the right one",
+            )
         if found is None:
             return Link(name=name, state=LinkState.NOT_CHECKED, found="none are used")
         return Link(name=name, state=LinkState.OK, found=found)
@@ -370,8 +378,11 @@ def _get(url: str) -> str:
     # A proxy of the environment does not know this machine's loopback.
     handlers = [urllib.request.ProxyHandler({})] if _is_loopback(url) else []
     opener = urllib.request.build_opener(*handlers)
-    with opener.open(url, timeout=TIMEOUT_SECONDS) as response:
-        body: bytes = response.read()
+    try:
+        with opener.open(url, timeout=TIMEOUT_SECONDS) as response:
+            body: bytes = response.read()
+    except http.client.HTTPException as error:
+        raise OSError(f"answers, but not by HTTP ({type(error).__name__})") from error
     return body.decode("utf-8", "replace")
 
 

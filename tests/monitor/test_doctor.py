@@ -1,6 +1,7 @@
 """Each broken link of the chain is found and named; servers are stood in for."""
 
 import json
+import socket
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -255,6 +256,29 @@ def test_a_dead_run_beside_a_living_one_is_mentioned(chain):
     links = chain.examine()
     assert not broken(links)
     assert "silent: http://127.0.0.1:1" in links[1].found
+
+
+def test_programs_that_are_something_else_are_told_apart(chain):
+    chain.prometheus.answers = {"/-/ready": "OK", "/api/v1/alertmanagers": "<html>"}
+    chain.manager.answers = {"/-/ready": "OK", "/api/v2/status": {"config": 1}}
+    told = broken(chain.examine(alertmanager=chain.manager.url))
+    assert "is this a Prometheus?" in told["rules in Prometheus"].remedy
+    assert "is this a Prometheus?" in told["Alertmanager in Prometheus"].remedy
+    assert "not understood" in told["receiver"].found
+
+
+def test_what_speaks_no_http_is_told(chain):
+    def greet():
+        with server.accept()[0] as client:
+            client.recv(1000)
+            client.sendall(b"SSH-2.0\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=greet)
+        thread.start()
+        told = broken(chain.examine(prometheus=f"http://127.0.0.1:{server.getsockname()[1]}"))
+        thread.join()
+    assert told["Prometheus"].found.endswith("answers, but not by HTTP (BadStatusLine)")
 
 
 # The command --------------------------------------------------------------------------------------

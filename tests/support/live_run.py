@@ -21,15 +21,15 @@ from phasewatch.monitor import Watch
 RATE = 500
 """Steps a second."""
 
-FALL = 100.0
-"""Steps that the fall of the loss takes, to 1/e of its middle."""
+FALL = 60.0
+"""Width of the fall of the loss, in steps; its middle is six of them after the command."""
 
 
 def losses(step: int, dropped_at: int | None, noise: np.random.Generator) -> tuple[float, float]:
     """Training and validation loss: noise around a level each, until the validation loss falls."""
     val = math.log(4.0)
     if dropped_at is not None:
-        val -= math.log(400.0) / (1.0 + math.exp(-(step - dropped_at - 3 * FALL) / FALL))
+        val -= math.log(400.0) / (1.0 + math.exp(-(step - dropped_at - 6 * FALL) / FALL))
     return 0.01 * math.exp(0.05 * noise.normal()), math.exp(val + 0.02 * noise.normal())
 
 
