@@ -61,7 +61,8 @@ def test_a_transition_is_one_alert_with_its_text_and_is_resolved_later(stack, in
     )
     assert alert["annotations"]["summary"] == f"Run {RUN}: generalisation"
     assert re.match(
-        r"The model has changed in kind: generalisation from step \d+, detected at step \d+",
+        r"The model has changed in kind: generalisation(, seen first by val_loss,)? from step \d+, "
+        r"detected at step \d+",
         alert["annotations"]["description"],
     )
     assert alert["annotations"]["runbook_url"].startswith("docs/runbook.md#")
