@@ -33,6 +33,7 @@ mypy: $(STAMP)
 	@mkdir -p build/typing/phasewatch
 	@for part in callbacks detectors monitor; do ln -sfn ../../../$$part build/typing/phasewatch/$$part; done
 	$(BIN)/mypy
+	$(BIN)/mypy deploy/kubernetes/build.py
 
 check: lint mypy test slow
 

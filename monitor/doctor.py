@@ -1,7 +1,7 @@
 """Looks along the chain from a run to whoever is told, and says which link is broken.
 
-exporter → target file → Prometheus (target, run, rules) → Alertmanager (known to Prometheus,
-reached, somebody told).
+target file → exporter → direct alerts → Prometheus (target, run, rules) → Alertmanager (known to
+Prometheus, reached, somebody told).
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class Doctor:
         alertmanager: Base URL; None takes the one that Prometheus sends to.
         runs: Names of the runs found serving.
         answering: Those of the addresses that answer.
+        pages: What they serve.
     """
 
     addresses: tuple[str, ...]
@@ -83,11 +84,13 @@ class Doctor:
     alertmanager: str | None = None
     runs: set[str] = field(default_factory=set)
     answering: set[str] = field(default_factory=set)
+    pages: list[str] = field(default_factory=list)
 
     def examine(self) -> Iterator[Link]:
         """Every link, in order; what hangs on a broken one may not be checked."""
         yield self._check("target files", self._target_files)
         yield self._check("exporter", self._exporter)
+        yield self._check("direct alerts", self._direct_alerts)
         reached = self._check("Prometheus", self._prometheus_ready)
         yield reached
         for name, check in (
@@ -177,6 +180,7 @@ class Doctor:
             if served:
                 self.runs |= served
                 self.answering.add(address)
+                self.pages.append(page)
             else:
                 silent.append(f"{address}: answers, but no run is served there")
         if not self.runs:
@@ -187,6 +191,23 @@ class Doctor:
             )
         told = f"{', '.join(sorted(self.answering))}: {_names(self.runs)}"
         return told + (f" (silent: {'; '.join(silent)})" if silent else "")
+
+    def _direct_alerts(self) -> str | None:
+        waiting = self._sum("phasewatch_alert_queue_messages")
+        if waiting is None:
+            return None
+        failed = self._sum("phasewatch_alert_failures_total")
+        if waiting and failed:
+            raise BrokenError(
+                f"{waiting:g} messages wait, and {failed:g} attempts to send have failed",
+                "`phasewatch test-alert` says which target fails and why",
+            )
+        return f"{waiting:g} messages wait"
+
+    def _sum(self, metric: str) -> float | None:
+        """Sum of a metric over everything that the runs serve; None if they serve no such thing."""
+        found = re.findall(rf"^{metric}\{{.*\}} (\S+)", "\n".join(self.pages), re.MULTILINE)
+        return sum(map(float, found)) if found else None
 
     def _prometheus_ready(self) -> str:
         try:

@@ -122,7 +122,7 @@ SCENARIOS = {
     ),
     "kill -9, and the target file cleared away later": (
         life(gone(60), up="1x60 0x180 stale", steps="0+5x60 stale"),
-        [firing("6m10s", "PhasewatchRunCrashed"), firing("20m5s"), firing("25m"), firing("33m")],
+        [firing("6m10s", "PhasewatchRunCrashed"), firing("20m15s"), firing("25m"), firing("33m")],
     ),
     "kill -9, and the target file cleared away before it could be told": (
         life(gone(60), up="1x60 0x3 stale", steps="0+5x60 stale"),

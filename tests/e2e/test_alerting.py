@@ -192,7 +192,9 @@ def test_the_doctor_finds_the_chain_in_order_and_then_what_broke_it(stack, start
         "prometheus": stack.prometheus_url,
     }
     links = list(Doctor(**given).examine())
-    assert {link.state for link in links} == {LinkState.OK}, links
+    unused = [link.name for link in links if link.state is LinkState.NOT_CHECKED]
+    assert unused in ([], ["direct alerts"])
+    assert not [link for link in links if link.state is LinkState.BROKEN]
     assert "webhook (webhook)" in links[-1].found
     run.kill()
     broken = [link.name for link in Doctor(**given).examine() if link.state is LinkState.BROKEN]

@@ -14,7 +14,11 @@ from phasewatch.monitor.doctor import Doctor, LinkState, shipped_alerts
 
 RUN = 'grok "p=53"\\'
 ESCAPED = RUN.replace("\\", "\\\\").replace('"', '\\"')
-PAGE = f'phasewatch_run_info{{host="node",pid="1",run="{ESCAPED}"}} 1.0\n'
+PAGE = (
+    f'phasewatch_run_info{{host="node",pid="1",run="{ESCAPED}"}} 1.0\n'
+    f'phasewatch_alert_queue_messages{{run="{ESCAPED}"}} 2.0\n'
+    f'phasewatch_alert_failures_total{{run="{ESCAPED}",target="slack"}} 0.0\n'
+)
 
 
 class Place:
@@ -121,6 +125,7 @@ def test_a_chain_in_order(chain):
     assert list(by_name) == [
         "target files",
         "exporter",
+        "direct alerts",
         "Prometheus",
         "target in Prometheus",
         "run in Prometheus",
@@ -130,12 +135,15 @@ def test_a_chain_in_order(chain):
         "receiver",
     ]
     assert repr(RUN) in by_name["exporter"]
+    assert by_name["direct alerts"] == "2 messages wait"
     assert by_name["receiver"] == "slack (slack)"
 
 
 def test_without_target_files_the_address_is_asked(chain):
+    chain.run.answers["/metrics"] = PAGE.splitlines()[0]
     links = chain.examine(targets=None, addresses=(chain.run.url,))
-    assert links[0].state is LinkState.NOT_CHECKED
+    unused = [link.name for link in links if link.state is LinkState.NOT_CHECKED]
+    assert unused == ["target files", "direct alerts"]
     assert not broken(links)
 
 
@@ -158,6 +166,10 @@ def break_exporter(chain):
 
 def break_page(chain):
     chain.run.answers["/metrics"] = "node_load1 0.5\n"
+
+
+def break_sending(chain):
+    chain.run.answers["/metrics"] = PAGE.replace('"slack"} 0.0', '"slack"} 3.0')
 
 
 def break_prometheus(chain):
@@ -219,6 +231,7 @@ def break_delivery(chain):
         (break_file, "target files", "not a target file", "remove it"),
         (break_exporter, "exporter", "refused", "start a run"),
         (break_page, "exporter", "no run is served there", "--metrics"),
+        (break_sending, "direct alerts", "2 messages wait, and 3 attempts", "test-alert"),
         (break_prometheus, "Prometheus", "refused", "phasewatch stack up"),
         (break_discovery, "target in Prometheus", "none of its 0 targets", "file_sd_configs"),
         (break_scrape, "target in Prometheus", "down: connection refused", "exporter.host"),
