@@ -34,21 +34,24 @@ def doctor(
 ) -> None:
     """Check the chain from run to alert and say which link is broken; exit code 1 if one is."""
     from phasewatch.monitor.config import MonitorConfig
-    from phasewatch.monitor.doctor import Doctor, LinkState
+    from phasewatch.monitor.doctor import examine
+    from phasewatch.monitor.doctor_links import LinkState
+    from phasewatch.monitor.doctor_runs import Runs
     from phasewatch.monitor.sinks.file_sd import address
 
     exporter = MonitorConfig.load(config).exporter
     folder = targets or exporter.targets_dir
     addresses = [_address(text) for text in metrics or ()]
-    examined = Doctor(
+    runs = Runs(
         addresses=tuple(addresses) or (f"http://{address(exporter.host, exporter.port)}",),
         # An address that is given is asked, whatever the files say.
         targets=None if addresses or folder is None else folder.resolve(),
-        prometheus=_base(prometheus, "--prometheus"),
-        alertmanager=None if alertmanager is None else _base(alertmanager, "--alertmanager"),
     )
+    prometheus = _base(prometheus, "--prometheus")
+    if alertmanager is not None:
+        alertmanager = _base(alertmanager, "--alertmanager")
     links = []
-    for link in examined.examine():
+    for link in examine(runs, prometheus, alertmanager):
         links.append(link)
         if not as_json:
             typer.echo(printable(f"{link.state:11s}  {link.name:26s}  {link.found}"))

@@ -108,7 +108,7 @@ def test_an_installed_phasewatch_brings_the_configuration_of_the_servers(install
     result = run_python(
         "from pathlib import Path\n"
         "from phasewatch.monitor.stack import Stack\n"
-        "from phasewatch.monitor.doctor import shipped_alerts\n"
+        "from phasewatch.monitor.doctor_servers import shipped_alerts\n"
         "Stack(folder=Path('stack')).configure()\n"
         "print(len(shipped_alerts()))",
         installed,

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from phasewatch.monitor.doctor import Doctor, LinkState
+from phasewatch.monitor.doctor import examine
+from phasewatch.monitor.doctor_links import LinkState
+from phasewatch.monitor.doctor_runs import Runs
 from phasewatch.monitor.errors import PhasewatchError
 from support.promtool import RULES
 from support.records import wait_until
@@ -186,18 +188,17 @@ def test_a_stack_whose_port_is_taken_says_so(stack, tmp_path):
 def test_the_doctor_finds_the_chain_in_order_and_then_what_broke_it(stack, start):
     run = start(RUN, targets_dir=str(stack.targets))
     seen(stack)
-    given = {
-        "addresses": (),
-        "targets": stack.targets,
-        "prometheus": stack.prometheus_url,
-    }
-    links = list(Doctor(**given).examine())
+
+    def look():
+        return list(examine(Runs(addresses=(), targets=stack.targets), stack.prometheus_url))
+
+    links = look()
     unused = [link.name for link in links if link.state is LinkState.NOT_CHECKED]
     assert unused in ([], ["direct alerts"])
     assert not [link for link in links if link.state is LinkState.BROKEN]
     assert "webhook (webhook)" in links[-1].found
     run.kill()
-    broken = [link.name for link in Doctor(**given).examine() if link.state is LinkState.BROKEN]
+    broken = [link.name for link in look() if link.state is LinkState.BROKEN]
     assert broken[0] == "exporter"
 
 

@@ -3,33 +3,56 @@
 import json
 import time
 import urllib.request
+from functools import partial
 
 import pytest
 
+from phasewatch.monitor.doctor_links import BrokenError
+from phasewatch.monitor.doctor_servers import Alertmanager
 from support.records import wait_until
+from support.servers import Inbox, need_servers, quick_stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
+def send(stack, *alerts):
+    """Send alerts, as "Name/run" or such a text and further labels, all at once."""
+    body = []
+    for alert in alerts:
+        name, further = (alert, {}) if isinstance(alert, str) else alert
+        name, _, run = name.partition("/")
+        body.append({"labels": {"alertname": name, "run": run, **further}})
+    request = urllib.request.Request(
+        f"{stack.alertmanager_url}/api/v2/alerts",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert answer.status == 200
+
+
 @pytest.fixture
 def post(stack):
-    """Sends alerts, as "Name/run" with further labels, all at once."""
+    """Sends alerts to the stack."""
+    return partial(send, stack)
 
-    def post(*alerts):
-        body = []
-        for alert in alerts:
-            name, further = (alert, {}) if isinstance(alert, str) else alert
-            name, _, run = name.partition("/")
-            body.append({"labels": {"alertname": name, "run": run, **further}})
-        request = urllib.request.Request(
-            f"{stack.alertmanager_url}/api/v2/alerts",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            assert answer.status == 200
 
-    return post
+def test_the_doctor_sees_that_nobody_can_be_told(tmp_path):
+    need_servers()
+    nobody = Inbox(url="http://127.0.0.1:1/")
+    with quick_stack(tmp_path / "stack", nobody) as stack:
+        send(stack, "PhasewatchRunCrashed/a")
+        alertmanager = Alertmanager(stack.alertmanager_url)
+        assert alertmanager.receiver() == "webhook (webhook)"
+
+        def fails():
+            try:
+                alertmanager.receiver()
+            except BrokenError as error:
+                return error.found == "every notification so far has failed: webhook"
+            return False
+
+        wait_until(fails, seconds=90, what="a failed notification")
 
 
 def told(inbox, *expected):

@@ -10,7 +10,10 @@ import pytest
 import yaml
 
 from phasewatch.monitor import cli
-from phasewatch.monitor.doctor import Doctor, LinkState, shipped_alerts
+from phasewatch.monitor.doctor import examine
+from phasewatch.monitor.doctor_links import LinkState
+from phasewatch.monitor.doctor_runs import Runs
+from phasewatch.monitor.doctor_servers import shipped_alerts
 
 RUN = 'grok "p=53"\\'
 ESCAPED = RUN.replace("\\", "\\\\").replace('"', '\\"')
@@ -98,9 +101,9 @@ class Chain:
     def say(self, path, **data):
         self.prometheus.answers[f"/api/v1/{path}"] = {"data": data}
 
-    def examine(self, **changes):
-        settings = {"addresses": (), "targets": self.folder, "prometheus": self.prometheus.url}
-        return list(Doctor(**settings | changes).examine())
+    def examine(self, *, prometheus=None, alertmanager=None, **changes):
+        runs = Runs(**{"addresses": (), "targets": self.folder} | changes)
+        return list(examine(runs, prometheus or self.prometheus.url, alertmanager))
 
     def close(self):
         for place in (self.run, self.manager, self.prometheus):
