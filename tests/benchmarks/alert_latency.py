@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.stack import ALERTMANAGER, PROMETHEUS, find_program
+from support.alerting import Inbox, LiveRun, QuickStack, open_inbox, quick_stack
 from support.records import wait_until
-from support.servers import Inbox, LiveRun, QuickStack, open_inbox, quick_stack
 
 ROWS = {
     "sample": "run says it is ready → first sample in Prometheus",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from support.servers import LiveRun, need_servers, open_inbox, quick_stack
+from support.alerting import LiveRun, need_servers, open_inbox, quick_stack
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from phasewatch.monitor.doctor import examine
 from phasewatch.monitor.doctor_links import LinkState
 from phasewatch.monitor.doctor_runs import Runs
 from phasewatch.monitor.errors import PhasewatchError
+from support.alerting import quick_stack
 from support.promtool import RULES
 from support.records import wait_until
 from support.scraping import free_port
-from support.servers import quick_stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]

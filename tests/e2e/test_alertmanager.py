@@ -9,8 +9,8 @@ import pytest
 
 from phasewatch.monitor.doctor_links import BrokenError
 from phasewatch.monitor.doctor_servers import Alertmanager
+from support.alerting import Inbox, need_servers, quick_stack
 from support.records import wait_until
-from support.servers import Inbox, need_servers, quick_stack
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -14,9 +14,9 @@ import yaml
 from phasewatch.monitor import stack as module
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.stack import Stack, find_program
+from support.alerting import need_servers
 from support.records import wait_until
 from support.scraping import free_port
-from support.servers import need_servers
 
 
 @pytest.fixture
