@@ -219,8 +219,8 @@ WITHOUT_DATA = {
     "run:phasewatch_unconverged_estimates:ratio1h",
     "run_observable:phasewatch_measurement_failures:ratio1h",
 }
-"""Legitimately empty on a run that is well, but for its transition and a NaN. Some may have data for
-a second, which their `for` is there for."""
+"""Legitimately empty on a run that is well, but for its transition and a NaN. Some may have data
+for a second, which their `for` is there for."""
 
 SELECTORS_WITHOUT_DATA = {
     'ALERTS{alertname="PhasewatchRunCrashed", alertstate="firing"}',
