@@ -69,7 +69,7 @@ def test_every_resource_exists_and_every_dashboard_is_a_config_map():
     for resource in load("kustomization.yaml")["resources"]:
         assert (FOLDER / resource).exists()
     grafana = DEPLOY / "grafana"
-    maps = yaml.safe_load((grafana / "kustomization.yaml").read_text(encoding="utf-8"))
+    maps = yaml.safe_load((grafana / "kustomization.yml").read_text(encoding="utf-8"))
     files = {file for one in maps["configMapGenerator"] for file in one["files"]}
     dashboards = {f"dashboards/{path.name}" for path in (grafana / "dashboards").glob("*.json")}
     assert dashboards <= files
