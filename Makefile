@@ -36,6 +36,7 @@ mypy: $(STAMP)
 	@for part in callbacks detectors monitor; do ln -sfn ../../../$$part build/typing/phasewatch/$$part; done
 	$(BIN)/mypy
 	MYPYPATH=deploy/grafana:build/typing $(BIN)/mypy deploy/grafana/build.py
+	$(BIN)/mypy deploy/kubernetes/build.py
 
 # Grafana's dashboards and alert rules are built and committed; a test holds both to each other.
 dashboards: $(STAMP)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phasewatch.monitor import cli_grafana, cli_replay
+from phasewatch.monitor import cli_doctor, cli_grafana, cli_replay, cli_stack
 from phasewatch.monitor.cli_common import (
     DEFAULT_STORE,
     JsonOption,
@@ -124,7 +124,9 @@ def report(
 
 app.command()(cli_replay.detect)
 app.command()(cli_replay.replay)
+app.command()(cli_doctor.doctor)
 app.add_typer(cli_grafana.app, name="grafana")
+app.add_typer(cli_stack.app, name="stack")
 
 
 @app.command()

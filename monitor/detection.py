@@ -218,10 +218,9 @@ class Detection:
         changed = []
         for transition in self._tracker.update(point):
             transition = self._locate(transition, point.step)
-            if (
-                transition.status is TransitionStatus.CONFIRMED
-                and transition.id not in self._announced
-            ):
+            # One point may confirm a transition and end it: that is news all the same.
+            sure = transition.status in (TransitionStatus.CONFIRMED, TransitionStatus.ENDED)
+            if sure and transition.id not in self._announced:
                 self._announce(transition)
             self._told[transition.id] = transition
             changed.append(transition)

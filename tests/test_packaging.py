@@ -123,3 +123,22 @@ def test_the_command_line_does_not_wait_for_torch(installed, tmp_path) -> None:
         "import sys, phasewatch.monitor.cli\nprint('torch' in sys.modules)", installed, tmp_path
     )
     assert result.stdout.strip() == "False", result.stderr
+
+
+def test_an_installed_phasewatch_brings_the_configuration_of_the_servers(installed, tmp_path):
+    result = run_python(
+        "from pathlib import Path\n"
+        "from phasewatch.monitor.stack import Stack\n"
+        "from phasewatch.monitor.doctor_servers import shipped_alerts\n"
+        "Stack(folder=Path('stack')).configure()\n"
+        "print(len(shipped_alerts()))",
+        installed,
+        tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) >= 10
+    written = {path.name for path in (tmp_path / "stack").iterdir()}
+    assert written == {"prometheus.yml", "rules.yml", "alertmanager.yml", "targets"}
+    assert (tmp_path / "stack" / "rules.yml").read_text() == (
+        ROOT / "deploy" / "prometheus" / "rules.yml"
+    ).read_text()

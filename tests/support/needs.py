@@ -28,7 +28,12 @@ def need_test_data(*parts: str) -> Path:
 
 def need_binary(name: str) -> str:
     """Path of an installed program."""
-    found = shutil.which(name)
+    return need_one_of(name)
+
+
+def need_one_of(*names: str) -> str:
+    """Path of the first of these programs that is installed."""
+    found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
-        _missing(f"{name} is not installed")
+        _missing(f"{' or '.join(names)} is not installed")
     return str(found)

@@ -1,0 +1,122 @@
+"""A link of the chain from a run to whoever is told, and how one is asked for."""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+TIMEOUT_SECONDS = 5.0
+
+
+class LinkState(StrEnum):
+    """How a link of the chain is."""
+
+    OK = "ok"
+    BROKEN = "broken"
+    NOT_CHECKED = "not checked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """One link of the chain.
+
+    Attributes:
+        name: Which.
+        state: How it is.
+        found: What was seen.
+        remedy: What to do, where it is broken.
+    """
+
+    name: str
+    state: LinkState
+    found: str
+    remedy: str = ""
+
+
+class BrokenError(Exception):
+    """A link is broken.
+
+    Args:
+        found: What was seen.
+        remedy: What to do.
+    """
+
+    def __init__(self, found: str, remedy: str) -> None:
+        super().__init__(found)
+        self.found, self.remedy = found, remedy
+
+
+def check(name: str, look: Callable[[], str | None]) -> Link:
+    """A link, from a function that returns what it saw, or None where there is nothing to see.
+
+    Args:
+        name: Name of the link.
+        look: Raises `BrokenError` where the link is broken.
+    """
+    try:
+        found = look()
+    except BrokenError as error:
+        return Link(name=name, state=LinkState.BROKEN, found=error.found, remedy=error.remedy)
+    except Exception as error:  # another program answers there, and not as we know it
+        return Link(
+            name=name,
+            state=LinkState.BROKEN,
+            found=f"an answer that is not understood: {type(error).__name__}: {error}",
+            remedy="see that the address is the right one",
+        )
+    if found is None:
+        return unchecked(name, "none are used")
+    return Link(name=name, state=LinkState.OK, found=found)
+
+
+def unchecked(name: str, why: str) -> Link:
+    """A link that was not looked at."""
+    return Link(name=name, state=LinkState.NOT_CHECKED, found=why)
+
+
+def base(url: str) -> str:
+    """A URL without the path that its server added: "/metrics", "/api/v2/alerts"."""
+    parts = urllib.parse.urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}{parts.path.split('/api/')[0].removesuffix('/metrics')}"
+
+
+def names(runs: set[str]) -> str:
+    """Names in quotes, sorted."""
+    return ", ".join(sorted(map(repr, runs)))
+
+
+def reason(error: Exception) -> str:
+    """Why something could not be fetched, in few words."""
+    reason = getattr(error, "reason", None) or error
+    return getattr(reason, "strerror", None) or str(reason)
+
+
+def get(url: str) -> str:
+    """What a URL answers.
+
+    Raises:
+        OSError: Nothing, or nothing that is HTTP.
+    """  # A proxy of the environment does not know this machine's loopback.
+    handlers = [urllib.request.ProxyHandler({})] if _is_loopback(url) else []
+    opener = urllib.request.build_opener(*handlers)
+    try:
+        with opener.open(url, timeout=TIMEOUT_SECONDS) as response:
+            body: bytes = response.read()
+    except http.client.HTTPException as error:
+        raise OSError(f"answers, but not by HTTP ({type(error).__name__})") from error
+    return body.decode("utf-8", "replace")
+
+
+def _is_loopback(url: str) -> bool:
+    host = urllib.parse.urlsplit(url).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
