@@ -95,7 +95,7 @@ def joint_onset(onsets: Iterable[tuple[int, float]]) -> int:
         onsets: Onset, and steps between two points, of each stream.
     """
     known = list(onsets)
-    finest, _ = min(known, key=lambda one: one[1])
+    finest, _ = min(known, key=lambda one: (one[1], one[0]))
     return min([finest, *(at for at, gap in known if at + RESOLUTION * gap < finest)])
 
 

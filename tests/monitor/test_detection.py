@@ -12,7 +12,7 @@ from phasewatch.monitor.detection import Detection
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.scalars import Column
 from phasewatch.monitor.streams import Role, Streams
-from phasewatch.monitor.types import Observation
+from phasewatch.monitor.types import Observation, TransitionStatus
 
 
 class Scripted:
@@ -129,3 +129,15 @@ def test_a_detector_is_put_in_place_of_the_one_a_stream_would_have() -> None:
     detection.take_columns({"loss": Column([1], [math.nan], [None], [0.0])})
     assert asked == [("loss", "slope_shift")]
     assert [stream.detector for stream in detection.streams] == [None]
+
+
+def test_what_is_confirmed_and_over_at_the_same_point_is_announced():
+    health = Health()
+    detection = Detection(MonitorConfig(), {"train_loss": Scripted(50, until=51)}, "run", health)
+    said = []
+    for step in range(1, 80):
+        value = 0.1 if step > 50 else 1.0
+        said += detection.take_columns({"train_loss": Column([step], [value], [None], [float(step)])})
+    assert [t.status for t in said] == [TransitionStatus.SUSPECTED, TransitionStatus.ENDED]
+    assert sum(health.transitions.values()) == 1
+    assert health.last_transition == said[-1]
