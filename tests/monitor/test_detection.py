@@ -137,7 +137,8 @@ def test_what_is_confirmed_and_over_at_the_same_point_is_announced():
     said = []
     for step in range(1, 80):
         value = 0.1 if step > 50 else 1.0
-        said += detection.take_columns({"train_loss": Column([step], [value], [None], [float(step)])})
+        column = Column([step], [value], [None], [float(step)])
+        said += detection.take_columns({"train_loss": column})
     assert [t.status for t in said] == [TransitionStatus.SUSPECTED, TransitionStatus.ENDED]
     assert sum(health.transitions.values()) == 1
     assert health.last_transition == said[-1]

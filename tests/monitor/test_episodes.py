@@ -40,7 +40,7 @@ def test_a_change_seen_at_three_cadences_is_one_transition(seed) -> None:
     assert set(only.evidence) == {"train_loss", "val_loss", "llc"}
     assert only.onset_step == pytest.approx(4000, abs=60)  # not the step of some validation
     assert only.lags["llc"] == pytest.approx(0, abs=200)
-    assert only.lags["val_loss"] == pytest.approx(0, abs=250)
+    assert only.lags["val_loss"] == pytest.approx(0, abs=500)  # two of its points
 
 
 def test_llc_that_falls_long_after_the_losses_did_is_a_simplification() -> None:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from phasewatch.detectors.types import AlarmKind, Direction
-from phasewatch.monitor.episodes import Point
+from phasewatch.monitor.episodes import Point, joint_onset
 from phasewatch.monitor.streams import Role
 from phasewatch.monitor.transitions import TransitionTracker
 from phasewatch.monitor.types import TransitionKind, TransitionStatus
@@ -44,9 +44,16 @@ def test_a_second_observable_confirms_and_joins_the_evidence(tracker) -> None:
     (transition,) = tracker.update(point("llc", 130, alarm=alarm(80, 130)))
     assert transition.status is TransitionStatus.CONFIRMED
     assert set(transition.evidence) == {"val_loss", "llc"}
-    assert transition.onset_step == 80
+    assert transition.onset_step == 100  # 80 is nothing else to a stream of so few points
     assert transition.lags == {"val_loss": 0, "llc": -20}
     assert len(tracker.found) == 1
+
+
+def test_a_joint_onset_is_that_of_the_densest_stream_unless_another_is_clearly_earlier() -> None:
+    assert joint_onset([(100, 10.0), (80, 25.0)]) == 100
+    assert joint_onset([(80, 25.0), (100, 10.0)]) == 100
+    assert joint_onset([(100, 10.0), (40, 25.0)]) == 40
+    assert joint_onset([(100, 10.0), (95, 10.0)]) == 95
 
 
 def test_a_change_that_holds_is_confirmed_once(tracker) -> None:
