@@ -106,7 +106,12 @@ class ExporterConfig(_Model):
         port: First port to try; the next free one is taken when it is in use.
         num_ports: How many ports to try, one after another, before any free one is taken.
         targets_dir: Folder for a Prometheus file_sd target file; None writes none.
-        linger_seconds: How long to go on serving after the run ended, for the last scrape.
+        linger_seconds: How long to go on serving after the run ended, for the last scrape. None
+            waits until a Prometheus that has come before has seen the end: at most two of its
+            intervals and a minute, and not at all where none has come.
+        certfile: Certificate chain (PEM) to serve HTTPS with; None serves HTTP.
+        keyfile: Its private key (PEM, not encrypted); None where the certificate's file holds it.
+        client_cafile: Certificates (PEM) that sign those of the clients; who has none is refused.
     """
 
     enabled: bool = True
@@ -114,7 +119,21 @@ class ExporterConfig(_Model):
     port: Annotated[int, Field(ge=0, le=65535)] = 9877
     num_ports: PositiveInt = 50
     targets_dir: Path | None = None
-    linger_seconds: NonNegativeFloat = 0.0
+    linger_seconds: NonNegativeFloat | None = None
+    certfile: Path | None = None
+    keyfile: Path | None = None
+    client_cafile: Path | None = None
+
+    @model_validator(mode="after")
+    def _certificate_first(self) -> ExporterConfig:
+        if self.certfile is None and (self.keyfile or self.client_cafile):
+            raise ValueError("keyfile and client_cafile need certfile, the server's certificate")
+        return self
+
+    @property
+    def scheme(self) -> str:
+        """How the metrics are served."""
+        return "http" if self.certfile is None else "https"
 
 
 class ObservableConfig(_Model):
@@ -157,6 +176,7 @@ class MonitorConfig(_Model):
 
     Attributes:
         run_name: Name of the run; None makes one from the date and a random word.
+        experiment: Name of what the run is a part of; a label of its target.
         observables: What is measured, by name, with settings where wanted. A list of names will do.
         detectors: Detector by stream name, overriding `detectors.default`.
         every_n_steps: Cadence of every observable without its own.
@@ -173,6 +193,7 @@ class MonitorConfig(_Model):
     """
 
     run_name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    experiment: Annotated[str, Field(max_length=200)] = ""
     observables: Mapping[str, ObservableConfig] = Field(
         default_factory=lambda: {name: ObservableConfig() for name in DEFAULT_OBSERVABLES}
     )

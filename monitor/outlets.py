@@ -143,7 +143,7 @@ def open_exporter(config: MonitorConfig, run_name: str, health: Health) -> list[
     if not config.exporter.enabled:
         return []
     try:
-        return [PrometheusSink(run_name, config.exporter, health)]
+        return [PrometheusSink(run_name, config.exporter, health, config.experiment)]
     except OSError as error:
         if "exporter" in config.model_fields_set:
             raise ConfigError(f"exporter: {error}") from error
