@@ -5,9 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := .venv-peers
 PEER   := $(PEERS)/.installed
-SOURCES := callbacks detectors monitor examples tests
+SOURCES := callbacks detectors docs monitor examples tests
 
-.PHONY: demo test check lint types mypy slow bench bench-peers clean
+.PHONY: demo test check lint types mypy slow bench bench-peers docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -35,6 +35,10 @@ mypy: $(STAMP)
 	$(BIN)/mypy
 
 check: lint mypy test slow
+
+# Pages that are made from code; a test holds them equal.
+docs: $(STAMP)
+	$(BIN)/python docs/build_metrics.py
 
 bench: $(STAMP)
 	@for script in tests/benchmarks/*.py; do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done

@@ -111,6 +111,7 @@ class MetricsServer(ThreadingMixIn, WSGIServer):
     """
 
     daemon_threads = True
+    request_queue_size = 2 * MAX_CONNECTIONS
 
     def __init__(self, host: str, port: int, app: Any, context: ssl.SSLContext | None) -> None:
         family, *_, bound = socket.getaddrinfo(
