@@ -62,9 +62,11 @@ def render() -> str:
         "",
         "## Limits",
         "",
-        f"- A scrape has at most {m.MAX_SERIES:,} series. What is beyond is left out and counted in",
-        f"  `{m.EXPORTER_OMITTED.name}` and `{m.EXPORTER_REFUSED.name}`. The log says so once.",
-        f"- Transitions are counted by the observable that saw them first. Beyond {m.MAX_LEADS} such",
+        f"- A scrape has at most {m.MAX_SERIES:,} series. What is beyond is left out and",
+        f"  counted in `{m.EXPORTER_OMITTED.name}` and",
+        f"  `{m.EXPORTER_REFUSED.name}`. The log says so once.",
+        "- Transitions are counted by the observable that saw them first. Beyond "
+        f"{m.MAX_LEADS} such",
         f'  observables they are counted together as `observable="{m.OTHER}"`.',
     ]
     return "\n".join(lines) + "\n"

@@ -231,7 +231,10 @@ def _of_transitions(
 
 def _example_of(transition: Transition) -> Note:
     # All labels of an exemplar together: 128 letters.
-    labels = {"transition": m.label_value(transition.id)[:40], "onset_step": str(transition.onset_step)}
+    labels = {
+        "transition": m.label_value(transition.id)[:40],
+        "onset_step": str(transition.onset_step),
+    }
     return Note(labels, 1.0, transition.detected_at)
 
 
