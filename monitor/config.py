@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -28,6 +30,10 @@ DEFAULT_OVERHEAD = 0.05
 
 DEFAULT_OBSERVABLES = ("gradient_norm", "weight_norm", "update_ratio", "llc")
 """Measured by default. Losses and logged metrics are always observed."""
+
+
+_SECRET = re.compile(r"(?<=//)\S+(?=@)")
+"""User and password in a URL: never printed."""
 
 
 class _Model(BaseModel):
@@ -136,6 +142,48 @@ class ExporterConfig(_Model):
         return "http" if self.certfile is None else "https"
 
 
+class PushgatewayConfig(_Model):
+    """A Pushgateway to push to, where no Prometheus can reach the run.
+
+    Attributes:
+        url: Its address, without user and password.
+        job: Label `job` of what is pushed.
+        interval_seconds: Time between two pushes.
+        timeout_seconds: How long the gateway may keep silent.
+        linger_seconds: How long the end of the run stays at the gateway before it is deleted: at
+            least two scrapes of Prometheus. Training's end waits for it.
+        username: User, where the gateway asks for one.
+        password_env: Environment variable that holds the password.
+        password_file: File that holds the password.
+    """
+
+    url: str
+    job: Annotated[str, Field(min_length=1, max_length=200)] = "phasewatch"
+    interval_seconds: PositiveFloat = 30.0
+    timeout_seconds: PositiveFloat = 5.0
+    linger_seconds: NonNegativeFloat = 30.0
+    username: Annotated[str, Field(min_length=1)] | None = None
+    password_env: Annotated[str, Field(min_length=1)] | None = None
+    password_file: Path | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _no_secret(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("give a URL, as http://gateway:9091")
+        if "@" in url:  # anywhere: a password may hold a slash
+            raise ValueError("give user and password as username and password_env or password_file")
+        return url
+
+    @model_validator(mode="after")
+    def _one_password(self) -> PushgatewayConfig:
+        given = (self.password_env is not None) + (self.password_file is not None)
+        if given != (self.username is not None):
+            raise ValueError("give username with one of password_env and password_file, or none")
+        return self
+
+
 class ObservableConfig(_Model):
     """Settings of one observable.
 
@@ -185,6 +233,7 @@ class MonitorConfig(_Model):
             None is 0.05, or no budget when `every_n_steps` or `schedule` is given.
         store: SQLAlchemy URL, or path of an SQLite file.
         exporter: The Prometheus endpoint.
+        pushgateway: A Pushgateway to push to; None pushes nowhere.
         alerts: Direct alert targets.
         sampler: How the LLC is sampled.
         probe: The data on which the model is measured.
@@ -203,6 +252,7 @@ class MonitorConfig(_Model):
     overhead: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     store: str = "phasewatch.db"
     exporter: ExporterConfig = ExporterConfig()
+    pushgateway: PushgatewayConfig | None = None
     alerts: tuple[str, ...] = ()
     sampler: SamplerConfig = SamplerConfig()
     probe: ProbeConfig = ProbeConfig()
@@ -306,7 +356,8 @@ def describe(error: ValidationError, where: str, model: type[BaseModel]) -> str:
             known = ", ".join(sorted(_fields_at(model, item["loc"][:-1]))) or "none"
             lines.append(f"  {key}: unknown key; known here: {known}")
         else:
-            lines.append(f"  {key}: got {item['input']!r}; {item['msg']}")
+            shown = _SECRET.sub("***", repr(item["input"]))
+            lines.append(f"  {key}: got {shown}; {item['msg']}")
     return "\n".join(lines)
 
 
