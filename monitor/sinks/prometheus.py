@@ -13,8 +13,6 @@ import platform
 import time
 import weakref
 
-from prometheus_client import CollectorRegistry
-
 from phasewatch.monitor.config import ExporterConfig
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.metrics import label_value
@@ -48,18 +46,16 @@ class PrometheusSink:
     ) -> None:
         self._config = config
         self._health = health
-        self.registry = CollectorRegistry()
-        self._collector = RunCollector(run, health, experiment)
-        self.registry.register(self._collector)
+        self.collector = RunCollector(run, health, experiment)
         self._scrapes = Scrapes(lambda: health.state is not RunState.RUNNING)
-        self._server, self._thread = serve(config, self.registry, self._scrapes)
+        self._server, self._thread = serve(config, self.collector, self._scrapes)
         self.port = int(self._server.server_port)
         self._target: TargetFile | None = None
         self._closed = False
         _serving.add(self)
         if config.targets_dir is not None:
             self._target = self._register(config, experiment)
-        logger.info("metrics of run %s are at %s", self._collector.run, self.url)
+        logger.info("metrics of run %s are at %s", self.collector.run, self.url)
 
     @property
     def url(self) -> str:
@@ -68,7 +64,7 @@ class PrometheusSink:
 
     def emit(self, observation: Observation) -> None:
         """Keep the observation as the latest of its stream."""
-        self._collector.keep(observation)
+        self.collector.keep(observation)
 
     def notify(self, transition: Transition) -> None:
         """Do nothing: transitions are read from the watch's health."""
@@ -107,7 +103,7 @@ class PrometheusSink:
     def _register(self, config: ExporterConfig, experiment: str) -> TargetFile:
         assert config.targets_dir is not None  # noqa: S101 - the caller has looked
         labels = {
-            "run": self._collector.run,
+            "run": self.collector.run,
             "experiment": label_value(experiment),
             "host": label_value(platform.node()),
         }

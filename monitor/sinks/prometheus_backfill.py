@@ -14,10 +14,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from prometheus_client.utils import floatToGoString
-
 from phasewatch.monitor import metrics as m
 from phasewatch.monitor.sinks.prometheus_collector import of_observation
+from phasewatch.monitor.sinks.prometheus_text import head, number, preamble
 from phasewatch.monitor.store import RunInfo, Store
 from phasewatch.monitor.types import Observation, RunState, Transition, TransitionStatus
 
@@ -179,19 +178,15 @@ class History:
             keys = by_metric.get(metric.name)
             if keys is None:
                 continue
-            family = metric.name.removesuffix("_total")
-            out.write(f"# HELP {family} {metric.help}\n# TYPE {family} {metric.type}\n")
-            if metric.unit:
-                out.write(f"# UNIT {family} {metric.unit}\n")
+            out.write(preamble(metric, openmetrics=True))
             for key in sorted(keys, key=lambda key: key[1]):
-                values = zip(metric.labels, [run, *map(m.label_value, key[1])], strict=True)
-                labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in values)
+                values = (run, *map(m.label_value, key[1]))
+                start = head(metric.name, dict(zip(metric.labels, values, strict=True)))
                 series = self._series[key].held(beats)
                 num_samples += len(series.times)
                 for time_ms, value in zip(series.times, series.values, strict=True):
                     seconds = f"{time_ms // 1000}.{time_ms % 1000:03d}"
-                    number = floatToGoString(value)  # type: ignore[no-untyped-call]
-                    out.write(f"{metric.name}{{{labels}}} {number} {seconds}\n")
+                    out.write(f"{start}{number(value)} {seconds}\n")
         out.write("# EOF\n")
         return Written(
             num_series=len(self._series), num_samples=num_samples, num_left_out=self.num_left_out
@@ -207,7 +202,3 @@ class History:
                 yield time_ms
         if times and times[-1] != last:
             yield times[-1]
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")

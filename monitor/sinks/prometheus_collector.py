@@ -8,7 +8,7 @@ import platform
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -16,11 +16,12 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     InfoMetricFamily,
 )
-from prometheus_client.core import Exemplar as Note
 from prometheus_client.core import Metric as Family
+from prometheus_client.samples import Exemplar
 
 from phasewatch.monitor import metrics as m
 from phasewatch.monitor.health import Durations, Health
+from phasewatch.monitor.sinks.prometheus_text import BOUNDS, Reading, Text
 from phasewatch.monitor.types import (
     Estimate,
     EstimateStatus,
@@ -31,23 +32,6 @@ from phasewatch.monitor.types import (
 )
 
 logger = logging.getLogger(__name__)
-
-NUM_BUCKET_SERIES = len(m.MEASUREMENT_BUCKETS) + 3
-"""Series of one histogram: its buckets, the one up to infinity, sum and count."""
-
-
-class Reading(NamedTuple):
-    """A metric, the values of its labels after `run`, its value, and an example of it."""
-
-    metric: m.Metric
-    labels: tuple[str, ...]
-    value: float | Durations
-    exemplar: Note | None = None
-
-    @property
-    def num_series(self) -> int:
-        """Series that it takes."""
-        return NUM_BUCKET_SERIES if isinstance(self.value, Durations) else 1
 
 
 class RunCollector:
@@ -64,13 +48,9 @@ class RunCollector:
         self._health = health
         self._latest: dict[str, Observation] = {}
         self._num_refused = 0
-        self._build = {"version": _version(), "python": platform.python_version()}
-        self._process = {
-            "run": self.run,
-            "experiment": experiment,
-            "host": platform.node(),
-            "pid": str(os.getpid()),
-        }
+        self._build = (_version(), platform.python_version())
+        self._process = (experiment, platform.node(), str(os.getpid()))
+        self._text = Text(self.run)
         self._told: set[str] = set()
         if self.run != run:
             logger.warning("run %.80r is served with the label run=%r", run, self.run)
@@ -95,27 +75,39 @@ class RunCollector:
         self._latest[name] = observation
 
     def collect(self) -> Iterator[Family]:
-        """The families, in the order of the table."""
-        by_metric: dict[str, list[Reading]] = {}
+        """The families, in the order of the table, for prometheus_client."""
+        for metric, readings in self._by_metric():
+            if metric.type is m.MetricType.INFO:
+                yield _info(metric, self.run, readings)
+            else:
+                yield _family(metric, self.run, readings)
+
+    def text(self, *, openmetrics: bool) -> bytes:
+        """The same as a page, in OpenMetrics or in the classic format."""
+        return self._text.page(self._by_metric(), openmetrics=openmetrics).encode("utf-8")
+
+    def _by_metric(self) -> list[tuple[m.Metric, list[Reading]]]:
+        """What the table's metrics say, within the budget."""
+        found: dict[str, list[Reading]] = {
+            m.BUILD.name: [Reading(m.BUILD, self._build, 1)],
+            m.RUN.name: [Reading(m.RUN, self._process, 1)],
+        }
         num_series = num_omitted = 0
         for reading in self._readings():
-            if num_series + reading.num_series > m.MAX_SERIES:
-                num_omitted += reading.num_series
+            size = reading.num_series
+            if num_series + size > m.MAX_SERIES:
+                num_omitted += size
                 continue
-            num_series += reading.num_series
-            by_metric.setdefault(reading.metric.name, []).append(reading)
+            num_series += size
+            found.setdefault(reading.metric.name, []).append(reading)
         if num_omitted:
             self._tell_once(
                 "budget",
                 f"{num_omitted} series beyond the budget of {m.MAX_SERIES} are not served; "
                 f"{m.EXPORTER_OMITTED.name} counts them",
             )
-        by_metric[m.EXPORTER_OMITTED.name] = [Reading(m.EXPORTER_OMITTED, (), num_omitted)]
-        yield _info(m.BUILD, self._build)
-        yield _info(m.RUN, self._process)
-        for metric in m.METRICS:
-            if metric.name in by_metric:
-                yield _family(metric, self.run, by_metric[metric.name])
+        found[m.EXPORTER_OMITTED.name] = [Reading(m.EXPORTER_OMITTED, (), num_omitted)]
+        return [(metric, found[metric.name]) for metric in m.METRICS if metric.name in found]
 
     def _tell_once(self, what: str, message: str) -> None:
         if what not in self._told:
@@ -229,20 +221,20 @@ def _of_transitions(
         yield Reading(m.LAST_TRANSITION_SEVERITY, (), last.severity)
 
 
-def _example_of(transition: Transition) -> Note:
+def _example_of(transition: Transition) -> Exemplar:
     # All labels of an exemplar together: 128 letters.
     labels = {
         "transition": m.label_value(transition.id)[:40],
         "onset_step": str(transition.onset_step),
     }
-    return Note(labels, 1.0, transition.detected_at)
+    return Exemplar(labels, 1.0, transition.detected_at)
 
 
-def _example(durations: Durations) -> Note | None:
+def _example(durations: Durations) -> Exemplar | None:
     if not durations.latest_timestamp:
         return None
     labels = {"step": str(durations.latest_step)}
-    return Note(labels, durations.latest_seconds, durations.latest_timestamp)
+    return Exemplar(labels, durations.latest_seconds, durations.latest_timestamp)
 
 
 def _family(metric: m.Metric, run: str, readings: Iterable[Reading]) -> Family:
@@ -260,12 +252,13 @@ def _family(metric: m.Metric, run: str, readings: Iterable[Reading]) -> Family:
     return cast(Family, family)
 
 
-def _buckets(durations: Durations, exemplar: Note | None) -> list[tuple[str, float, Note | None]]:
-    bounds = [*map(str, m.MEASUREMENT_BUCKETS), "+Inf"]
+def _buckets(
+    durations: Durations, exemplar: Exemplar | None
+) -> list[tuple[str, float, Exemplar | None]]:
     return [
         (bound, count, exemplar if index == durations.latest_bucket else None)
         for index, (bound, count) in enumerate(
-            zip(bounds, accumulate(durations.counts), strict=True)
+            zip(BOUNDS, accumulate(durations.counts), strict=True)
         )
     ]
 
@@ -277,9 +270,11 @@ _FAMILIES = {
 }
 
 
-def _info(metric: m.Metric, labels: dict[str, str]) -> Family:
+def _info(metric: m.Metric, run: str, readings: Iterable[Reading]) -> Family:
     family = InfoMetricFamily(metric.name.removesuffix("_info"), metric.help)
-    family.add_metric([], {name: m.label_value(value) for name, value in labels.items()})
+    for reading in readings:
+        values = reading.labels if metric is m.BUILD else (run, *reading.labels)
+        family.add_metric([], dict(zip(metric.labels, map(m.label_value, values), strict=True)))
     return family
 
 

@@ -8,6 +8,7 @@ own handshake and a time-out, and their number is bounded.
 from __future__ import annotations
 
 import errno
+import gzip
 import logging
 import socket
 import ssl
@@ -19,8 +20,10 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.exposition import choose_encoder
 
 from phasewatch.monitor.config import ExporterConfig
+from phasewatch.monitor.sinks.prometheus_collector import RunCollector
 
 logger = logging.getLogger(__name__)
 
@@ -58,20 +61,20 @@ class Scrapes:
 
         def observed(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
             ended = self._ended()  # before the page is made: the page then says so too
+            if _SCRAPER in environ:
+                self._came()
             page: list[bytes] = app(environ, start_response)
-            if _SCRAPER not in environ:
-                return page
-            return _Page(page, lambda: self._sent(ended))
+            if ended and _SCRAPER in environ:
+                return _Page(page, self.end_seen.set)
+            return page
 
         return observed
 
-    def _sent(self, ended: bool) -> None:
+    def _came(self) -> None:
         now = time.monotonic()
         if self._last is not None:
             self._interval = now - self._last
         self._last = now
-        if ended:
-            self.end_seen.set()
 
     @property
     def patience_seconds(self) -> float:
@@ -80,6 +83,32 @@ class Scrapes:
             return 0.0
         due = self._last + 2 * self._interval + IDLE_SECONDS - time.monotonic()
         return min(max(due, 0.0), MAX_PATIENCE)
+
+
+def application(collector: RunCollector) -> Any:
+    """The pages of one run as a WSGI application; what is unusual is left to prometheus_client."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    usual = make_wsgi_app(registry)
+
+    def answer(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        if (
+            environ["REQUEST_METHOD"] != "GET"
+            or environ.get("QUERY_STRING")
+            or environ["PATH_INFO"] == "/favicon.ico"
+        ):
+            other: list[bytes] = usual(environ, start_response)
+            return other
+        _, content_type = choose_encoder(environ.get("HTTP_ACCEPT", ""))
+        page = collector.text(openmetrics=content_type.startswith("application/openmetrics"))
+        headers = [("Content-Type", content_type)]
+        if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", ""):
+            page = gzip.compress(page, compresslevel=1)
+            headers.append(("Content-Encoding", "gzip"))
+        start_response("200 OK", headers)
+        return [page]
+
+    return answer
 
 
 class _Page(list[bytes]):
@@ -158,7 +187,7 @@ class MetricsServer(ThreadingMixIn, WSGIServer):
 
 
 def serve(
-    config: ExporterConfig, registry: CollectorRegistry, scrapes: Scrapes
+    config: ExporterConfig, collector: RunCollector, scrapes: Scrapes
 ) -> tuple[MetricsServer, threading.Thread]:
     """Listen on the first free port, in the end on any.
 
@@ -166,7 +195,7 @@ def serve(
         OSError: No port can be bound, or a certificate cannot be read: names the setting.
     """
     context = _tls(config)
-    app = scrapes.watching(make_wsgi_app(registry))
+    app = scrapes.watching(application(collector))
     last = min(config.port + config.num_ports, 65536)
     ports = [*range(config.port, last), 0] if config.port else [0]
     for port in ports:

@@ -230,8 +230,8 @@ def test_a_run_waits_no_longer_than_two_intervals(serve, health, monkeypatch):
     sink = serve()
     clock = iter([100.0, 104.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    sink._scrapes._sent(False)
-    sink._scrapes._sent(False)
+    sink._scrapes._came()
+    sink._scrapes._came()
     monkeypatch.setattr(time, "monotonic", lambda: 105.0)
     assert sink._scrapes.patience_seconds == 104 + 2 * 4 + 5 - 105
     monkeypatch.setattr(time, "monotonic", lambda: 900.0)  # that Prometheus is gone
@@ -271,7 +271,7 @@ def test_a_hostile_run_name_makes_a_target_file_in_the_folder(health, tmp_path, 
     (file,) = folder.iterdir()
     assert len(file.name) < 100
     (group,) = json.loads(file.read_text(encoding="utf-8"))
-    assert group["labels"]["run"] == sink._collector.run
+    assert group["labels"]["run"] == sink.collector.run
     health.state = RunState.FINISHED
     sink.close()
     assert list(folder.iterdir()) == []

@@ -89,6 +89,16 @@ def test_the_openmetrics_text_byte_for_byte(collector):
     assert generate_openmetrics(collector).decode() == OPENMETRICS_TEXT
 
 
+def test_our_own_texts_are_those_of_prometheus_client(collector):
+    assert collector.text(openmetrics=False) == generate_latest(collector)
+    assert collector.text(openmetrics=True) == generate_openmetrics(collector)
+    collector.keep(make_observation(130, 1e300, name="later", unit="1"))
+    collector.keep(make_observation(130, -0.0, name="zero", unit="1"))
+    collector.keep(make_observation(130, 123456789.5, name="many", unit="1"))
+    assert collector.text(openmetrics=False) == generate_latest(collector)
+    assert collector.text(openmetrics=True) == generate_openmetrics(collector)
+
+
 def test_both_texts_say_the_same(collector):
     """But for the examples, and the units, which the classic text does not know."""
     lines = [line.partition(" # ")[0] for line in OPENMETRICS_TEXT.splitlines()]
@@ -242,7 +252,8 @@ def test_a_hostile_page_is_read_back_by_every_parser(health):
     )
     registry = CollectorRegistry()
     registry.register(collector)
-    classic, openmetrics = generate_latest(registry), generate_openmetrics(registry)
+    classic, openmetrics = collector.text(openmetrics=False), collector.text(openmetrics=True)
+    assert (classic, openmetrics) == (generate_latest(registry), generate_openmetrics(registry))
     assert max(map(len, classic.splitlines())) < 10 * metrics.MAX_LABEL
     wanted = {metrics.label_value(text) for text in HOSTILE}
     for families in (
