@@ -21,7 +21,7 @@ from prometheus_client.samples import Exemplar
 
 from phasewatch.monitor import metrics as m
 from phasewatch.monitor.health import Durations, Health
-from phasewatch.monitor.sinks.prometheus_text import BOUNDS, Reading, Text
+from phasewatch.monitor.sinks.prometheus_text import BOUNDS, NUM_BUCKET_SERIES, Reading, Text
 from phasewatch.monitor.types import (
     Estimate,
     EstimateStatus,
@@ -47,6 +47,7 @@ class RunCollector:
         self.run = m.label_value(run)
         self._health = health
         self._latest: dict[str, Observation] = {}
+        self._made: dict[str, tuple[Observation, list[Reading]]] = {}
         self._num_refused = 0
         self._build = (_version(), platform.python_version())
         self._process = (experiment, platform.node(), str(os.getpid()))
@@ -94,12 +95,14 @@ class RunCollector:
         }
         num_series = num_omitted = 0
         for reading in self._readings():
-            size = reading.num_series
+            size = NUM_BUCKET_SERIES if isinstance(reading.value, Durations) else 1
             if num_series + size > m.MAX_SERIES:
                 num_omitted += size
                 continue
             num_series += size
-            found.setdefault(reading.metric.name, []).append(reading)
+            if (readings := found.get(reading.metric.name)) is None:
+                readings = found[reading.metric.name] = []
+            readings.append(reading)
         if num_omitted:
             self._tell_once(
                 "budget",
@@ -118,8 +121,13 @@ class RunCollector:
         # Training goes on meanwhile; copying a dictionary is one step of the interpreter.
         latest = self._latest.copy()
         yield from self._of_run()
-        for observation in latest.values():
-            yield from of_observation(observation)
+        made = self._made
+        for name, observation in latest.items():
+            # Most streams have not changed since the scrape before.
+            known = made.get(name)
+            if known is None or known[0] is not observation:
+                known = made[name] = observation, [*of_observation(observation)]
+            yield from known[1]
         yield from self._of_observables(latest)
 
     def _of_run(self) -> Iterator[Reading]:

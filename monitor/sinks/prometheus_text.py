@@ -31,11 +31,6 @@ class Reading(NamedTuple):
     value: float | Durations
     exemplar: Exemplar | None = None
 
-    @property
-    def num_series(self) -> int:
-        """Series that it takes."""
-        return NUM_BUCKET_SERIES if isinstance(self.value, Durations) else 1
-
 
 class Text:
     """Writes pages of one run.
