@@ -18,8 +18,8 @@ from support.scraping import free_port
 
 
 @contextmanager
-def running_prometheus(config: Path, data: Path, *options: str) -> Iterator[Callable[[str], Any]]:
-    """A Prometheus; yields a function that answers instant queries with their samples."""
+def running_prometheus(config: Path, data: Path, *options: str) -> Iterator[Callable[..., Any]]:
+    """A Prometheus; yields a function that answers queries with their samples or exemplars."""
     port = free_port()
     server = subprocess.Popen(
         [
@@ -41,10 +41,13 @@ def running_prometheus(config: Path, data: Path, *options: str) -> Iterator[Call
             assert server.poll() is None, "Prometheus has ended"
             return None
 
-    def query(expression: str, **parameters: str) -> Any:
+    def query(expression: str, what: str = "query", **parameters: str) -> Any:
         asked = urllib.parse.urlencode({"query": expression} | parameters)
-        answer = ask(f"api/v1/query?{asked}")
-        return [] if answer is None else json.loads(answer)["data"]["result"]
+        answer = ask(f"api/v1/{what}?{asked}")
+        if answer is None:
+            return []
+        data = json.loads(answer)["data"]
+        return data["result"] if isinstance(data, dict) else data
 
     try:
         wait_until(lambda: ask("-/ready"), what="Prometheus", seconds=60)
