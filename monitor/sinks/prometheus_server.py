@@ -94,7 +94,7 @@ def application(collector: RunCollector) -> Any:
     def answer(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         if (
             environ["REQUEST_METHOD"] != "GET"
-            or environ.get("QUERY_STRING")
+            or "name" in environ.get("QUERY_STRING", "")
             or environ["PATH_INFO"] == "/favicon.ico"
         ):
             other: list[bytes] = usual(environ, start_response)

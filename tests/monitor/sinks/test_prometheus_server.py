@@ -1,5 +1,6 @@
 """The HTTP server: TLS, client certificates, and clients that say nothing."""
 
+import gzip
 import socket
 import ssl
 import subprocess
@@ -8,12 +9,14 @@ import urllib.request
 from contextlib import ExitStack, contextmanager
 
 import pytest
+from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from phasewatch.monitor.config import ExporterConfig, MonitorConfig
 from phasewatch.monitor.errors import ConfigError
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.sinks import prometheus_server
 from phasewatch.monitor.sinks.prometheus import PrometheusSink
+from phasewatch.monitor.sinks.prometheus_collector import RunCollector
 from support.needs import need_binary
 from support.records import wait_until
 from support.scraping import scrape
@@ -144,3 +147,57 @@ def test_a_certificate_that_cannot_be_used_is_refused(serve, certificates, setti
 def test_a_key_without_a_certificate_is_refused():
     with pytest.raises(ConfigError, match="need certfile"):
         MonitorConfig.load({"exporter": {"keyfile": "server.key"}})
+
+
+ACCEPTS = [
+    "",
+    "*/*",
+    "text/plain;version=0.0.4",
+    "application/openmetrics-text",
+    "application/openmetrics-text; version=1.0.0; charset=utf-8",
+    # Prometheus 2.42, and Prometheus 3
+    "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.2",
+]
+
+
+@pytest.mark.parametrize("accept", ACCEPTS)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_answers_are_those_of_prometheus_client(accept, compressed):
+    collector = RunCollector('say "hi"', Health(leads={"val_loss": None}))
+    registry = CollectorRegistry()
+    registry.register(collector)
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/metrics", "HTTP_ACCEPT": accept}
+    if compressed:
+        environ["HTTP_ACCEPT_ENCODING"] = "gzip"
+    ours = answer(prometheus_server.application(collector), environ)
+    assert ours == answer(make_wsgi_app(registry), environ)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"REQUEST_METHOD": "POST"},
+        {"REQUEST_METHOD": "OPTIONS"},
+        {"PATH_INFO": "/favicon.ico"},
+        {"QUERY_STRING": "name[]=phasewatch_run_step"},
+    ],
+)
+def test_unusual_requests_are_answered_as_by_prometheus_client(change):
+    collector = RunCollector("demo", Health())
+    registry = CollectorRegistry()
+    registry.register(collector)
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/metrics"} | change
+    ours = answer(prometheus_server.application(collector), environ)
+    assert ours == answer(make_wsgi_app(registry), environ)
+
+
+def answer(app, environ):
+    told = []
+    body = b"".join(app(dict(environ), lambda *head: told.append(head)))
+    ((status, headers),) = told
+    if ("Content-Encoding", "gzip") in headers:
+        body = gzip.decompress(body)
+    return status, sorted(headers), body
