@@ -42,7 +42,6 @@ def render() -> str:
         "| `observable` | Name of the stream, as it was logged or measured. |",
         "| `unit` | Unit of its values. |",
         "| `sink` | Class of the sink. |",
-        "| `target` | Name of the alert target. |",
         "| `what` | What was left out: an observable, `store`, `exporter`. |",
         "",
         f"A value has at most {m.MAX_LABEL} letters. What is longer, or cannot be printed, is cut "

@@ -80,8 +80,9 @@ class Health:
         store_queue_depth: Rows waiting to be written.
         store_dropped: Rows lost because the queue was full.
         store_failed: Failed writes to the store.
-        alert_queue: Alerts waiting to be sent.
-        alert_failures: Attempts to send one that failed, by target.
+        alert_queue: Messages about transitions that wait to be sent.
+        alert_sent: Messages delivered.
+        alert_failures: Tries to deliver one that failed.
     """
 
     state: RunState = RunState.RUNNING
@@ -109,7 +110,8 @@ class Health:
     store_dropped: int = 0
     store_failed: int = 0
     alert_queue: int = 0
-    alert_failures: Counter[str] = field(default_factory=Counter)
+    alert_sent: int = 0
+    alert_failures: int = 0
 
     def born(self, observables: Iterable[str], sinks: Iterable[str]) -> None:
         """Give every counter its first value: one that appears above zero is not seen to rise."""

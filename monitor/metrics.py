@@ -185,7 +185,8 @@ LAST_TRANSITION_SEVERITY = _gauge(
 )
 
 ALERT_QUEUE = _gauge("alert_queue_messages", "Alerts waiting to be sent.", unit="messages")
-ALERT_FAILURES = _counter("alert_failures", "Attempts to send an alert that failed.", "target")
+ALERT_SENT = _counter("alert_sent_messages", "Alerts delivered.", unit="messages")
+ALERT_FAILURES = _counter("alert_failures", "Tries to deliver an alert that failed.")
 SINK_FAILURES = _counter("sink_failures", "Exceptions that a sink has raised.", "sink")
 STORE_QUEUE = _gauge("store_queue_rows", "Rows waiting to be written to the store.", unit="rows")
 STORE_DROPPED = _counter("store_dropped_rows", "Rows the store has lost.", unit="rows")
@@ -216,6 +217,7 @@ METRICS: tuple[Metric, ...] = (
     ESTIMATES,
     REPAIRS,
     ALERT_QUEUE,
+    ALERT_SENT,
     ALERT_FAILURES,
     STORE_QUEUE,
     STORE_DROPPED,

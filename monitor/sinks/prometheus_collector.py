@@ -149,8 +149,8 @@ class RunCollector:
             yield Reading(m.ESTIMATES, (status.value,), health.estimates.get(status, 0))
         yield Reading(m.REPAIRS, (), health.repairs)
         yield Reading(m.ALERT_QUEUE, (), health.alert_queue)
-        for target, count in health.alert_failures.copy().items():
-            yield Reading(m.ALERT_FAILURES, (target,), count)
+        yield Reading(m.ALERT_SENT, (), health.alert_sent)
+        yield Reading(m.ALERT_FAILURES, (), health.alert_failures)
         yield Reading(m.STORE_QUEUE, (), health.store_queue_depth)
         yield Reading(m.STORE_DROPPED, (), health.store_dropped)
         yield Reading(m.STORE_FAILURES, (), health.store_failed)

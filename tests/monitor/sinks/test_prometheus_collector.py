@@ -51,11 +51,12 @@ def collector(monkeypatch):
         store_dropped=2,
         store_failed=3,
         alert_queue=4,
+        alert_sent=3,
+        alert_failures=2,
         last_transition=make_transition("demo"),
     )
     health.leads.update(val_loss=None, llc=None)
     health.transitions[TransitionKind.GENERALISATION, "val_loss"] = 1
-    health.alert_failures["slack"] = 2
     health.estimates.update({EstimateStatus.OK: 4, EstimateStatus.UNCONVERGED: 1})
     monkeypatch.setattr(time, "time", lambda: 1_700_000_100.5)
     for step, seconds in ((20, 0.25), (40, 0.25), (60, 1.0), (80, 400.0), (100, 0.5)):
@@ -245,7 +246,7 @@ def test_a_hostile_page_is_read_back_by_every_parser(health):
         health.leads[text] = None
         health.transitions[TransitionKind.ACQUISITION, text] = 1
         health.measured(text, 0.5, 1)
-        health.skipped[text] = health.sink_failures[text] = health.alert_failures[text] = 1
+        health.skipped[text] = health.sink_failures[text] = 1
     evidence = {text: make_transition("demo").evidence["val_loss"] for text in HOSTILE}
     health.last_transition = make_transition(
         "demo", transition_id='"\n' * 500, kind=TransitionKind.ACQUISITION, evidence=evidence
