@@ -114,7 +114,7 @@ class ExporterConfig(_Model):
         targets_dir: Folder for a Prometheus file_sd target file; None writes none.
         linger_seconds: How long to go on serving after the run ended, for the last scrape. None
             waits until a Prometheus that has come before has seen the end: at most two of its
-            intervals and a minute, and not at all where none has come.
+            intervals and 75 seconds, and not at all where none has come.
         certfile: Certificate chain (PEM) to serve HTTPS with; None serves HTTP.
         keyfile: Its private key (PEM, not encrypted); None where the certificate's file holds it.
         client_cafile: Certificates (PEM) that sign those of the clients; who has none is refused.

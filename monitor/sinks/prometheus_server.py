@@ -33,8 +33,8 @@ IDLE_SECONDS = 5.0
 MAX_CONNECTIONS = 32
 """Connections served at once; what comes beyond is closed."""
 
-MAX_PATIENCE = 60.0
-"""Longest wait for a scrape after the end of a run, in seconds."""
+MAX_PATIENCE = 75.0
+"""Longest wait for a scrape after the end of a run, in seconds: an interval of a minute, and more."""
 
 FIRST_INTERVAL = 15.0
 """Scrape interval taken for that of a Prometheus that has come once, in seconds."""
