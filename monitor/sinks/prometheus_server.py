@@ -34,7 +34,7 @@ MAX_CONNECTIONS = 32
 """Connections served at once; what comes beyond is closed."""
 
 MAX_PATIENCE = 75.0
-"""Longest wait for a scrape after the end of a run, in seconds: an interval of a minute, and more."""
+"""Longest wait for a scrape after the end of a run, in seconds: more than the usual minute."""
 
 FIRST_INTERVAL = 15.0
 """Scrape interval taken for that of a Prometheus that has come once, in seconds."""
