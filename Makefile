@@ -6,9 +6,9 @@ STAMP  := $(VENV)/.installed
 PEERS  := .venv-peers
 PEER   := $(PEERS)/.installed
 RIVALS := $(PEERS)/.rivals
-SOURCES := callbacks deploy detectors monitor examples tests
+SOURCES := callbacks deploy detectors docs monitor examples tests
 
-.PHONY: dashboards demo test check lint types mypy slow bench bench-detection bench-peers \
+.PHONY: dashboards demo docs test check lint types mypy slow bench bench-detection bench-peers \
 	false-alarms clean
 
 $(STAMP): pyproject.toml constraints.txt
@@ -43,6 +43,10 @@ dashboards: $(STAMP)
 	$(BIN)/python deploy/grafana/build.py
 
 check: lint mypy test slow
+
+# Pages that are made from code; a test holds them equal.
+docs: $(STAMP)
+	$(BIN)/python docs/build_metrics.py
 
 bench: $(STAMP)
 	@for script in tests/benchmarks/*.py; do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done

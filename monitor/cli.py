@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phasewatch.monitor import cli_doctor, cli_grafana, cli_replay, cli_stack
+from phasewatch.monitor import (
+    cli_doctor,
+    cli_export,
+    cli_grafana,
+    cli_replay,
+    cli_stack,
+    cli_targets,
+)
 from phasewatch.monitor.cli_common import (
     DEFAULT_STORE,
     JsonOption,
@@ -125,6 +132,8 @@ def report(
 app.command()(cli_replay.detect)
 app.command()(cli_replay.replay)
 app.command()(cli_doctor.doctor)
+app.command()(cli_export.export)
+app.command()(cli_targets.targets)
 app.add_typer(cli_grafana.app, name="grafana")
 app.add_typer(cli_stack.app, name="stack")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -29,6 +31,10 @@ DEFAULT_OVERHEAD = 0.05
 
 DEFAULT_OBSERVABLES = ("gradient_norm", "weight_norm", "update_ratio", "llc")
 """Measured by default. Losses and logged metrics are always observed."""
+
+
+_SECRET = re.compile(r"(?<=//)\S+(?=@)")
+"""User and password in a URL: never printed."""
 
 
 class _Model(BaseModel):
@@ -107,7 +113,12 @@ class ExporterConfig(_Model):
         port: First port to try; the next free one is taken when it is in use.
         num_ports: How many ports to try, one after another, before any free one is taken.
         targets_dir: Folder for a Prometheus file_sd target file; None writes none.
-        linger_seconds: How long to go on serving after the run ended, for the last scrape.
+        linger_seconds: How long to go on serving after the run ended, for the last scrape. None
+            waits until a Prometheus that has come before has seen the end: at most two of its
+            intervals and 75 seconds, and not at all where none has come.
+        certfile: Certificate chain (PEM) to serve HTTPS with; None serves HTTP.
+        keyfile: Its private key (PEM, not encrypted); None where the certificate's file holds it.
+        client_cafile: Certificates (PEM) that sign those of the clients; who has none is refused.
     """
 
     enabled: bool = True
@@ -115,7 +126,63 @@ class ExporterConfig(_Model):
     port: Annotated[int, Field(ge=0, le=65535)] = 9877
     num_ports: PositiveInt = 50
     targets_dir: Path | None = None
-    linger_seconds: NonNegativeFloat = 0.0
+    linger_seconds: NonNegativeFloat | None = None
+    certfile: Path | None = None
+    keyfile: Path | None = None
+    client_cafile: Path | None = None
+
+    @model_validator(mode="after")
+    def _certificate_first(self) -> ExporterConfig:
+        if self.certfile is None and (self.keyfile or self.client_cafile):
+            raise ValueError("keyfile and client_cafile need certfile, the server's certificate")
+        return self
+
+    @property
+    def scheme(self) -> str:
+        """How the metrics are served."""
+        return "http" if self.certfile is None else "https"
+
+
+class PushgatewayConfig(_Model):
+    """A Pushgateway to push to, where no Prometheus can reach the run.
+
+    Attributes:
+        url: Its address, without user and password.
+        job: Label `job` of what is pushed.
+        interval_seconds: Time between two pushes.
+        timeout_seconds: How long the gateway may keep silent.
+        linger_seconds: How long the end of the run stays at the gateway before it is deleted: at
+            least two scrapes of Prometheus. Training's end waits for it.
+        username: User, where the gateway asks for one.
+        password_env: Environment variable that holds the password.
+        password_file: File that holds the password.
+    """
+
+    url: str
+    job: Annotated[str, Field(min_length=1, max_length=200)] = "phasewatch"
+    interval_seconds: PositiveFloat = 30.0
+    timeout_seconds: PositiveFloat = 5.0
+    linger_seconds: NonNegativeFloat = 30.0
+    username: Annotated[str, Field(min_length=1)] | None = None
+    password_env: Annotated[str, Field(min_length=1)] | None = None
+    password_file: Path | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _no_secret(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("give a URL, as http://gateway:9091")
+        if "@" in url:  # anywhere: a password may hold a slash
+            raise ValueError("give user and password as username and password_env or password_file")
+        return url
+
+    @model_validator(mode="after")
+    def _one_password(self) -> PushgatewayConfig:
+        given = (self.password_env is not None) + (self.password_file is not None)
+        if given != (self.username is not None):
+            raise ValueError("give username with one of password_env and password_file, or none")
+        return self
 
 
 class GrafanaConfig(_Model):
@@ -175,6 +242,7 @@ class MonitorConfig(_Model):
 
     Attributes:
         run_name: Name of the run; None makes one from the date and a random word.
+        experiment: Name of what the run is a part of; a label of its target.
         observables: What is measured, by name, with settings where wanted. A list of names will do.
         detectors: Detector by stream name, overriding `detectors.default`.
         every_n_steps: Cadence of every observable without its own.
@@ -184,6 +252,7 @@ class MonitorConfig(_Model):
         store: SQLAlchemy URL, or path of an SQLite file.
         exporter: The Prometheus endpoint.
         grafana: A Grafana that transitions are written into; None writes into none.
+        pushgateway: A Pushgateway to push to; None pushes nowhere.
         alerts: Direct alert targets.
         sampler: How the LLC is sampled.
         probe: The data on which the model is measured.
@@ -195,6 +264,7 @@ class MonitorConfig(_Model):
     """
 
     run_name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    experiment: Annotated[str, Field(max_length=200)] = ""
     observables: Mapping[str, ObservableConfig] = Field(
         default_factory=lambda: {name: ObservableConfig() for name in DEFAULT_OBSERVABLES}
     )
@@ -205,6 +275,7 @@ class MonitorConfig(_Model):
     store: str = "phasewatch.db"
     exporter: ExporterConfig = ExporterConfig()
     grafana: GrafanaConfig | None = None
+    pushgateway: PushgatewayConfig | None = None
     alerts: tuple[str, ...] = ()
     sampler: SamplerConfig = SamplerConfig()
     probe: ProbeConfig = ProbeConfig()
@@ -310,7 +381,8 @@ def describe(error: ValidationError, where: str, model: type[BaseModel]) -> str:
             known = ", ".join(sorted(_fields_at(model, item["loc"][:-1]))) or "none"
             lines.append(f"  {key}: unknown key; known here: {known}")
         else:
-            lines.append(f"  {key}: got {item['input']!r}; {item['msg']}")
+            shown = _SECRET.sub("***", repr(item["input"]))
+            lines.append(f"  {key}: got {shown}; {item['msg']}")
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from phasewatch.monitor.episodes import Point
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.names import is_validation
 from phasewatch.monitor.scalars import Chunk, Column
-from phasewatch.monitor.streams import Override, Stream, Streams, create_detector
+from phasewatch.monitor.streams import Override, Role, Stream, Streams, create_detector
 from phasewatch.monitor.transitions import TransitionTracker
 from phasewatch.monitor.types import EstimateStatus, Observation, Transition, TransitionStatus
 
@@ -242,9 +242,9 @@ class Detection:
 
     def _announce(self, transition: Transition) -> None:
         self._announced.add(transition.id)
-        self._health.transitions[transition.kind] += 1
-        self._health.last_transition = transition
         lead = next(iter(transition.evidence))
+        self._health.transitions[transition.kind, lead] += 1
+        self._health.last_transition = transition
         log.info(
             "transition: %s at step %d (detected at %d), %s %.4g → %.4g, seen by %s",
             transition.kind,
@@ -272,8 +272,10 @@ class Detection:
         return transition
 
     def refresh_scores(self) -> None:
-        """Write every detector's score into the health record."""
+        """Write every detector's score, and what can open a transition, into the health record."""
         for stream in self._streams:
+            if stream.detector is not None and stream.role is Role.LEAD:
+                self._health.leads.setdefault(stream.name)
             if math.isfinite(score := stream.score):
                 self._health.detector_scores[stream.name] = score
 

@@ -153,7 +153,7 @@ class Measuring:
                 self._fail(name, step, error)
             else:
                 self._failures_in_row.pop(name, None)
-                self._health.measured(name, time.perf_counter() - begin)
+                self._health.measured(name, time.perf_counter() - begin, step)
             finally:
                 seconds = time.perf_counter() - begin
                 self.planner.charge(name, step, seconds)

@@ -19,6 +19,15 @@ MAX_SERIES = 5_000
 MAX_LABEL = 200
 """Letters of a label's value."""
 
+MAX_LEADS = 50
+"""Observables with transitions of their own name; those of the others are counted together."""
+
+OTHER = "other"
+"""What the observables beyond are called."""
+
+MEASUREMENT_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+"""Upper bounds of the buckets of `phasewatch_measurement_seconds`, in seconds."""
+
 _DIGEST = 8
 
 
@@ -27,6 +36,7 @@ class MetricType(StrEnum):
 
     GAUGE = "gauge"
     COUNTER = "counter"
+    HISTOGRAM = "histogram"
     INFO = "info"
 
 
@@ -36,7 +46,7 @@ class Metric:
 
     Attributes:
         name: Full name, with its suffix.
-        type: Gauge, counter, or info (a gauge that is always 1 and speaks by its labels).
+        type: Gauge, counter, histogram, or info (always 1, it speaks by its labels).
         unit: Base unit, which the name carries; empty for plain counts.
         labels: Names of its labels.
         help: What it is, in a sentence.
@@ -78,8 +88,8 @@ BUILD = Metric(
 RUN = Metric(
     name="phasewatch_run_info",
     type=MetricType.INFO,
-    labels=("run", "host", "pid"),
-    help="The process that trains.",
+    labels=("run", "experiment", "host", "pid"),
+    help="The process that trains, and the experiment the run belongs to.",
 )
 
 RUN_STATE = _gauge("run_state", "1 for the state the run is in, 0 for the others.", "state")
@@ -99,8 +109,12 @@ MONITOR_SECONDS = _counter(
 )
 
 MEASUREMENTS = _counter("measurements", "Measurements that succeeded.", "observable")
-MEASUREMENT_SECONDS = _counter(
-    "measurement_seconds", "Time that measurements took.", "observable", unit="seconds"
+MEASUREMENT_SECONDS = Metric(
+    name="phasewatch_measurement_seconds",
+    type=MetricType.HISTOGRAM,
+    unit="seconds",
+    labels=("run", "observable"),
+    help="Time that measurements took.",
 )
 MEASUREMENT_FAILURES = _counter(
     "measurement_failures", "Measurements that raised an error.", "observable"
@@ -115,6 +129,14 @@ NONFINITE = _counter("nonfinite_values", "Values that were NaN or infinite.", "o
 REPAIRS = _counter("repairs", "Parts of the live module put back after a measurement changed them.")
 
 LOSS = _gauge("loss_nats", "Latest loss, in nats per sample.", "split", unit="nats")
+GRADIENT_NORM = _gauge("gradient_norm", "Latest norm of the gradient.", "observable")
+WEIGHT_NORM = _gauge("weight_norm", "Latest norm of the weights.", "observable")
+UPDATE_RATIO = _gauge(
+    "update_ratio",
+    "Latest norm of an optimizer step over that of the weights.",
+    "observable",
+    unit="ratio",
+)
 OBSERVABLE_VALUE = _gauge(
     "observable_value", "Latest value of an observable, in the unit named.", "observable", "unit"
 )
@@ -140,7 +162,12 @@ DETECTOR_SCORE = _gauge(
     "observable",
     unit="ratio",
 )
-TRANSITIONS = _counter("transitions", "Confirmed transitions.", "kind")
+TRANSITIONS = _counter(
+    "transitions",
+    "Confirmed transitions, by the observable that saw them first.",
+    "kind",
+    "observable",
+)
 LAST_TRANSITION_STEP = _gauge(
     "last_transition_step", "Step at which the latest transition was detected."
 )
@@ -153,6 +180,13 @@ LAST_TRANSITION_TIMESTAMP = _gauge(
     unit="seconds",
 )
 
+LAST_TRANSITION_SEVERITY = _gauge(
+    "last_transition_severity", "Effect size of the latest transition; 1 is tenfold."
+)
+
+ALERT_QUEUE = _gauge("alert_queue_messages", "Alerts waiting to be sent.", unit="messages")
+ALERT_SENT = _counter("alert_sent_messages", "Alerts delivered.", unit="messages")
+ALERT_FAILURES = _counter("alert_failures", "Tries to deliver an alert that failed.")
 SINK_FAILURES = _counter("sink_failures", "Exceptions that a sink has raised.", "sink")
 STORE_QUEUE = _gauge("store_queue_rows", "Rows waiting to be written to the store.", unit="rows")
 STORE_DROPPED = _counter("store_dropped_rows", "Rows the store has lost.", unit="rows")
@@ -179,8 +213,12 @@ METRICS: tuple[Metric, ...] = (
     LAST_TRANSITION_STEP,
     LAST_TRANSITION_ONSET_STEP,
     LAST_TRANSITION_TIMESTAMP,
+    LAST_TRANSITION_SEVERITY,
     ESTIMATES,
     REPAIRS,
+    ALERT_QUEUE,
+    ALERT_SENT,
+    ALERT_FAILURES,
     STORE_QUEUE,
     STORE_DROPPED,
     STORE_FAILURES,
@@ -191,6 +229,9 @@ METRICS: tuple[Metric, ...] = (
     LLC_STATUS,
     LLC_RHAT,
     LLC_ESS,
+    GRADIENT_NORM,
+    WEIGHT_NORM,
+    UPDATE_RATIO,
     OBSERVABLE_VALUE,
     OBSERVABLE_STDERR,
     MEASUREMENTS,
@@ -206,6 +247,13 @@ METRICS: tuple[Metric, ...] = (
 
 LOSS_SPLITS = {"train_loss": "train", "val_loss": "val", "test_loss": "test"}
 """Streams served as `phasewatch_loss_nats`, and their label `split`."""
+
+OWN_METRICS = {
+    "gradient_norm": GRADIENT_NORM,
+    "weight_norm": WEIGHT_NORM,
+    "update_ratio": UPDATE_RATIO,
+}
+"""Streams served under a name of their own, together with their parts ("weight_norm/block.1")."""
 
 CLOSED_LABELS: dict[str, tuple[str, ...]] = {
     "state": tuple(RunState),

@@ -13,6 +13,7 @@ from phasewatch.monitor.health import Health
 from phasewatch.monitor.scalars import Column, observations_of
 from phasewatch.monitor.sinks.grafana import GrafanaAnnotations
 from phasewatch.monitor.sinks.prometheus import PrometheusSink
+from phasewatch.monitor.sinks.prometheus_push import PushgatewaySink
 from phasewatch.monitor.store import Store
 from phasewatch.monitor.types import Observation, Sink, Transition
 
@@ -136,15 +137,25 @@ def _begun(url: str, begin: Callable[[Store], None]) -> Store:
 
 
 def open_exporter(config: MonitorConfig, run_name: str, health: Health) -> list[Sink]:
-    """Start the Prometheus endpoint; the default one is left out where it cannot be had.
+    """Start the Prometheus endpoint, and pushing if that is wanted.
+
+    The default endpoint is left out where it cannot be had.
 
     Raises:
-        ConfigError: The endpoint that the user configured cannot be opened.
+        ConfigError: The endpoint that the user configured cannot be opened, or the password of
+            the Pushgateway cannot be read.
     """
-    if not config.exporter.enabled:
-        return []
+    sinks: list[Sink] = []
+    if config.pushgateway is not None:
+        sinks.append(PushgatewaySink(run_name, config.pushgateway, health, config.experiment))
+    if config.exporter.enabled:
+        sinks += _open_endpoint(config, run_name, health)
+    return sinks
+
+
+def _open_endpoint(config: MonitorConfig, run_name: str, health: Health) -> list[Sink]:
     try:
-        return [PrometheusSink(run_name, config.exporter, health)]
+        return [PrometheusSink(run_name, config.exporter, health, config.experiment)]
     except OSError as error:
         if "exporter" in config.model_fields_set:
             raise ConfigError(f"exporter: {error}") from error

@@ -152,6 +152,7 @@ def test_every_metric_of_the_table_can_be_seen_but_for_a_few():
         m.MONITOR_SECONDS.name,
         m.MEASUREMENTS.name,
         m.EXPORTER_OMITTED.name,
+        m.ALERT_SENT.name,
     }
 
 

@@ -24,7 +24,7 @@ RUN = 'grok "p=53"\\'
 
 @pytest.fixture
 def sink(tmp_path):
-    health = Health(step=100)
+    health = Health(step=100, leads={"val_loss": None})
     sink = PrometheusSink(RUN, ExporterConfig(port=0, targets_dir=tmp_path / "targets"), health)
     sink.emit(make_observation(100, 0.25))
     sink.emit(make_observation(100, 12.5, name="llc", unit="1", detail=make_estimate()))
@@ -82,7 +82,7 @@ def test_a_run_is_found_and_read_with_its_own_label(query, sink):
     # A counter born at zero: its first step is seen as a step.
     born = query('phasewatch_transitions_total{kind="generalisation"}')
     assert [sample["value"][1] for sample in born] == ["0"]
-    sink._health.transitions[TransitionKind.GENERALISATION] = 1
+    sink._health.transitions[TransitionKind.GENERALISATION, "val_loss"] = 1
     risen = 'increase(phasewatch_transitions_total{kind="generalisation"}[1m]) > 0'
     wait_until(lambda: query(risen), what="the transition")
 

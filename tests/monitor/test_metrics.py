@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -33,7 +35,7 @@ def test_counters_and_they_alone_end_in_total(metric):
 def test_the_unit_is_in_the_name_and_is_a_base_unit(metric):
     stem = metric.name.removesuffix("_total")
     assert not metric.unit or stem.endswith(f"_{metric.unit}")
-    assert metric.unit in {"", "seconds", "ratio", "nats", "rows", "series"}
+    assert metric.unit in {"", "seconds", "ratio", "nats", "rows", "series", "messages"}
     for unit in ("seconds", "ratio", "nats"):
         assert not stem.endswith(f"_{unit}") or metric.unit == unit
     assert not re.search(r"(milli|micro)?(minutes|hours|ms|percent|bytes_kb)$", stem)
@@ -42,8 +44,9 @@ def test_the_unit_is_in_the_name_and_is_a_base_unit(metric):
 @EVERY
 def test_every_series_of_a_run_carries_its_name_and_no_step_or_message(metric):
     assert metric.labels[0] == "run" or metric is metrics.BUILD
-    allowed = {"run", "observable", "unit", "sink", "what", "host", "pid", "version", "python"}
-    assert set(metric.labels) <= allowed | set(metrics.CLOSED_LABELS)
+    named = {"run", "experiment", "observable", "unit", "sink", "what"}
+    allowed = named | {"host", "pid", "version", "python"} | set(metrics.CLOSED_LABELS)
+    assert set(metric.labels) <= allowed
 
 
 @EVERY
@@ -69,3 +72,8 @@ def test_an_unreadable_label_is_made_readable_and_stays_its_own(text):
     assert len(label) <= metrics.MAX_LABEL
     assert label.encode("utf-8")
     assert label != label_value(text + "!")
+
+
+def test_the_page_of_metrics_says_what_the_table_says():
+    page = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "build_metrics.py"))
+    assert page["PAGE"].read_text(encoding="utf-8") == page["render"](), "run `make docs`"

@@ -157,7 +157,8 @@ def test_a_transition_travels_to_store_sinks_and_health(settings, caplog) -> Non
     assert stored == watch.transitions[0]
     assert replace(stored, hindsight=None) == sink.transitions[-1]
     assert (stored.onset_step, stored.detected_step, stored.end_step) == (45, 50, 80)
-    assert sum(watch.health.transitions.values()) == 1
+    assert watch.health.transitions == {(stored.kind, "val_loss"): 1}
+    assert set(watch.health.leads) == {"val_loss"}
     lines = [r.message for r in caplog.records if r.message.startswith("transition:")]
     assert len(lines) == 1
 

@@ -1,75 +1,30 @@
-"""The endpoint: every byte of it, its ports, its end."""
+"""The endpoint of a run: its address, its end, its target file."""
 
+import json
 import logging
 import math
-import os
 import platform
-import re
 import socket
 import threading
+import time
 import urllib.error
-from pathlib import Path
+import urllib.request
 
 import pytest
-from prometheus_client import generate_latest
-from prometheus_client.openmetrics import parser as openmetrics_parser
-from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from phasewatch.monitor import metrics
 from phasewatch.monitor.config import ExporterConfig
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.sinks import prometheus
-from phasewatch.monitor.sinks.prometheus import PrometheusSink, RunCollector
-from phasewatch.monitor.types import EstimateStatus, RunState, TransitionKind
-from support.records import INF, NAN, make_estimate, make_observation, make_transition, start_python
+from phasewatch.monitor.sinks.prometheus import PrometheusSink
+from phasewatch.monitor.types import RunState
+from support.records import make_observation, start_python
 from support.scraping import OPENMETRICS, free_port, scrape
-
-CLASSIC_TEXT = (Path(__file__).parents[2] / "golden" / "exposition.txt").read_text(encoding="utf-8")
 
 
 @pytest.fixture
 def health():
     return Health()
-
-
-@pytest.fixture
-def collector(monkeypatch):
-    """A collector with nothing in it that differs between machines."""
-    monkeypatch.setattr(prometheus, "_version", lambda: "9.8.7")
-    monkeypatch.setattr(platform, "python_version", lambda: "3.11.7")
-    monkeypatch.setattr(platform, "node", lambda: "node")
-    monkeypatch.setattr(os, "getpid", lambda: 42)
-    health = Health(
-        step=120,
-        epoch=3,
-        last_step_timestamp=1_700_000_000.25,
-        steps_per_second=12.5,
-        overhead_ratio=0.04,
-        overhead_budget=0.05,
-        monitor_seconds_total=2.5,
-        repairs=1,
-        store_queue_depth=7,
-        store_dropped=2,
-        store_failed=3,
-        last_transition=make_transition("demo"),
-    )
-    health.transitions[TransitionKind.GENERALISATION] = 1
-    health.estimates.update({EstimateStatus.OK: 4, EstimateStatus.UNCONVERGED: 1})
-    health.measurements["llc"] = 5
-    health.measurement_seconds["llc"] = 1.5
-    health.measurement_failures["llc"] = 2
-    health.skipped["update_ratio"] = 1
-    health.nonfinite["val_loss"] = 1
-    health.detector_scores["val_loss"] = 0.75
-    health.sink_failures["Logger"] = 6
-    collector = RunCollector("demo", health)
-    collector.keep(make_observation(119, 0.5))
-    collector.keep(make_observation(120, 0.25))
-    collector.keep(make_observation(100, NAN, name="val_loss"))
-    collector.keep(make_observation(100, 12.5, name="llc", unit="1", detail=make_estimate()))
-    collector.keep(make_observation(100, name='say "hi"\\n', unit="1", stderr=0.125))
-    return collector
 
 
 @pytest.fixture
@@ -84,110 +39,6 @@ def serve(health):
     yield start
     for sink in sinks:
         sink.close()
-
-
-# The text ---------------------------------------------------------------------------------------
-
-
-def test_the_classic_text_byte_for_byte(collector):
-    assert generate_latest(collector).decode() == CLASSIC_TEXT
-
-
-def test_the_openmetrics_text_byte_for_byte(collector):
-    assert generate_openmetrics(collector).decode() == openmetrics_of(CLASSIC_TEXT)
-
-
-def test_the_openmetrics_text_is_read_by_a_strict_parser(collector):
-    text = generate_openmetrics(collector).decode()
-    families = list(openmetrics_parser.text_string_to_metric_families(text))
-    assert len(families) == len(metrics.METRICS)
-
-
-def openmetrics_of(classic):
-    """The same content as OpenMetrics spells it: families without suffix, and units."""
-    lines = []
-    for line in classic.splitlines():
-        if line.startswith("# "):
-            _, word, name, rest = line.split(" ", 3)
-            metric = {metric.name: metric for metric in metrics.METRICS}[name]
-            family = name.removesuffix("_total").removesuffix("_info")
-            if word == "TYPE":
-                rest = metric.type.value
-            lines.append(f"# {word} {family} {rest}")
-            if word == "TYPE" and metric.unit:
-                lines.append(f"# UNIT {family} {metric.unit}")
-        else:
-            lines.append(line)
-    return "\n".join([*lines, "# EOF", ""])
-
-
-def test_everything_in_the_table_is_served_and_nothing_else(collector):
-    served = re.findall(r"^# TYPE (\S+) ", CLASSIC_TEXT, re.MULTILINE)
-    assert served == [metric.name for metric in metrics.METRICS]
-
-
-def test_labels_are_those_of_the_table(collector):
-    families = {family.name: family for family in collector.collect()}
-    for metric in metrics.METRICS:
-        family = families[metric.name.removesuffix("_total").removesuffix("_info")]
-        for sample in family.samples:
-            assert set(sample.labels) == set(metric.labels)
-            for label, allowed in metrics.CLOSED_LABELS.items():
-                assert sample.labels.get(label, allowed[0]) in allowed
-
-
-def test_counters_that_can_be_known_are_born_at_zero(health):
-    text = generate_latest(RunCollector("demo", health)).decode()
-    for kind in TransitionKind:
-        assert f'phasewatch_transitions_total{{kind="{kind.value}",run="demo"}} 0.0\n' in text
-    for status in EstimateStatus:
-        assert f'phasewatch_estimates_total{{run="demo",status="{status.value}"}} 0.0\n' in text
-    for metric in metrics.METRICS:
-        if metric.type is metrics.MetricType.COUNTER and metric.labels == ("run",):
-            assert f'{metric.name}{{run="demo"}} 0.0\n' in text
-
-
-def test_a_stream_has_its_nonfinite_counter_before_the_first_such_value(health):
-    collector = RunCollector("demo", health)
-    collector.keep(make_observation(1))
-    text = generate_latest(collector).decode()
-    assert 'phasewatch_nonfinite_values_total{observable="train_loss",run="demo"} 0.0\n' in text
-
-
-@pytest.mark.parametrize("run", ['"', "\\", "a\nb", "a\rb\0", "\udcff", "}{", "x" * 500, "żółć"])
-def test_hostile_names_arrive_whole(health, run):
-    collector = RunCollector(run, health)
-    collector.keep(make_observation(1, name=run, unit=run))
-    text = generate_latest(collector).decode()
-    samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
-    label = metrics.label_value(run)
-    assert {s.labels["run"] for s in samples if "run" in s.labels} == {label}
-    (value,) = [s for s in samples if s.name == "phasewatch_observable_value"]
-    assert (value.labels["observable"], value.labels["unit"]) == (label, label)
-
-
-def test_values_that_are_not_finite_are_served_as_such(health):
-    collector = RunCollector("demo", health)
-    for name, value in (("a", NAN), ("b", INF), ("c", -INF)):
-        collector.keep(make_observation(1, value, name=name, unit="1"))
-    text = generate_latest(collector).decode()
-    found = dict(re.findall(r'value\{observable="(\w)",run="demo",unit="1"\} (\S+)', text))
-    assert found == {"a": "NaN", "b": "+Inf", "c": "-Inf"}
-
-
-def test_series_beyond_the_budget_are_left_out_and_counted(health, monkeypatch):
-    monkeypatch.setattr(metrics, "MAX_SERIES", 100)
-    collector = RunCollector("demo", health)
-    for index in range(150):
-        collector.keep(make_observation(1, name=f"metric_{index}", unit="1"))
-    collector.keep(make_observation(2, 0.75, name="metric_0", unit="1"))
-    families = {family.name: family.samples for family in collector.collect()}
-    served = sum(len(samples) for samples in families.values())
-    assert served == 100 + 3  # the infos and the count itself come on top
-    assert families["phasewatch_exporter_refused_values"][0].value == 50
-    # 27 series of the run, then a value for each stream kept, then its counter of NaNs.
-    assert families["phasewatch_exporter_omitted_series"][0].value == 27 + 100 + 100 - 100
-    assert families["phasewatch_observable_value"][0].value == 0.75
 
 
 # The server -------------------------------------------------------------------------------------
@@ -343,6 +194,88 @@ def test_the_endpoint_lingers_and_only_then_goes(serve, health, tmp_path, monkey
     sink.close()
     assert seen == [(12.5, True, 1)]
     assert list(tmp_path.iterdir()) == []
+
+
+def as_prometheus(url):
+    """A scrape by a Prometheus, which names its time-out."""
+    headers = {"X-Prometheus-Scrape-Timeout-Seconds": "10"}
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as page:
+        return page.read().decode()
+
+
+def test_a_run_that_prometheus_scrapes_waits_until_the_end_was_seen(serve, health, tmp_path):
+    sink = serve(targets_dir=tmp_path)
+    as_prometheus(sink.url)
+    health.state = RunState.FINISHED
+    closing = threading.Thread(target=sink.close)
+    closing.start()
+    closing.join(0.3)
+    assert closing.is_alive()
+    assert len(list(tmp_path.iterdir())) == 1
+    assert 'state="finished"} 1.0' in as_prometheus(sink.url)
+    closing.join(20)
+    assert not closing.is_alive()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_only_people_have_looked_at_ends_at_once(serve, health, monkeypatch):
+    sink = serve()
+    scrape(sink.url)
+    health.state = RunState.FINISHED
+    monkeypatch.setattr(sink._scrapes.end_seen, "wait", lambda seconds: pytest.fail("it waits"))
+    sink.close()
+
+
+def test_a_run_waits_no_longer_than_two_intervals(serve, health, monkeypatch):
+    sink = serve()
+    clock = iter([100.0, 104.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    sink._scrapes._came()
+    sink._scrapes._came()
+    monkeypatch.setattr(time, "monotonic", lambda: 105.0)
+    assert sink._scrapes.patience_seconds == 104 + 2 * 4 + 5 - 105
+    monkeypatch.setattr(time, "monotonic", lambda: 900.0)  # that Prometheus is gone
+    assert sink._scrapes.patience_seconds == 0
+
+
+def test_an_interrupt_while_it_waits_still_withdraws_the_target(
+    serve, health, tmp_path, monkeypatch
+):
+    sink = serve(targets_dir=tmp_path, linger_seconds=5.0)
+    health.state = RunState.INTERRUPTED
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prometheus.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sink.close()
+    assert list(tmp_path.iterdir()) == []
+    assert not sink._thread.is_alive()
+
+
+def test_the_target_carries_run_experiment_and_host(health, tmp_path):
+    sink = PrometheusSink("a/b", ExporterConfig(port=0, targets_dir=tmp_path), health, "primes")
+    (file,) = tmp_path.iterdir()
+    (group,) = json.loads(file.read_text())
+    labels = {"run": "a/b", "experiment": "primes", "host": platform.node()}
+    assert group == {"targets": [f"127.0.0.1:{sink.port}"], "labels": labels}
+    assert 'experiment="primes",host="' in scrape(sink.url)
+    sink.close()
+
+
+@pytest.mark.parametrize("run", ["../../etc/passwd", "\udcff", "a\nb", "x" * 10_000, "..", "\0"])
+def test_a_hostile_run_name_makes_a_target_file_in_the_folder(health, tmp_path, run):
+    folder = tmp_path / "targets"
+    sink = PrometheusSink(run, ExporterConfig(port=0, targets_dir=folder), health)
+    (file,) = folder.iterdir()
+    assert len(file.name) < 100
+    (group,) = json.loads(file.read_text(encoding="utf-8"))
+    assert group["labels"]["run"] == sink.collector.run
+    health.state = RunState.FINISHED
+    sink.close()
+    assert list(folder.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_a_folder_that_cannot_be_written_is_refused_and_nothing_is_served(serve, tmp_path, caplog):
