@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from phasewatch.monitor.alerts import AlertsConfig
 from phasewatch.monitor.errors import ConfigError
 from phasewatch.monitor.schedule import Cadence, EveryNSteps
 
@@ -165,7 +166,7 @@ class MonitorConfig(_Model):
             None is 0.05, or no budget when `every_n_steps` or `schedule` is given.
         store: SQLAlchemy URL, or path of an SQLite file.
         exporter: The Prometheus endpoint.
-        alerts: Direct alert targets.
+        alerts: Direct alerts. A list of URLs will do.
         sampler: How the LLC is sampled.
         probe: The data on which the model is measured.
         false_alarms_per_run: Expected false alarms of a whole run, over all its streams.
@@ -182,7 +183,7 @@ class MonitorConfig(_Model):
     overhead: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     store: str = "phasewatch.db"
     exporter: ExporterConfig = ExporterConfig()
-    alerts: tuple[str, ...] = ()
+    alerts: AlertsConfig = AlertsConfig()
     sampler: SamplerConfig = SamplerConfig()
     probe: ProbeConfig = ProbeConfig()
     false_alarms_per_run: PositiveFloat = 0.1
@@ -198,6 +199,11 @@ class MonitorConfig(_Model):
         if isinstance(value, (list, tuple)):
             return {name: {} for name in value}
         return value
+
+    @field_validator("alerts", mode="before")
+    @classmethod
+    def _urls_to_settings(cls, value: Any) -> Any:
+        return {"targets": value} if isinstance(value, (str, list, tuple)) else value
 
     @field_validator("detectors", mode="before")
     @classmethod
@@ -284,6 +290,8 @@ def describe(error: ValidationError, where: str, model: type[BaseModel]) -> str:
         if item["type"] == "extra_forbidden":
             known = ", ".join(sorted(_fields_at(model, item["loc"][:-1]))) or "none"
             lines.append(f"  {key}: unknown key; known here: {known}")
+        elif item["loc"][:1] == ("alerts",):  # its URLs are secrets
+            lines.append(f"  {key}: {item['msg']}")
         else:
             lines.append(f"  {key}: got {item['input']!r}; {item['msg']}")
     return "\n".join(lines)
