@@ -185,48 +185,46 @@ class Outbox:
             if message.delivery is Delivery.SENT and message.state not in over
         ]
 
-    def claim(self, targets: Sequence[str]) -> Message | None:
-        """Take the first waiting message of a target; None if there is none, or not now.
-
-        An alert that was withdrawn before anybody tried to send it is dropped with its withdrawal.
+    def first(self, targets: Sequence[str]) -> Message | None:
+        """The first waiting message of a target; None if there is none, or not now.
 
         Args:
             targets: The names the target goes by.
         """
         with self._database.reading() as connection:
-            if self._head(connection, targets) is None:
-                return None  # without waiting for the write lock
+            head = self._head(connection, targets)
+            if head is None or (head.not_before or 0.0) > time.time():
+                return None
+            return _message(connection, head)
+
+    def claim(self, message: Message) -> bool:
+        """Take a message, so that nobody else sends it meanwhile; False if it is not to be had.
+
+        An alert that was withdrawn before anybody tried to send it is dropped with its withdrawal.
+        """
+        now = time.time()
+        is_free = or_(
+            _table.c.claimed_until.is_(None),
+            _table.c.claimed_until <= now,
+            _table.c.claimed_by == self._owner,
+        )
         with self._database.writing() as connection:
-            while (head := self._head(connection, targets)) is not None:
-                now = time.time()
-                is_free = (
-                    head.claimed_until is None
-                    or head.claimed_until <= now
-                    or head.claimed_by == self._owner
+            if not message.tries and self._drop_withdrawn(connection, message):
+                return False
+            taken = connection.execute(
+                update(_table)
+                .where(
+                    _table.c.id == message.id,
+                    _table.c.delivery == Delivery.WAITING.value,
+                    is_free,
                 )
-                if not is_free or (head.not_before or 0.0) > now:
-                    return None
-                if not head.tries and self._drop_withdrawn(connection, head):
-                    continue
-                taken = connection.execute(
-                    update(_table)
-                    .where(
-                        _table.c.id == head.id,
-                        _table.c.delivery == Delivery.WAITING.value,
-                        or_(
-                            _table.c.claimed_until.is_(None),
-                            _table.c.claimed_until <= now,
-                            _table.c.claimed_by == self._owner,
-                        ),
-                    )
-                    .values(
-                        claimed_by=self._owner,
-                        claimed_until=now + CLAIM_SECONDS,
-                        tries=_table.c.tries + 1,
-                    )
+                .values(
+                    claimed_by=self._owner,
+                    claimed_until=now + CLAIM_SECONDS,
+                    tries=_table.c.tries + 1,
                 )
-                return _message(connection, head) if taken.rowcount == 1 else None
-        return None
+            )
+            return taken.rowcount == 1
 
     def delivered(self, message: Message) -> None:
         """The target has taken the message."""
@@ -252,15 +250,16 @@ class Outbox:
             .limit(1)
         ).first()
 
-    def _drop_withdrawn(self, connection: Connection, head: Row[Any]) -> bool:
-        """Drop an alert that nobody has got, if its withdrawal waits as well."""
+    def _drop_withdrawn(self, connection: Connection, message: Message) -> bool:
+        """Drop an alert that nobody can have got, if its withdrawal waits as well."""
         rows = connection.execute(
-            select(_table.c.id, _table.c.state, _table.c.delivery).where(
-                _table.c.transition_id == head.transition_id, _table.c.target == head.target
+            select(_table.c.id, _table.c.state, _table.c.tries).where(
+                _table.c.transition_id == message.transition.id,
+                _table.c.target == message.target,
             )
         ).all()
         is_withdrawn = any(row.state == TransitionStatus.WITHDRAWN.value for row in rows)
-        if not is_withdrawn or any(row.delivery == Delivery.SENT.value for row in rows):
+        if not is_withdrawn or any(row.tries for row in rows):
             return False
         connection.execute(
             update(_table)

@@ -105,6 +105,11 @@ class Store:
         return self._database.url.render_as_string(hide_password=False)
 
     @property
+    def database(self) -> Database:
+        """The database behind it."""
+        return self._database
+
+    @property
     def outbox(self) -> Outbox:
         """Messages about transitions, sent and waiting."""
         self._refuse_in_fork()
@@ -265,6 +270,10 @@ class Store:
     def names(self, run_id: str) -> list[str]:
         """Names of what was observed in a run, sorted."""
         return self._fresh_reader().names(run_id)
+
+    def units(self, run_id: str) -> dict[str, str]:
+        """Unit of each stream of a run, by name."""
+        return self._fresh_reader().units(run_id)
 
     def streams(self, run_id: str) -> list[StreamInfo]:
         """What was observed in a run: for each name how often, and the last value."""

@@ -17,6 +17,8 @@ ROOMS = {
     "ruptures": ("detectors/",),
     "prometheus_client": ("monitor/sinks/prometheus",),
     "tensorboard": ("monitor/curves_formats.py",),
+    "apprise": ("monitor/sinks/apprise.py",),
+    "requests": ("monitor/sinks/apprise.py",),
     "torch": (
         "monitor/sampling/",
         "monitor/observables/",

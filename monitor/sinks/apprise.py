@@ -97,8 +97,8 @@ _send = requests.Session.send
 
 def _remember(self: requests.Session, request: Any, **settings: Any) -> requests.Response:
     _seen.answer = None
-    _seen.answer = _send(self, request, **settings)
-    return _seen.answer
+    answer = _seen.answer = _send(self, request, **settings)
+    return answer
 
 
 # Apprise says yes or no; when to come back stands in the answer, which it keeps to itself.
