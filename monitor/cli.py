@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phasewatch.monitor import cli_replay
+from phasewatch.monitor import cli_alerts, cli_replay
 from phasewatch.monitor.cli_common import (
     DEFAULT_STORE,
     JsonOption,
@@ -124,6 +124,8 @@ def report(
 
 app.command()(cli_replay.detect)
 app.command()(cli_replay.replay)
+app.command("test-alert")(cli_alerts.try_targets)
+app.command()(cli_alerts.outbox)
 
 
 @app.command()

@@ -22,7 +22,7 @@ from phasewatch.monitor.store_codec import decode_transition
 from phasewatch.monitor.store_engine import Database
 from phasewatch.monitor.types import Transition, TransitionStatus
 
-CLAIM_SECONDS = 60.0
+CLAIM_SECONDS = 120.0
 """How long a message belongs to the sender that took it: longer than any one try."""
 
 _table = schema.outbox

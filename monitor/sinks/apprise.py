@@ -6,9 +6,10 @@ Only for processes that do not train: Apprise and what it uses draw from global 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import apprise
@@ -24,15 +25,26 @@ MAX_REASON = 200
 _SETTINGS = apprise.AppriseAsset(
     app_id="phasewatch", app_desc="phasewatch", app_url="", async_mode=False
 )
-_seen = threading.local()
+
+
+@dataclass(slots=True)
+class _Trace:
+    """What is learnt of one call: the lines logged, and the last answer of a web server."""
+
+    lines: list[str] = field(default_factory=list)
+    answer: requests.Response | None = None
+
+
+# Apprise may work in threads of its own; it gives them the context of the caller.
+_current: ContextVar[_Trace | None] = ContextVar("phasewatch_trace", default=None)
 
 
 def check_apprise(url: str) -> str:
     """Why a URL cannot be used; empty if it can."""
-    with _listening() as heard:
+    with _listening() as trace:
         if apprise.Apprise.instantiate(url, asset=_SETTINGS) is not None:
             return ""
-    said = "; ".join(masked(line, url) for line in heard)[:MAX_REASON]
+    said = _said(trace, url)
     return f"Apprise cannot use it{f' ({said})' if said else ''}"
 
 
@@ -42,7 +54,7 @@ def send_by_apprise(url: str, alert: Alert) -> None:
     Raises:
         DeliveryError: The service has not taken it.
     """
-    with _listening() as heard:
+    with _listening() as trace:
         service = apprise.Apprise(asset=_SETTINGS)
         if not service.add(url):
             raise DeliveryError(check_apprise(url))
@@ -55,12 +67,16 @@ def send_by_apprise(url: str, alert: Alert) -> None:
         )
     if taken:
         return
-    answer: requests.Response | None = _seen.answer
+    answer = trace.answer
     if answer is not None and not answer.ok:
         wait = retry_after_seconds(answer.headers.get("Retry-After"))
         raise DeliveryError(f"HTTP {answer.status_code}", wait)
-    reason = masked("; ".join(heard), url)[:MAX_REASON]
-    raise DeliveryError(reason or "not taken, for a reason that Apprise does not tell")
+    raise DeliveryError(_said(trace, url) or "not taken, for a reason that Apprise does not tell")
+
+
+def _said(trace: _Trace, url: str) -> str:
+    """What Apprise logged; no line with the URL, for its mask leaves first and last letters."""
+    return masked("; ".join(line for line in trace.lines if "://" not in line), url)[:MAX_REASON]
 
 
 def _type(alert: Alert) -> apprise.NotifyType:
@@ -71,33 +87,32 @@ def _type(alert: Alert) -> apprise.NotifyType:
 
 
 @contextmanager
-def _listening() -> Iterator[list[str]]:
-    """What Apprise logs in this thread, and in `_seen.answer` the last answer it got."""
-    heard: list[str] = []
-    thread = threading.get_ident()
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.thread == thread:
-                heard.append(record.getMessage())
-
-    logger = logging.getLogger("apprise")
-    logger.propagate = False  # its lines may hold secrets
-    listener = Listener(logging.WARNING)
-    logger.addHandler(listener)
-    _seen.answer = None
+def _listening() -> Iterator[_Trace]:
+    trace = _Trace()
+    token = _current.set(trace)
     try:
-        yield heard
+        yield trace
     finally:
-        logger.removeHandler(listener)
+        _current.reset(token)
 
+
+class _Listener(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if (trace := _current.get()) is not None:
+            trace.lines.append(record.getMessage())
+
+
+_logger = logging.getLogger("apprise")
+_logger.propagate = False  # its lines may hold secrets
+_logger.addHandler(_Listener(logging.WARNING))
 
 _send = requests.Session.send
 
 
 def _remember(self: requests.Session, request: Any, **settings: Any) -> requests.Response:
-    _seen.answer = None
-    answer = _seen.answer = _send(self, request, **settings)
+    trace = _current.get() or _Trace()
+    trace.answer = None
+    trace.answer = answer = _send(self, request, **settings)
     return answer
 
 
