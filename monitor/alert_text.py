@@ -165,7 +165,7 @@ def _change(transition: Transition, stream: str, units: Mapping[str, str]) -> st
 
 def _links(transition: Transition, run: str, config: AlertsConfig) -> dict[str, str]:
     links = {}
-    name = quote(run, safe="")
+    name = quote(run, safe="", errors="replace")
     if config.report_url:
         links["Report"] = config.report_url.replace("{run}", name)
     if config.grafana_url:
