@@ -6,6 +6,7 @@ another process takes them from there.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -28,6 +29,10 @@ COMMAND = (sys.executable, "-P", "-m", "phasewatch.monitor.alert_sender")
 """No fork: CUDA and threads do not survive one. `-P`: nor may a file here hide a module."""
 
 CHECK_SECONDS = 60.0
+
+IDLE_SECONDS = 60.0
+"""A sender with nothing to do ends; the next message starts another."""
+
 RESTART_SECONDS = 30.0
 """Pause before a sender that has ended is replaced."""
 
@@ -89,6 +94,7 @@ class AlertProcess:
             "run_id": run_id,
             "targets": [{"name": target.name, "url": target.url} for target in targets],
             "config": config.model_dump(mode="json", exclude={"targets"}),
+            "idle_seconds": IDLE_SECONDS,
         }
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = -RESTART_SECONDS
@@ -107,14 +113,19 @@ class AlertProcess:
             self._start()
 
     def recipients(self, transition: Transition) -> tuple[Recipient, ...]:
-        """Whom the store is to write messages for; starts the sender if it must."""
+        """Whom the store is to write messages for."""
         is_early = transition.status is TransitionStatus.SUSPECTED
-        if is_early and self._config.at != "suspected":
-            return ()
-        self._expected_at = time.monotonic()
-        self._is_expecting = True
-        self._start()
-        return self._recipients
+        return () if is_early and self._config.at != "suspected" else self._recipients
+
+    def expect(self, transition: Transition) -> None:
+        """Have messages that were just entered sent; starts the sender if it must."""
+        is_end = transition.status is TransitionStatus.ENDED
+        num_new = sum(recipient.updates or not is_end for recipient in self._recipients)
+        if num_new:
+            self._health.alert_queue += num_new  # until the sender says how many wait
+            self._expected_at = time.monotonic()
+            self._is_expecting = True
+            self._start()
 
     def refresh(self) -> None:
         """Hear from the sender; put a new one in the place of one that ended too early."""
@@ -186,8 +197,9 @@ class AlertProcess:
         assert process.stdout is not None  # noqa: S101
         if os.name == "posix":
             os.set_blocking(process.stdout.fileno(), False)
-        process.stdin.write(json.dumps(self._order).encode() + b"\n")
-        process.stdin.flush()
+        with contextlib.suppress(OSError):  # it has ended at once: seen at the next refresh
+            process.stdin.write(json.dumps(self._order).encode() + b"\n")
+            process.stdin.flush()
 
     def _hear(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None  # noqa: S101 - asked for at the start
@@ -219,10 +231,8 @@ class AlertProcess:
             log.warning("the process that sends alerts ended with %d", process.returncode)
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
-                try:
+                with contextlib.suppress(OSError):  # nobody is left to read the rest
                     pipe.close()
-                except OSError:  # what was to be written has nobody to read it
-                    continue
         self._before = (self._health.alert_sent, self._health.alert_failures)
         self._rest = b""
         self._process = None

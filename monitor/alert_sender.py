@@ -17,7 +17,6 @@ import sys
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -38,8 +37,11 @@ from phasewatch.monitor.store import Store
 POLL_SECONDS = 0.5
 """How often a sender looks for messages, and for what it is told."""
 
-IDLE_SECONDS = 60.0
-"""A sender with nothing to do ends; the next message starts another."""
+REPORT_SECONDS = 5.0
+"""How often a sender says how it is doing though nothing has changed."""
+
+REFUSALS = {"HTTP 400", "HTTP 413", "HTTP 415", "HTTP 422"}
+"""Answers that may be about the picture: the next try goes without."""
 
 FIRST_RETRY_SECONDS = 1.0
 MAX_RETRY_SECONDS = 300.0
@@ -186,7 +188,8 @@ class Courier:
         message = self._outbox.first(self.names)
         if message is None:
             return False
-        alert = self._desk.write(message, drawn=not self.target.is_alertmanager)
+        drawn = not self.target.is_alertmanager and message.last_error not in REFUSALS
+        alert = self._desk.write(message, drawn=drawn)
         if not self._outbox.claim(message):
             return False
         try:
@@ -243,7 +246,7 @@ def couriers(
     **more: Any,
 ) -> list[Courier]:
     """A courier for each target."""
-    outbox = Outbox(store.database, owner=uuid.uuid4().hex)
+    outbox = store.outbox
     desk = Desk(store, config, folder)
     waiting, names = outbox.waiting_targets(), {target.name for target in targets}
     return [
@@ -267,6 +270,7 @@ class Office:
         self._closing = threading.Event()
         self._notes: list[str] = []
         self._last_report = b""
+        self._reported_at = 0.0
 
     def run(self) -> None:
         """Work until told to close, or until there has been nothing to do for a while."""
@@ -306,7 +310,7 @@ class Office:
             is_over = deadline is not None and (
                 now >= deadline or not _or_none(lambda: outbox.num_waiting(_to_send(crew)))
             )
-            if is_over or now - busy_at > IDLE_SECONDS:
+            if is_over or now - busy_at > self._order["idle_seconds"]:
                 return
             time.sleep(POLL_SECONDS if deadline is None else POLL_SECONDS / 5)
 
@@ -336,8 +340,10 @@ class Office:
             "say": notes[:10],
         }
         line = json.dumps(content).encode() + b"\n"
-        if line == self._last_report:
+        now = time.monotonic()
+        if line == self._last_report and now < self._reported_at + REPORT_SECONDS:
             return
+        self._reported_at = now
         try:
             os.write(sys.stdout.fileno(), line)
             self._last_report = line

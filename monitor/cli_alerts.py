@@ -24,7 +24,7 @@ from phasewatch.monitor.cli_common import (
     printable,
     say,
 )
-from phasewatch.monitor.errors import ConfigError
+from phasewatch.monitor.errors import ConfigError, PhasewatchError
 
 if TYPE_CHECKING:
     from phasewatch.monitor.alerts import AlertsConfig, Target
@@ -78,6 +78,9 @@ def outbox(
         bool,
         typer.Option("--flush", help="Send what waits, now: no quiet hours, no limit of the rate."),
     ] = False,
+    drop: Annotated[
+        list[int] | None, typer.Option("--drop", help="Id of a message to give up.")
+    ] = None,
     config: ConfigOption = None,
     show_all: Annotated[
         bool, typer.Option("--all", help="List also what was sent or dropped.")
@@ -86,6 +89,9 @@ def outbox(
 ) -> None:
     """List the alerts that wait to be sent; with --flush, send them. Exit code 1 if any is left."""
     with open_history(store) as history:
+        for number in drop or ():
+            if not history.outbox.drop(number):
+                raise PhasewatchError(f"--drop {number}: no message with this id waits")
         if flush:
             settings, targets = _targets(config)
             _flush(history, settings, targets)

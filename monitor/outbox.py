@@ -2,24 +2,26 @@
 
 A message is entered once for each transition, state and target, in the transaction that stores the
 transition. Senders take the messages of a target one after the other, in the order of entry. One
-that is being sent is claimed for a while, so that two senders do not send it both; a sender that
-dies leaves a claim that runs out.
+that is being sent is claimed for a while, so that two senders do not send it both. The claim of a
+sender that has died ends with it on its own machine, and runs out seen from others.
 """
 
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import func, insert, inspect, or_, select, update
+from sqlalchemy import func, insert, inspect, select, update
 from sqlalchemy.engine import Connection, Row
 
 from phasewatch.monitor import store_schema as schema
 from phasewatch.monitor.store_codec import decode_transition
 from phasewatch.monitor.store_engine import Database
+from phasewatch.monitor.store_process import ProcessIdentity
 from phasewatch.monitor.types import Transition, TransitionStatus
 
 CLAIM_SECONDS = 120.0
@@ -29,7 +31,7 @@ _table = schema.outbox
 
 
 class Delivery(StrEnum):
-    """What has become of a message. DROPPED: taken back before anybody had been told."""
+    """What has become of a message. DROPPED: taken back in time, or given up by a person."""
 
     WAITING = "waiting"
     SENT = "sent"
@@ -134,12 +136,12 @@ class Outbox:
 
     Args:
         database: Where they are.
-        owner: Who claims messages here.
     """
 
-    def __init__(self, database: Database, owner: str = "") -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._owner = owner
+        process = ProcessIdentity.current()
+        self._owner = f"{process.machine}|{process.pid}|{process.start}|{uuid.uuid4().hex}"
 
     def messages(self, *targets: str, delivery: Delivery | None = None) -> list[Message]:
         """The messages in the order of entry, of all targets if none is named.
@@ -203,21 +205,17 @@ class Outbox:
         An alert that was withdrawn before anybody tried to send it is dropped with its withdrawal.
         """
         now = time.time()
-        is_free = or_(
-            _table.c.claimed_until.is_(None),
-            _table.c.claimed_until <= now,
-            _table.c.claimed_by == self._owner,
-        )
+        this = (_table.c.id == message.id, _table.c.delivery == Delivery.WAITING.value)
+        columns = (_table.c.claimed_by, _table.c.claimed_until)
         with self._database.writing() as connection:
+            claim = connection.execute(select(*columns).where(*this)).first()
+            if claim is None or not self._is_free(claim.claimed_by, claim.claimed_until, now):
+                return False
             if not message.tries and self._drop_withdrawn(connection, message):
                 return False
             taken = connection.execute(
                 update(_table)
-                .where(
-                    _table.c.id == message.id,
-                    _table.c.delivery == Delivery.WAITING.value,
-                    is_free,
-                )
+                .where(*this, _table.c.claimed_by.is_not_distinct_from(claim.claimed_by))
                 .values(
                     claimed_by=self._owner,
                     claimed_until=now + CLAIM_SECONDS,
@@ -226,6 +224,14 @@ class Outbox:
             )
             return taken.rowcount == 1
 
+    def _is_free(self, owner: str | None, until: float | None, now: float) -> bool:
+        """Whether a claim has run out, is our own, or is that of a process that is gone."""
+        if owner is None or until is None or until <= now or owner == self._owner:
+            return True
+        machine, pid, start = owner.split("|")[:3]
+        process = ProcessIdentity(host="", machine=machine, pid=int(pid), start=start)
+        return not process.is_alive(heartbeat=now, now=now)
+
     def delivered(self, message: Message) -> None:
         """The target has taken the message."""
         self._settle(message, delivery=Delivery.SENT.value, sent_at=time.time(), last_error="")
@@ -233,6 +239,16 @@ class Outbox:
     def failed(self, message: Message, reason: str, not_before: float | None = None) -> None:
         """The target has not taken the message; it waits on."""
         self._settle(message, last_error=reason, not_before=not_before)
+
+    def drop(self, number: int) -> bool:
+        """Give up a waiting message; False if no such message waits."""
+        with self._database.writing() as connection:
+            dropped = connection.execute(
+                update(_table)
+                .where(_table.c.id == number, _table.c.delivery == Delivery.WAITING.value)
+                .values(delivery=Delivery.DROPPED.value)
+            )
+            return dropped.rowcount == 1
 
     def _settle(self, message: Message, **values: Any) -> None:
         with self._database.writing() as connection:

@@ -51,7 +51,7 @@ class Outlets:
         self._alerts = alerts
         self._told: set[str] = set()
         if alerts is not None:
-            alerts.resume(store.outbox)
+            self._guard("alerts", lambda: alerts.resume(store.outbox))
 
     @property
     def metrics_url(self) -> str | None:
@@ -75,8 +75,11 @@ class Outlets:
 
     def notify(self, transition: Transition) -> None:
         """Store a transition that changed, with the messages it calls for, and pass it on."""
-        recipients = self._alerts.recipients(transition) if self._alerts is not None else ()
+        alerts = self._alerts
+        recipients = alerts.recipients(transition) if alerts is not None else ()
         self.store.add_transition(transition, recipients)
+        if alerts is not None and recipients:
+            self._guard("alerts", lambda: alerts.expect(transition))
         for sink in self._sinks:
             self._call(sink, lambda s: s.notify(transition))
 
@@ -88,20 +91,22 @@ class Outlets:
     def refresh(self) -> None:
         """Hear how the sending of alerts goes."""
         if self._alerts is not None:
-            self._alerts.refresh()
+            self._guard("alerts", self._alerts.refresh)
 
     def close(self) -> None:
         """Send the last alerts, then close every sink. The store outlives them."""
         if self._alerts is not None:
-            self._alerts.close()
+            self._guard("alerts", self._alerts.close)
         for sink in self._sinks:
             self._call(sink, lambda s: s.close())
 
     def _call(self, sink: Sink, call: Callable[[Sink], None]) -> None:
+        self._guard(type(sink).__name__, lambda: call(sink))
+
+    def _guard(self, name: str, call: Callable[[], None]) -> None:
         try:
-            call(sink)
+            call()
         except Exception as error:
-            name = type(sink).__name__
             self._health.sink_failures[name] += 1
             if name not in self._told:
                 self._told.add(name)

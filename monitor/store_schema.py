@@ -138,7 +138,7 @@ outbox = Table(
     Column("sent_at", Double),
     Column("tries", Integer, nullable=False, default=0),
     Column("not_before", Double),
-    Column("claimed_by", String(64)),
+    Column("claimed_by", Text),
     Column("claimed_until", Double),
     Column("last_error", Text, nullable=False, default=""),
     Index("phasewatch_outbox_by_target", "target", "delivery", "id"),

@@ -1,6 +1,9 @@
 """A run tells a real Alertmanager of its transitions, and the Prometheus rule does not as well."""
 
+import base64
+import io
 import json
+import math
 import subprocess
 import time
 import urllib.error
@@ -8,8 +11,10 @@ import urllib.request
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from matplotlib.image import imread
 
 from phasewatch.monitor.types import TransitionStatus
 from phasewatch.monitor.watch import Watch
@@ -155,3 +160,31 @@ def test_the_end_of_a_transition_resolves_its_alert(tmp_path, manager, webhook):
         wait_until(lambda: len(told(webhook)) == 2, what="the end", **PATIENCE)
     assert told(webhook) == [("firing", "direct"), ("resolved", "direct")]
     assert "has ended" in webhook.taken[1]["alerts"][0]["annotations"]["summary"]
+
+
+@pytest.mark.slow
+def test_what_the_detectors_find_arrives_with_its_curve(tmp_path, webhook):
+    """The whole way: values, detector, transition, store, sender, Apprise, target."""
+    config = {
+        "store": str(tmp_path / "runs.db"),
+        "run_name": RUN,
+        "observables": [],
+        "exporter": {"enabled": False},
+        "alerts": {"targets": [webhook.url], "grace_seconds": 60.0},
+    }
+    with Watch(config) as watch:
+        for step in range(2000):
+            noise = 0.01 * math.sin(1.7 * step)
+            late = 3.0 if step < 1000 else 0.02 + 2.98 * math.exp(-(step - 1000) / 30)
+            watch.observe(step, {"train_loss": 0.01 + abs(noise) / 10, "val_loss": late + noise})
+        watch.drain()
+        found = [t for t in watch.transitions if t.status is not TransitionStatus.SUSPECTED]
+    assert len(found) == 1
+    (body,) = webhook.taken
+    assert body["title"].startswith(f"{RUN}: generalisation, from step ")
+    assert f"Id: {found[0].id}" in body["message"]
+    assert "val_loss: 3 → " in body["message"]
+    (picture,) = body["attachments"]
+    image = imread(io.BytesIO(base64.b64decode(picture["base64"])))
+    assert image.shape[1] == 1350
+    assert len(np.unique(image[..., :3].reshape(-1, 3), axis=0)) > 50, "a curve, and not a blank"

@@ -299,3 +299,37 @@ def test_the_stored_configuration_holds_no_url(tmp_path, target):
         assert SECRET not in json.dumps(store.run("demo").config)
     assert isinstance(target, HttpTarget)
     assert MonitorConfig.load({"alerts": [url]}).alerts.targets
+
+
+@pytest.mark.slow
+def test_a_sender_without_work_ends_and_the_next_message_starts_another(
+    tmp_path, target, monkeypatch
+):
+    monkeypatch.setattr("phasewatch.monitor.alert_process.IDLE_SECONDS", 0.5)
+    monkeypatch.setattr("phasewatch.monitor.alert_process.RESTART_SECONDS", 0.0)
+    with Watch(settings(tmp_path, target.url)) as watch:
+        confirm(watch, "a")
+        wait_until(lambda: target.taken, what="the alert", **PATIENCE)
+        first = watch._outlets._alerts._process
+        wait_until(lambda: first.poll() is not None, what="the end of the sender", **PATIENCE)
+        assert first.returncode == 0
+        hear(watch)
+        confirm(watch, "b")
+        wait_until(lambda: hear(watch) and len(target.taken) == 2, what="the next", **PATIENCE)
+        wait_until(lambda: hear(watch).alert_queue == 0, what="an empty queue", **PATIENCE)
+        assert watch.health.alert_sent == 2
+    assert target.ids == ["a", "b"]
+
+
+def test_a_run_goes_on_where_no_sender_can_be_started(tmp_path, target, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise OSError(12, "Cannot allocate memory")
+
+    with Watch(settings(tmp_path, target.url)) as watch:
+        monkeypatch.setattr("phasewatch.monitor.alert_process.subprocess.Popen", fail)
+        confirm(watch, "a")
+        assert watch.health.alert_queue == 1
+    assert "no process can be started" in caplog.text
+    assert "phasewatch outbox --flush" not in caplog.text or "1 alerts" in caplog.text
+    with Store(tmp_path / "runs.db") as store:
+        assert [m.delivery for m in store.outbox.messages()] == ["waiting"]

@@ -222,3 +222,12 @@ def test_a_message_that_was_sent_stays_sent(store, tmp_path, sent):
     courier, _ = set_up(store, tmp_path)
     courier.step()
     assert [m.delivery for m in store.outbox.messages()] == [Delivery.SENT]
+
+
+def test_a_message_that_is_refused_is_tried_without_its_picture(store, tmp_path, sent):
+    courier, _ = set_up(store, tmp_path, picture=True)
+    sent.errors += [DeliveryError("HTTP 413")]
+    courier.step()
+    courier.hurry()
+    courier.step()
+    assert [alert.picture for alert in sent] == [None]

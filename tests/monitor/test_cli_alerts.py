@@ -131,3 +131,12 @@ def test_what_waits_for_another_target_is_left_waiting(phasewatch, path, target,
         assert other.seen == []
     assert code == 1
     assert out.count("waiting") == 2
+
+
+def test_a_message_can_be_given_up(phasewatch, path, target, monkeypatch):
+    monkeypatch.setenv("PHASEWATCH_ALERTS", f"{target.url}/{SECRET}")
+    code, _, _ = phasewatch("outbox", "--drop", 1, "--flush", "--store", path)
+    assert (code, target.ids) == (0, ["b"])
+    code, _, err = phasewatch("outbox", "--drop", 1, "--store", path)
+    assert code == 1
+    assert "no message with this id waits" in err

@@ -8,7 +8,7 @@ from phasewatch.monitor import outbox as outbox_module
 from phasewatch.monitor.outbox import Delivery, Outbox, Recipient
 from phasewatch.monitor.store import Store
 from phasewatch.monitor.types import TransitionStatus
-from support.records import make_transition
+from support.records import make_transition, start_python
 
 SUSPECTED, CONFIRMED, ENDED, WITHDRAWN = TransitionStatus
 PLAIN = Recipient(target="1-json-aa")
@@ -34,8 +34,8 @@ def states(store, recipient=PLAIN):
     return [message.state for message in store.outbox.messages(recipient.target)]
 
 
-def sender(store, name):
-    return Outbox(store.database, owner=name)
+def sender(store):
+    return Outbox(store.database)
 
 
 def test_an_alert_is_entered_at_confirmed_and_once(store):
@@ -96,7 +96,7 @@ def test_the_transition_and_its_messages_are_written_together_or_not_at_all(stor
 def test_messages_of_a_target_come_one_after_the_other(store):
     tell(store, CONFIRMED, transition_id="a")
     tell(store, CONFIRMED, transition_id="b")
-    box = sender(store, "me")
+    box = sender(store)
     first = box.first([PLAIN.target])
     assert first.transition.id == "a"
     assert box.claim(first)
@@ -115,7 +115,7 @@ def test_messages_of_a_target_come_one_after_the_other(store):
 
 def test_two_senders_do_not_send_the_same_message(store, monkeypatch):
     tell(store, CONFIRMED)
-    one, two = sender(store, "one"), sender(store, "two")
+    one, two = sender(store), sender(store)
     message = one.first([PLAIN.target])
     assert one.claim(message)
     assert not two.claim(message)
@@ -127,9 +127,34 @@ def test_two_senders_do_not_send_the_same_message(store, monkeypatch):
     assert not one.claim(message)
 
 
+def test_the_claim_of_a_process_that_is_gone_ends_with_it(store):
+    tell(store, CONFIRMED)
+    child = start_python(
+        """
+import sys
+from phasewatch.monitor.store import Store
+store = Store(sys.argv[1], create=False)
+message = store.outbox.first([sys.argv[2]])
+print(store.outbox.claim(message), flush=True)
+sys.stdin.read()
+""",
+        store.where,
+        PLAIN.target,
+    )
+    try:
+        assert child.stdout.readline() == "True\n"
+        box = sender(store)
+        message = box.first([PLAIN.target])
+        assert not box.claim(message)
+    finally:
+        child.kill()
+        child.communicate()
+    assert box.claim(message)
+
+
 def test_a_target_that_asked_for_time_gets_it(store):
     tell(store, CONFIRMED)
-    box = sender(store, "me")
+    box = sender(store)
     message = box.first([PLAIN.target])
     box.failed(message, "HTTP 429", not_before=2e10)
     assert box.first([PLAIN.target]) is None
@@ -139,7 +164,7 @@ def test_a_target_that_asked_for_time_gets_it(store):
 
 def test_an_alert_withdrawn_before_a_try_is_dropped_with_its_withdrawal(store):
     tell(store, CONFIRMED, WITHDRAWN)
-    box = sender(store, "me")
+    box = sender(store)
     assert not box.claim(box.first([PLAIN.target]))
     assert [m.delivery for m in box.messages()] == [Delivery.DROPPED] * 2
     assert box.num_waiting([PLAIN.target]) == 0
@@ -147,7 +172,7 @@ def test_an_alert_withdrawn_before_a_try_is_dropped_with_its_withdrawal(store):
 
 def test_an_alert_that_may_have_arrived_is_withdrawn_in_words(store):
     tell(store, CONFIRMED)
-    box = sender(store, "me")
+    box = sender(store)
     message = box.first([PLAIN.target])
     assert box.claim(message)
     box.failed(message, "timed out")
@@ -160,7 +185,7 @@ def test_an_alert_that_may_have_arrived_is_withdrawn_in_words(store):
 def test_open_alerts_are_those_delivered_and_not_over(store):
     for name, statuses in {"a": [CONFIRMED], "b": [CONFIRMED, ENDED], "c": [CONFIRMED]}.items():
         tell(store, *statuses, to=(EAGER,), transition_id=name)
-    box = sender(store, "me")
+    box = sender(store)
     for _ in range(3):
         message = box.first([EAGER.target])
         box.claim(message)
@@ -171,7 +196,7 @@ def test_open_alerts_are_those_delivered_and_not_over(store):
 
 def test_a_resumed_run_that_finds_a_transition_again_does_not_tell_it_again(store):
     tell(store, CONFIRMED)
-    box = sender(store, "me")
+    box = sender(store)
     message = box.first([PLAIN.target])
     box.claim(message)
     box.delivered(message)
