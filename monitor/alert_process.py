@@ -130,14 +130,13 @@ class AlertProcess:
     def refresh(self) -> None:
         """Hear from the sender; put a new one in the place of one that ended too early."""
         process = self._process
-        if process is None:
-            return
-        self._hear(process)
-        if process.poll() is None:
-            if time.monotonic() > self._expected_at + SEEN_SECONDS:
-                self._is_expecting = False
-            return
-        self._bury(process)
+        if process is not None:
+            self._hear(process)
+            if process.poll() is None:
+                if time.monotonic() > self._expected_at + SEEN_SECONDS:
+                    self._is_expecting = False
+                return
+            self._bury(process)
         if self._is_expecting or self._health.alert_queue:
             self._start()
             self._is_expecting = False
@@ -152,9 +151,16 @@ class AlertProcess:
         if self._process is None and (self._is_expecting or self._health.alert_queue):
             self._started_at = -RESTART_SECONDS
             self._start()
-        process = self._process
-        if process is None:
-            return
+        if self._process is not None:
+            self._give_grace(self._process)
+        if left := self._health.alert_queue:
+            log.warning(
+                "%d alerts are not delivered yet; the next run on this store sends them, or "
+                "`phasewatch outbox --flush`",
+                left,
+            )
+
+    def _give_grace(self, process: subprocess.Popen[bytes]) -> None:
         try:
             if process.stdin is not None:
                 process.stdin.write(b"close\n")
@@ -170,12 +176,6 @@ class AlertProcess:
                 process.kill()
                 process.wait()
             self._bury(process)
-        if left := self._health.alert_queue:
-            log.warning(
-                "%d alerts are not delivered yet; the next run on this store sends them, or "
-                "`phasewatch outbox --flush`",
-                left,
-            )
 
     def _start(self) -> None:
         if self._process is not None or time.monotonic() < self._started_at + RESTART_SECONDS:

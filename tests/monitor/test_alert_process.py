@@ -328,8 +328,8 @@ def test_a_run_goes_on_where_no_sender_can_be_started(tmp_path, target, monkeypa
     with Watch(settings(tmp_path, target.url)) as watch:
         monkeypatch.setattr("phasewatch.monitor.alert_process.subprocess.Popen", fail)
         confirm(watch, "a")
-        assert watch.health.alert_queue == 1
+        assert hear(watch).alert_queue == 1
     assert "no process can be started" in caplog.text
-    assert "phasewatch outbox --flush" not in caplog.text or "1 alerts" in caplog.text
+    assert "1 alerts are not delivered yet" in caplog.text
     with Store(tmp_path / "runs.db") as store:
         assert [m.delivery for m in store.outbox.messages()] == ["waiting"]
