@@ -44,7 +44,7 @@ ConfigOption = Annotated[
 
 def try_targets(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Send a sample to every alert target, and say what happened; exit code 1 if one failed."""
-    from phasewatch.monitor.alert_sender import check, deliver
+    from phasewatch.monitor.alert_courier import check, deliver
     from phasewatch.monitor.sinks.delivery import DeliveryError
 
     settings, targets = _targets(config)
@@ -132,7 +132,7 @@ def _targets(config: Path | None) -> tuple[AlertsConfig, tuple[Target, ...]]:
 
 
 def _flush(history: Store, settings: AlertsConfig, targets: Sequence[Target]) -> None:
-    from phasewatch.monitor.alert_sender import couriers
+    from phasewatch.monitor.alert_courier import couriers
 
     with tempfile.TemporaryDirectory(prefix="phasewatch-") as folder:
         for courier in couriers(history, targets, settings, Path(folder)):
@@ -165,7 +165,7 @@ def _cell(value: object) -> str:
 def _sample(settings: AlertsConfig, folder: Path) -> Any:
     """An alert such as a run would send, of a made-up run."""
     from phasewatch.detectors.types import Alarm, AlarmKind, Direction
-    from phasewatch.monitor.alert_sender import Desk
+    from phasewatch.monitor.alert_courier import Desk
     from phasewatch.monitor.outbox import Delivery, Message
     from phasewatch.monitor.store import Store
     from phasewatch.monitor.types import (

@@ -5,8 +5,8 @@ from datetime import datetime
 
 import pytest
 
-from phasewatch.monitor import alert_sender
-from phasewatch.monitor.alert_sender import couriers
+from phasewatch.monitor import alert_courier
+from phasewatch.monitor.alert_courier import couriers
 from phasewatch.monitor.alerts import AlertsConfig, resolve_targets
 from phasewatch.monitor.outbox import Delivery
 from phasewatch.monitor.sinks.delivery import DeliveryError
@@ -33,8 +33,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(alert_sender, "time", clock)
-    monkeypatch.setattr(alert_sender.random, "uniform", lambda low, high: 1.0)
+    monkeypatch.setattr(alert_courier, "time", clock)
+    monkeypatch.setattr(alert_courier.random, "uniform", lambda low, high: 1.0)
     return clock
 
 
@@ -54,7 +54,7 @@ class Sent(list):
 @pytest.fixture
 def sent(monkeypatch):
     sent = Sent()
-    monkeypatch.setattr(alert_sender, "deliver", sent.deliver)
+    monkeypatch.setattr(alert_courier, "deliver", sent.deliver)
     return sent
 
 
@@ -103,7 +103,7 @@ def test_a_failure_is_tried_again_later_and_later_and_holds_up_what_follows(
             clock.now += 0.5
         waits.append(clock.now - before)
     assert waits[1:5] == [1.0, 2.0, 4.0, 8.0]
-    assert max(waits) == alert_sender.MAX_RETRY_SECONDS
+    assert max(waits) == alert_courier.MAX_RETRY_SECONDS
     assert sent[0].transition.id == "t0"
     assert courier.account.failed == 12
     assert said == [
@@ -173,7 +173,7 @@ def test_what_lasts_is_sent_again_to_alertmanager_until_it_ends(store, tmp_path,
     courier.keep_up()
     assert len(sent) == 1  # not yet
     for expected in (2, 3):
-        clock.now += alert_sender.REFRESH_SECONDS
+        clock.now += alert_courier.REFRESH_SECONDS
         courier.keep_up()
         assert len(sent) == expected
         assert courier.is_keeping_up
@@ -182,7 +182,7 @@ def test_what_lasts_is_sent_again_to_alertmanager_until_it_ends(store, tmp_path,
     store.flush()
     courier.step()
     assert sent[-1].is_over
-    clock.now += alert_sender.REFRESH_SECONDS
+    clock.now += alert_courier.REFRESH_SECONDS
     courier.keep_up()
     assert len(sent) == 4
     assert not courier.is_keeping_up
@@ -214,7 +214,7 @@ def test_a_plugin_that_raises_is_a_failed_try_without_secrets(monkeypatch):
 
     monkeypatch.setattr("phasewatch.monitor.sinks.apprise.send_by_apprise", explode)
     with pytest.raises(DeliveryError, match="RuntimeError") as caught:
-        alert_sender.deliver(target, None)
+        alert_courier.deliver(target, None)
     assert "TOPSECRET" not in str(caught.value)
 
 
