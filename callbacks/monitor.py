@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from phasewatch.callbacks.fit import Fit
 from phasewatch.callbacks.settings import settle_config
 from phasewatch.detectors.base import Detector
+from phasewatch.monitor.alerts import AlertsConfig
 from phasewatch.monitor.config import ExporterConfig, MonitorConfig
 from phasewatch.monitor.errors import ConfigError
 from phasewatch.monitor.schedule import EveryNSteps, LogSpaced
@@ -53,7 +54,7 @@ class MonitorHooks:
         store: SQLAlchemy URL or path; a relative path lies under the trainer's
             `default_root_dir`.
         exporter: The Prometheus endpoint; False for none, a number for its port.
-        alerts: Direct alert targets.
+        alerts: Direct alerts: URLs of targets, or all settings.
         sinks: Further places that results go to.
 
     Raises:
@@ -82,7 +83,7 @@ class MonitorHooks:
         overhead: float | None = None,
         store: str | Path | None = None,
         exporter: ExporterConfig | bool | int | None = None,
-        alerts: Sequence[str] | None = None,
+        alerts: AlertsConfig | Sequence[str] | None = None,
         sinks: Sequence[Sink] | None = None,
     ) -> None:
         super().__init__()
@@ -154,7 +155,7 @@ class MonitorHooks:
         if self._watch is None:
             config = self._config
             if trainer.fast_dev_run:  # a rehearsal leaves no trace, like the trainer's own loggers
-                config = config.replace(store="sqlite://", exporter={"enabled": False})
+                config = config.replace(store="sqlite://", exporter={"enabled": False}, alerts=())
             self._watch = Watch(
                 config,
                 observables=self._observables,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phasewatch.monitor import (
+    cli_alerts,
     cli_doctor,
     cli_export,
     cli_grafana,
@@ -131,6 +132,8 @@ def report(
 
 app.command()(cli_replay.detect)
 app.command()(cli_replay.replay)
+app.command("test-alert")(cli_alerts.try_targets)
+app.command()(cli_alerts.outbox)
 app.command()(cli_doctor.doctor)
 app.command()(cli_export.export)
 app.command()(cli_targets.targets)

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from phasewatch.detectors.types import Direction
+from phasewatch.monitor.alerts import AlertsConfig
 from phasewatch.monitor.errors import ConfigError
 from phasewatch.monitor.schedule import Cadence, EveryNSteps
 
@@ -253,7 +254,7 @@ class MonitorConfig(_Model):
         exporter: The Prometheus endpoint.
         grafana: A Grafana that transitions are written into; None writes into none.
         pushgateway: A Pushgateway to push to; None pushes nowhere.
-        alerts: Direct alert targets.
+        alerts: Direct alerts. A list of URLs will do.
         sampler: How the LLC is sampled.
         probe: The data on which the model is measured.
         precursors: Detector by stream name whose alarms only make a coming transition suspected:
@@ -276,7 +277,7 @@ class MonitorConfig(_Model):
     exporter: ExporterConfig = ExporterConfig()
     grafana: GrafanaConfig | None = None
     pushgateway: PushgatewayConfig | None = None
-    alerts: tuple[str, ...] = ()
+    alerts: AlertsConfig = AlertsConfig()
     sampler: SamplerConfig = SamplerConfig()
     probe: ProbeConfig = ProbeConfig()
     precursors: Mapping[str, DetectorConfig] = Field(default_factory=dict)
@@ -294,6 +295,11 @@ class MonitorConfig(_Model):
         if isinstance(value, (list, tuple)):
             return {name: {} for name in value}
         return value
+
+    @field_validator("alerts", mode="before")
+    @classmethod
+    def _urls_to_settings(cls, value: Any) -> Any:
+        return {"targets": value} if isinstance(value, (str, list, tuple)) else value
 
     @field_validator("detectors", "precursors", mode="before")
     @classmethod
@@ -380,6 +386,8 @@ def describe(error: ValidationError, where: str, model: type[BaseModel]) -> str:
         if item["type"] == "extra_forbidden":
             known = ", ".join(sorted(_fields_at(model, item["loc"][:-1]))) or "none"
             lines.append(f"  {key}: unknown key; known here: {known}")
+        elif item["loc"][:1] == ("alerts",):  # its URLs are secrets
+            lines.append(f"  {key}: {item['msg']}")
         else:
             shown = _SECRET.sub("***", repr(item["input"]))
             lines.append(f"  {key}: got {shown}; {item['msg']}")

@@ -77,6 +77,9 @@ class Health:
         last_transition: The latest one, in its latest state.
         sink_failures: Exceptions raised by sinks, by sink.
         repairs: Parts of the live module that a measurement had changed and that were put back.
+        alert_queue: Messages about transitions that wait to be sent.
+        alert_sent: Messages delivered.
+        alert_failures: Tries to deliver one that failed.
         store_queue_depth: Rows waiting to be written.
         store_dropped: Rows lost because the queue was full.
         store_failed: Failed writes to the store.
@@ -106,12 +109,12 @@ class Health:
     last_transition: Transition | None = None
     sink_failures: Counter[str] = field(default_factory=Counter)
     repairs: int = 0
-    store_queue_depth: int = 0
-    store_dropped: int = 0
-    store_failed: int = 0
     alert_queue: int = 0
     alert_sent: int = 0
     alert_failures: int = 0
+    store_queue_depth: int = 0
+    store_dropped: int = 0
+    store_failed: int = 0
 
     def born(self, observables: Iterable[str], sinks: Iterable[str]) -> None:
         """Give every counter its first value: one that appears above zero is not seen to rise."""

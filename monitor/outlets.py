@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from phasewatch.monitor.alert_process import AlertProcess, check_targets
+from phasewatch.monitor.alerts import Target
 from phasewatch.monitor.config import MonitorConfig
 from phasewatch.monitor.errors import ConfigError, StoreError
 from phasewatch.monitor.health import Health
@@ -31,17 +33,27 @@ class Outlets:
         health: Where their failures are counted.
         run_id: Identity of the run.
         attempt: Which fit of the run.
+        alerts: Tells people of transitions.
     """
 
     def __init__(
-        self, store: Store, sinks: Sequence[Sink], health: Health, run_id: str, attempt: int
+        self,
+        store: Store,
+        sinks: Sequence[Sink],
+        health: Health,
+        run_id: str,
+        attempt: int,
+        alerts: AlertProcess | None = None,
     ) -> None:
         self.store = store
         self._sinks = tuple(sinks)
         self._health = health
         self._run_id = run_id
         self._attempt = attempt
+        self._alerts = alerts
         self._told: set[str] = set()
+        if alerts is not None:
+            self._guard("alerts", lambda: alerts.resume(store.outbox))
 
     @property
     def metrics_url(self) -> str | None:
@@ -64,8 +76,12 @@ class Outlets:
                     self._call(sink, partial(_emit, observation))
 
     def notify(self, transition: Transition) -> None:
-        """Store a transition that changed and pass it on."""
-        self.store.add_transition(transition)
+        """Store a transition that changed, with the messages it calls for, and pass it on."""
+        alerts = self._alerts
+        recipients = alerts.recipients(transition) if alerts is not None else ()
+        self.store.add_transition(transition, recipients)
+        if alerts is not None and recipients:
+            self._guard("alerts", lambda: alerts.expect(transition))
         for sink in self._sinks:
             self._call(sink, lambda s: s.notify(transition))
 
@@ -74,16 +90,25 @@ class Outlets:
         for sink in self._sinks:
             self._call(sink, lambda s: s.flush())
 
+    def refresh(self) -> None:
+        """Hear how the sending of alerts goes."""
+        if self._alerts is not None:
+            self._guard("alerts", self._alerts.refresh)
+
     def close(self) -> None:
-        """Close every sink. The store outlives them: its last rows say how the run ended."""
+        """Send the last alerts, then close every sink. The store outlives them."""
+        if self._alerts is not None:
+            self._guard("alerts", self._alerts.close)
         for sink in self._sinks:
             self._call(sink, lambda s: s.close())
 
     def _call(self, sink: Sink, call: Callable[[Sink], None]) -> None:
+        self._guard(type(sink).__name__, lambda: call(sink))
+
+    def _guard(self, name: str, call: Callable[[], None]) -> None:
         try:
-            call(sink)
+            call()
         except Exception as error:
-            name = type(sink).__name__
             self._health.sink_failures[name] += 1
             if name not in self._told:
                 self._told.add(name)
@@ -179,6 +204,30 @@ def open_annotations(config: MonitorConfig, run_name: str, health: Health) -> li
     )
     health.born((), [type(sink).__name__])
     return [sink]
+
+
+def open_alerts(
+    config: MonitorConfig,
+    targets: Sequence[Target],
+    store: Store,
+    run_id: str,
+    health: Health,
+) -> AlertProcess | None:
+    """Make ready to tell people of transitions.
+
+    Raises:
+        ConfigError: A target cannot be used, or the store named by the user is kept in memory.
+    """
+    if not targets:
+        return None
+    if store.is_in_memory:
+        reason = "alerts wait in the store until they are sent, and this one is kept in memory"
+        if "store" in config.model_fields_set:
+            raise ConfigError(f"alerts: {reason}; give store= a file or a database")
+        _degrade(health, "alerts", f"no alerts are sent: {reason}")
+        return None
+    check_targets(targets)
+    return AlertProcess(targets, config.alerts, store, run_id, health)
 
 
 def _degrade(health: Health, what: str, reason: str) -> None:

@@ -28,6 +28,7 @@ from sqlalchemy import func, insert, select
 
 from phasewatch.monitor import store_schema as schema
 from phasewatch.monitor.errors import StoreError
+from phasewatch.monitor.outbox import Outbox, Recipient
 from phasewatch.monitor.scalars import Column
 from phasewatch.monitor.store_codec import to_json
 from phasewatch.monitor.store_engine import Database
@@ -97,6 +98,22 @@ class Store:
     def is_in_memory(self) -> bool:
         """Whether the history ends with this process."""
         return self._database.is_in_memory
+
+    @property
+    def url(self) -> str:
+        """The SQLAlchemy URL, password and all: not to be shown."""
+        return self._database.url.render_as_string(hide_password=False)
+
+    @property
+    def database(self) -> Database:
+        """The database behind it."""
+        return self._database
+
+    @property
+    def outbox(self) -> Outbox:
+        """Messages about transitions, sent and waiting."""
+        self._refuse_in_fork()
+        return Outbox(self._database)
 
     @property
     def queue_depth(self) -> int:
@@ -199,10 +216,17 @@ class Store:
         if not (self._closed or self._forked):
             self._writer.put(ColumnRow(run_id, attempt, name, column))
 
-    def add_transition(self, transition: Transition) -> None:
-        """Queue a transition as it stands now. Each call keeps one change of its life."""
+    def add_transition(
+        self, transition: Transition, recipients: tuple[Recipient, ...] = ()
+    ) -> None:
+        """Queue a transition as it stands now. Each call keeps one change of its life.
+
+        Args:
+            transition: What to keep.
+            recipients: Whom to tell: their messages enter the outbox in the same transaction.
+        """
         if not (self._closed or self._forked):
-            self._writer.put_always(TransitionRow(transition, time.time()))
+            self._writer.put_always(TransitionRow(transition, time.time(), recipients))
 
     def end_run(self, run_id: str, attempt: int, state: RunState, reason: str = "") -> None:
         """Say how an attempt ended, and write what is queued before it. Never raises."""
@@ -246,6 +270,10 @@ class Store:
     def names(self, run_id: str) -> list[str]:
         """Names of what was observed in a run, sorted."""
         return self._fresh_reader().names(run_id)
+
+    def units(self, run_id: str) -> dict[str, str]:
+        """Unit of each stream of a run, by name."""
+        return self._fresh_reader().units(run_id)
 
     def streams(self, run_id: str) -> list[StreamInfo]:
         """What was observed in a run: for each name how often, and the last value."""

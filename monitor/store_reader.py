@@ -132,6 +132,13 @@ class Reader:
         with self._database.reading() as connection:
             return sorted(connection.execute(query).scalars())
 
+    def units(self, run_id: str) -> dict[str, str]:
+        """Unit of each stream of a run, by name."""
+        table = schema.streams
+        query = select(table.c.name, table.c.unit).where(table.c.run_id == run_id)
+        with self._database.reading() as connection:
+            return {row.name: row.unit for row in connection.execute(query.order_by(table.c.id))}
+
     def streams(self, run_id: str) -> list[StreamInfo]:
         """What was observed, in short."""
         names = self.names(run_id)

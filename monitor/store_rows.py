@@ -12,6 +12,7 @@ from sqlalchemy import insert, select, text, update
 from sqlalchemy.engine import Connection, CursorResult
 
 from phasewatch.monitor import store_schema as schema
+from phasewatch.monitor.outbox import Recipient, enter
 from phasewatch.monitor.scalars import Column, unit_of
 from phasewatch.monitor.store_codec import (
     OBSERVATION_COLUMNS,
@@ -55,10 +56,11 @@ class ColumnRow:
 
 @dataclass(frozen=True, slots=True)
 class TransitionRow:
-    """A transition as it stood when it was queued."""
+    """A transition as it stood when it was queued, and who is to be told."""
 
     transition: Transition
     recorded_at: float
+    recipients: tuple[Recipient, ...] = ()
     size: ClassVar[int] = 1
 
 
@@ -131,7 +133,8 @@ class RowWriter:
                 self._add_observation(connection, row, others)
             elif isinstance(row, TransitionRow):
                 values = _transition_values(row, self._step_now(row.transition))
-                connection.execute(insert(schema.transitions), values)
+                key = _new_key(connection.execute(insert(schema.transitions), values))
+                enter(connection, row.transition, key, row.recipients, row.recorded_at)
             else:
                 ends.append(row)
         self._insert(connection, SCALAR_COLUMNS, SCALAR_CONSTANTS, scalars)

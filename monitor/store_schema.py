@@ -2,7 +2,8 @@
 
 All names start with `phasewatch_`, so that a database may be shared with other programs. Rows of
 observations and transitions are only ever added: which of them a resume has superseded follows
-from `resumed_step` of the later attempts and is worked out when reading.
+from `resumed_step` of the later attempts and is worked out when reading. Messages of the outbox are
+not superseded: what was told stays told.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from phasewatch.monitor.errors import StoreError
 
 SCHEMA_VERSION = 1
-"""Raised by one whenever a table changes its meaning."""
+"""Raised by one whenever a table changes its meaning. A new table changes none."""
 
 # SQLite numbers rows by itself only in a column that is exactly INTEGER.
 _Id = BigInteger().with_variant(Integer, "sqlite")
@@ -120,6 +121,30 @@ transitions = Table(
     Column("body", Text, nullable=False),
 )
 
+outbox = Table(
+    "phasewatch_outbox",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    # transition id / state / target: the same message is never entered twice
+    Column("key", _Name, nullable=False, unique=True),
+    Column("transition_seq", _Id, ForeignKey("phasewatch_transitions.seq"), nullable=False),
+    Column("transition_id", String(64), nullable=False),
+    Column("run_id", _Name, nullable=False),
+    Column("state", String(16), nullable=False),
+    # Names the target without its secrets
+    Column("target", String(100), nullable=False),
+    Column("delivery", String(16), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("sent_at", Double),
+    Column("tries", Integer, nullable=False, default=0),
+    Column("not_before", Double),
+    Column("claimed_by", Text),
+    Column("claimed_until", Double),
+    Column("last_error", Text, nullable=False, default=""),
+    Index("phasewatch_outbox_by_target", "target", "delivery", "id"),
+    Index("phasewatch_outbox_by_transition", "transition_id", "target"),
+)
+
 
 def stored_version(connection: Connection) -> int | None:
     """Version of the schema in the database; None if it holds no phasewatch tables."""
@@ -135,11 +160,11 @@ def prepare(connection: Connection, where: str) -> None:
         StoreError: The database was written by a newer phasewatch.
     """
     version = stored_version(connection)
+    if version is not None:
+        check_version(version, where)
+    metadata.create_all(connection)  # a store of before there were alerts gets their table
     if version is None:
-        metadata.create_all(connection)
         connection.execute(schema_info.insert().values(version=SCHEMA_VERSION))
-        return
-    check_version(version, where)
 
 
 def check_version(version: int | None, where: str) -> None:

@@ -17,13 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phasewatch.detectors.base import Detector
+from phasewatch.monitor.alerts import resolve_targets
 from phasewatch.monitor.config import MonitorConfig
 from phasewatch.monitor.detection import Detection
-from phasewatch.monitor.errors import ConfigError, StoreError
+from phasewatch.monitor.errors import StoreError
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.measuring import Measuring
 from phasewatch.monitor.outlets import (
     Outlets,
+    open_alerts,
     open_annotations,
     open_exporter,
     open_store,
@@ -95,12 +97,7 @@ class Watch:
         root: Path | None = None,
     ) -> None:
         self.config = MonitorConfig.load(config)
-        if self.config.alerts:
-            raise ConfigError(
-                f"alerts: got {list(self.config.alerts)!r}; direct alerts are not part of this "
-                "version: leave `alerts` out, and alert on phasewatch_transitions_total in "
-                "Prometheus, or pass a sink whose notify(transition) sends"
-            )
+        self._alert_targets = resolve_targets(self.config.alerts)
         self.health = Health(overhead_budget=self.config.budget)
         self.run_id = uuid.uuid4().hex
         self.run_name = self.config.run_name or f"run-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -155,6 +152,7 @@ class Watch:
         self._detection.start(self.run_id, self.attempt)
         self.health.born(self._measuring.names, [type(sink).__name__ for sink in self._user_sinks])
         try:
+            alerts = open_alerts(self.config, self._alert_targets, store, self.run_id, self.health)
             sinks = [
                 *open_annotations(self.config, self.run_name, self.health),
                 *open_exporter(self.config, self.run_name, self.health),
@@ -164,7 +162,7 @@ class Watch:
             store.end_run(self.run_id, self.attempt, RunState.FAILED, str(error))
             store.close()
             raise
-        self._outlets = Outlets(store, sinks, self.health, self.run_id, self.attempt)
+        self._outlets = Outlets(store, sinks, self.health, self.run_id, self.attempt, alerts)
         if resumed_step is not None:
             self._catch_up(self._outlets, resumed_step)
 
@@ -401,6 +399,8 @@ class Watch:
         health.store_dropped = store.num_dropped
         health.store_failed = store.num_failed
         self._detection.refresh_scores()
+        if self._outlets is not None:
+            self._outlets.refresh()
 
     # ---- reading
 

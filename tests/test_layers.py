@@ -18,6 +18,8 @@ ROOMS = {
     "grafana_client": ("monitor/grafana_asking.py",),
     "prometheus_client": ("monitor/sinks/prometheus",),
     "tensorboard": ("monitor/curves_formats.py",),
+    "apprise": ("monitor/sinks/apprise.py",),
+    "requests": ("monitor/sinks/apprise.py",),
     "torch": (
         "monitor/sampling/",
         "monitor/observables/",

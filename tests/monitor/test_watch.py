@@ -329,11 +329,6 @@ def test_the_stored_configuration_names_the_store_without_its_password(settings)
     assert Store(path).run("test").config["store"] == path
 
 
-def test_direct_alerts_are_refused_clearly(settings) -> None:
-    with pytest.raises(ConfigError, match="direct alerts are not part of this version"):
-        Watch(settings | {"alerts": ["json://localhost"]})
-
-
 def test_a_failed_joint_measurement_is_dropped_on_every_rank(settings) -> None:
     with Watch(settings, agree=lambda ok: False) as watch:
         watch.due(10)
