@@ -121,7 +121,7 @@ _WHAT = {
     TransitionKind.MEMORISATION: "memorisation: training data improve, held-out data do not",
     TransitionKind.SIMPLIFICATION: "simplification: λ̂ falls at the same loss",
     TransitionKind.ACQUISITION: "acquisition: something new is learnt",
-    TransitionKind.CIRCUIT_FORMATION: "circuit formation: a general circuit forms beside the memory",
+    TransitionKind.CIRCUIT_FORMATION: "circuit formation: a general solution forms",
     TransitionKind.CLEANUP: "cleanup: what was memorised goes, the general circuit stays",
     TransitionKind.UNCLASSIFIED: "a transition that fits no known kind",
 }
