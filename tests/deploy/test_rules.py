@@ -19,6 +19,7 @@ EVERY_RULE = [rule for group in GROUPS for rule in group["rules"]]
 ALERTS = {rule["alert"]: rule for rule in EVERY_RULE if "alert" in rule}
 RECORDS = {rule["record"]: rule for rule in EVERY_RULE if "record" in rule}
 
+PUSHED = 'job="phasewatch"'
 NODE2 = 'job="phasewatch",instance="node:9878"'
 
 
@@ -131,6 +132,25 @@ SCENARIOS = {
     "kill -9 of a static target, whose `up` has no run": (
         [series("up", "1x60 0x300", run=""), *life(gone(60), steps="0+5x60 stale")[1:]],
         [firing("5m"), firing("6m10s", "PhasewatchRunCrashed")],
+    ),
+    "a pushed run that dies": (
+        [
+            series("push_time_seconds", "0+5x60 300x340", target=PUSHED),
+            *life(steps="0+5x60 300x340", target=PUSHED)[1:],
+        ],
+        [
+            firing("5m"),
+            firing("9m50s"),
+            firing("10m10s", "PhasewatchPushStale"),
+            firing("20m", "PhasewatchPushStale", "PhasewatchRunStalled"),
+        ],
+    ),
+    "a pushed run that ends well, and whose group stays": (
+        [
+            series("push_time_seconds", "0+5x60 300x340", target=PUSHED),
+            *life("1x60 0x340", steps="0+5x60 300x340", ended="0x60 1x340", target=PUSHED)[1:],
+        ],
+        [firing("5m"), firing("10m10s"), firing("30m")],
     ),
     "a static target on which another run has begun": (
         [
