@@ -210,6 +210,7 @@ WITHOUT_DATA = {
     "PhasewatchRunRestarted",
     "PhasewatchRunFailed",
     "PhasewatchRunStalled",
+    "PhasewatchPushStale",
     "PhasewatchEstimatesNotConverging",
     "PhasewatchMeasurementsFailing",
     "PhasewatchOverheadAboveBudget",

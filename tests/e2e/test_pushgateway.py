@@ -1,9 +1,7 @@
 """A real Pushgateway between a run and a real Prometheus, and the alert on what is old there."""
 
-import re
 import subprocess
 import urllib.error
-from pathlib import Path
 
 import pytest
 import yaml
@@ -13,15 +11,17 @@ from phasewatch.monitor.health import Health
 from phasewatch.monitor.sinks.prometheus_push import PushgatewaySink
 from phasewatch.monitor.types import RunState
 from support.needs import need_binary
+from support.promtool import RULES
 from support.records import make_observation, wait_until
 from support.scraping import free_port, scrape
 from support.servers import running_prometheus
 
-PAGE = Path(__file__).parents[2] / "docs" / "exporter.md"
-(RULE,) = yaml.safe_load(
-    re.search(r"```yaml\n(- alert: .*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[1]
+(RULE,) = (
+    rule
+    for group in yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
+    for rule in group["rules"]
+    if rule.get("alert") == "PhasewatchPushStale"
 )
-"""The alerting rule that the page recommends."""
 
 
 @pytest.fixture

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,9 +97,14 @@ def make_transition(
 
 
 def start_python(code: str, *arguments: object) -> subprocess.Popen[str]:
-    """A process of its own that runs `code`; its pipes are closed by `communicate`."""
+    """A process of its own that runs `code`; its pipes are closed by `communicate`.
+
+    Like the tests it finds `support`.
+    """
+    found = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, found))},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
