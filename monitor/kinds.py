@@ -147,7 +147,7 @@ def seen_by(transition: Transition) -> str:
     lead = next((name for name, lag in lags.items() if lag == 0), "")
     said = [lead, *(f"{name} {lag:+,}" for name, lag in lags.items() if name != lead)]
     if transition.repeats:
-        said.append(f"{transition.repeats:,} more alarms")
+        said.append(f"{transition.repeats:,} more alarm{'s' if transition.repeats > 1 else ''}")
     return ", ".join(said)
 
 

@@ -162,7 +162,8 @@ def _transition_row(transition: Transition) -> str:
         _evidence(transition, name, alarm) for name, alarm in transition.evidence.items()
     )
     if transition.repeats:
-        evidence += f"<br>{transition.repeats:,} more alarms"
+        plural = "s" if transition.repeats > 1 else ""
+        evidence += f"<br>{transition.repeats:,} more alarm{plural}"
     seen = "–" if transition.hindsight is None else html.escape(str(transition.hindsight))
     where = ", ".join(f"{html.escape(name)} ({times:.2g}×)" for name, times in transition.where[:5])
     return (

@@ -141,3 +141,4 @@ def test_the_observables_are_named_with_their_lags() -> None:
     one = replace(transition("run"), evidence=evidence)
     assert seen_by(one) == "val_loss, llc +40, weight_norm -5"
     assert seen_by(replace(one, repeats=1200)).endswith(", 1,200 more alarms")
+    assert seen_by(replace(one, repeats=1)).endswith(", 1 more alarm")
