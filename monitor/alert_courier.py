@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -9,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from phasewatch.monitor.alert_text import Alert, write_alert
 from phasewatch.monitor.alerts import AlertsConfig, Target, masked, quiet_seconds
@@ -21,6 +21,8 @@ from phasewatch.monitor.sinks.alertmanager import (
 )
 from phasewatch.monitor.sinks.delivery import DeliveryError
 from phasewatch.monitor.store import Store
+
+log = logging.getLogger("phasewatch")
 
 REFUSALS = {"HTTP 400", "HTTP 413", "HTTP 415", "HTTP 422"}
 """Answers that may be about the picture: the next try goes without."""
@@ -66,9 +68,19 @@ class Desk:
         store: The run history.
         config: Links, and whether to draw.
         folder: Where pictures are kept while they are needed.
+        say: Takes what people should know.
     """
 
-    def __init__(self, store: Store, config: AlertsConfig, folder: Path) -> None:
+    def __init__(
+        self,
+        store: Store,
+        config: AlertsConfig,
+        folder: Path,
+        *,
+        say: Callable[[str], None] = log.warning,
+    ) -> None:
+        self._say = say
+        self._has_told = False
         self._store = store
         self._config = config
         self._folder = folder
@@ -101,7 +113,13 @@ class Desk:
                 from phasewatch.monitor.picture import write_picture  # slow to import
 
                 return write_picture(self._store, transition.run, path)
-            except Exception:
+            except Exception as error:
+                if not self._has_told:
+                    self._say(
+                        f"no picture of run {transition.run} can be drawn "
+                        f"({type(error).__name__}: {error}); alerts go out without one"
+                    )
+                self._has_told = True
                 return None
 
 
@@ -135,7 +153,7 @@ class Courier:
         config: AlertsConfig,
         *,
         run_id: str | None = None,
-        say: Callable[[str], None] = lambda _: None,
+        say: Callable[[str], None] = log.warning,
     ) -> None:
         self.target = target
         self.names = tuple(names)
@@ -206,16 +224,22 @@ class Courier:
         sent = self._outbox.num_sent_since(self.target.name, time.time() - HOUR)
         return sent < self._config.max_per_hour
 
-    def _failed(self, message: Message, reason: str, retry_after: float | None) -> None:
+    def stumble(self, error: Exception) -> None:
+        """Put off what failed before it reached the target: a busy store, a faulty message."""
+        said = masked(f"{type(error).__name__}: {error}", self.target.url)[:200]
+        self._put_off(f"an alert for {self.target.name} could not be sent: {said}")
+
+    def _put_off(self, what: str) -> None:
+        """Count a failure, say the first of a row, and wait longer after each."""
         self.account.failed += 1
         wait = min(FIRST_RETRY_SECONDS * 2**self._num_failures, MAX_RETRY_SECONDS)
         self._retry_at = time.monotonic() + wait * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
         if not self._num_failures:
-            self._say(
-                f"{self.target.name} did not take an alert: {reason}; it waits in the outbox and "
-                "is tried again"
-            )
+            self._say(f"{what}; it waits in the outbox and is tried again")
         self._num_failures += 1
+
+    def _failed(self, message: Message, reason: str, retry_after: float | None) -> None:
+        self._put_off(f"{self.target.name} did not take an alert: {reason}")
         not_before = None if retry_after is None else time.time() + retry_after
         self._outbox.failed(message, reason, not_before)
 
@@ -225,13 +249,17 @@ def couriers(
     targets: Sequence[Target],
     config: AlertsConfig,
     folder: Path,
-    **more: Any,
+    *,
+    run_id: str | None = None,
+    say: Callable[[str], None] = log.warning,
 ) -> list[Courier]:
     """A courier for each target."""
     outbox = store.outbox
-    desk = Desk(store, config, folder)
+    desk = Desk(store, config, folder, say=say)
     waiting, names = outbox.waiting_targets(), {target.name for target in targets}
     return [
-        Courier(target, target.goes_by(waiting, names), outbox, desk, config, **more)
+        Courier(
+            target, target.goes_by(waiting, names), outbox, desk, config, run_id=run_id, say=say
+        )
         for target in targets
     ]

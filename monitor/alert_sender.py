@@ -97,8 +97,8 @@ class Office:
                 while courier.step():
                     pass
                 courier.keep_up()
-            except Exception:  # noqa: S110 - the store is busy or gone: tried again
-                pass
+            except Exception as error:
+                courier.stumble(error)
             time.sleep(POLL_SECONDS)
 
     def _listen(self) -> None:
@@ -136,6 +136,7 @@ def _to_send(crew: Sequence[Courier]) -> list[str]:
 
 
 def _or_none(read: Callable[[], int]) -> int | None:
+    """A count from the store; None where it cannot be read, which the couriers count and tell."""
     try:
         return read()
     except Exception:

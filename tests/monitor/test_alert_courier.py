@@ -7,6 +7,7 @@ import pytest
 
 from phasewatch.monitor import alert_courier
 from phasewatch.monitor.alert_courier import couriers
+from phasewatch.monitor.alert_sender import Office
 from phasewatch.monitor.alerts import AlertsConfig, resolve_targets
 from phasewatch.monitor.outbox import Delivery
 from phasewatch.monitor.sinks.delivery import DeliveryError
@@ -201,9 +202,47 @@ def test_an_alert_does_not_wait_for_a_picture_that_cannot_be_drawn(
         raise ValueError("no")
 
     monkeypatch.setattr("phasewatch.monitor.picture.write_picture", fail)
-    courier, _ = set_up(store, tmp_path, picture=True)
-    courier.step()
-    assert [alert.picture for alert in sent] == [None]
+    courier, said = set_up(store, tmp_path, picture=True, num=2)
+    while courier.step():
+        pass
+    assert [alert.picture for alert in sent] == [None, None]
+    (note,) = said
+    assert "ValueError: no" in note
+    assert courier.account.failed == 0
+
+
+def test_a_message_that_cannot_be_written_is_counted_told_once_and_put_off(
+    store, tmp_path, clock, sent
+):
+    courier, said = set_up(store, tmp_path)
+    for _ in range(2):
+        courier.stumble(KeyError("kind"))
+    assert courier.account.failed == 2
+    (note,) = said
+    assert "KeyError: 'kind'" in note
+    assert "waits in the outbox" in note
+    assert not courier.step()
+    assert not sent
+    courier.hurry()
+    assert courier.step()
+    assert len(sent) == 1
+
+
+def test_whatever_is_raised_at_work_reaches_the_account(monkeypatch):
+    class Clumsy:
+        fails = [ValueError("first"), SystemExit()]
+        stumbled: list[Exception] = []
+
+        def step(self):
+            raise self.fails.pop(0)
+
+        def stumble(self, error):
+            self.stumbled.append(error)
+
+    monkeypatch.setattr("phasewatch.monitor.alert_sender.POLL_SECONDS", 0.0)
+    with pytest.raises(SystemExit):
+        Office._work(None, Clumsy())
+    assert [str(error) for error in Clumsy.stumbled] == ["first"]
 
 
 def test_a_plugin_that_raises_is_a_failed_try_without_secrets(monkeypatch):
