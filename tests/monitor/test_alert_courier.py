@@ -230,8 +230,9 @@ def test_a_message_that_cannot_be_written_is_counted_told_once_and_put_off(
 
 def test_whatever_is_raised_at_work_reaches_the_account(monkeypatch):
     class Clumsy:
-        fails = [ValueError("first"), SystemExit()]
-        stumbled: list[Exception] = []
+        def __init__(self):
+            self.fails = [ValueError("first"), SystemExit()]
+            self.stumbled = []
 
         def step(self):
             raise self.fails.pop(0)
@@ -239,10 +240,11 @@ def test_whatever_is_raised_at_work_reaches_the_account(monkeypatch):
         def stumble(self, error):
             self.stumbled.append(error)
 
+    clumsy = Clumsy()
     monkeypatch.setattr("phasewatch.monitor.alert_sender.POLL_SECONDS", 0.0)
     with pytest.raises(SystemExit):
-        Office._work(None, Clumsy())
-    assert [str(error) for error in Clumsy.stumbled] == ["first"]
+        Office._work(None, clumsy)
+    assert [str(error) for error in clumsy.stumbled] == ["first"]
 
 
 def test_a_plugin_that_raises_is_a_failed_try_without_secrets(monkeypatch):
