@@ -1,7 +1,32 @@
 """Settings of every test."""
 
 import os
+import sys
+
+import pytest
 
 # The models are small: a second thread costs more than it brings, above all beside other workers.
 # Set before torch is imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def phasewatch(monkeypatch, capfd):
+    """Runs the command line as a user's shell does: exit code, standard output, standard error."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("PHASEWATCH_STORE", raising=False)
+
+    def call(*arguments):
+        from phasewatch.monitor import cli
+
+        monkeypatch.setattr(sys, "argv", ["phasewatch", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        out, err = capfd.readouterr()
+        assert "Traceback" not in out + err
+        return code, out, err
+
+    return call

@@ -44,21 +44,8 @@ def path(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def shell(monkeypatch, capfd):
-    """Runs a command line: exit code, standard output, standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["phasewatch", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
-
-    return call
+def shell(phasewatch):
+    return phasewatch
 
 
 def test_runs_lists_them_the_latest_first(shell, path):

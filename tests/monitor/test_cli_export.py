@@ -1,33 +1,19 @@
 """`phasewatch export`, as a user's shell sees it."""
 
-import sys
-
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from phasewatch.monitor import cli
 from phasewatch.monitor.store import Store
 from support.records import make_observation
 
 
 @pytest.fixture
-def shell(monkeypatch, capfd, tmp_path):
+def shell(phasewatch, tmp_path):
     path = tmp_path / "runs.db"
     with Store(path) as store:
         store.begin_run(name="demo", run_id="aaaa1111")
         store.add_observation("aaaa1111", 1, make_observation(1))
-
-    def call(*arguments):
-        command = ["phasewatch", "export", *map(str, arguments), "--store", str(path)]
-        monkeypatch.setattr(sys, "argv", command)
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        return code, *capfd.readouterr()
-
-    return call
+    return lambda *arguments: phasewatch("export", *arguments, "--store", path)
 
 
 def test_the_text_goes_to_standard_output_and_what_is_told_does_not(shell):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 
-from phasewatch.monitor import Watch, cli
+from phasewatch.monitor import Watch
 from support.records import start_python
 
 FALL = 400
@@ -18,23 +17,8 @@ def loss(step: int) -> float:
 
 
 @pytest.fixture
-def shell(monkeypatch, capfd):
-    """Runs a command line: exit code, standard output, standard error."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.delenv("PHASEWATCH_STORE", raising=False)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["phasewatch", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
-
-    return call
+def shell(phasewatch):
+    return phasewatch
 
 
 @pytest.fixture

@@ -2,14 +2,13 @@
 
 import json
 import socket
-import sys
 import threading
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import yaml
 
-from phasewatch.monitor import cli
 from phasewatch.monitor.doctor import examine
 from phasewatch.monitor.doctor_links import LinkState
 from phasewatch.monitor.doctor_runs import Runs
@@ -301,17 +300,8 @@ def test_what_speaks_no_http_is_told(chain):
 
 
 @pytest.fixture
-def shell(monkeypatch, capfd):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["phasewatch", "doctor", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        return code, *capfd.readouterr()
-
-    return call
+def shell(phasewatch):
+    return partial(phasewatch, "doctor")
 
 
 def test_the_command_ends_with_0_when_all_is_well(shell, chain):

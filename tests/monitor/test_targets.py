@@ -4,13 +4,13 @@ import json
 import os
 import platform
 import socket
-import sys
 import threading
 import time
+from functools import partial
 
 import pytest
 
-from phasewatch.monitor import cli, targets
+from phasewatch.monitor import targets
 from phasewatch.monitor.config import ExporterConfig
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.sinks.file_sd import TargetFile
@@ -261,19 +261,9 @@ with Watch(config, observables=[]) as watch:
 
 
 @pytest.fixture
-def shell(monkeypatch, capfd, tmp_path):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["phasewatch", "targets", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setenv("PHASEWATCH_TARGETS", str(tmp_path))
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        return code, *capfd.readouterr()
-
-    return call
+def shell(phasewatch, monkeypatch, tmp_path):
+    monkeypatch.setenv("PHASEWATCH_TARGETS", str(tmp_path))
+    return partial(phasewatch, "targets")
 
 
 def test_the_command_lists_targets(shell, serve, tmp_path):

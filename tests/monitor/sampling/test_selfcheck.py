@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-import sys
+from functools import partial
 
 import pytest
 import torch
 
-from phasewatch.monitor import cli
 from phasewatch.monitor.errors import ConfigError
 from phasewatch.monitor.sampling import closed_forms, selfcheck
 from phasewatch.monitor.sampling.closed_forms import deep_linear_case, regular_case
@@ -29,19 +28,8 @@ def few(monkeypatch):
 
 
 @pytest.fixture
-def shell(monkeypatch, capsys):
-    """Runs `phasewatch selfcheck` with arguments: exit code, standard output, standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["phasewatch", "selfcheck", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
+def shell(phasewatch):
+    return partial(phasewatch, "selfcheck")
 
 
 def test_it_prints_truth_estimate_and_verdict_of_each_case(few, shell):

@@ -5,12 +5,12 @@ import json
 import math
 import re
 import sys
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from phasewatch.monitor import cli
 from phasewatch.monitor.errors import ConfigError
 from phasewatch.monitor.sampling.factory import Subject
 from phasewatch.monitor.sampling.sweep import agree, plateau, recommend, run_sweep
@@ -274,23 +274,14 @@ def factory():
 
 
 @pytest.fixture
-def shell(monkeypatch, capsys, tmp_path):
+def shell(phasewatch, monkeypatch, tmp_path):
     """Runs `phasewatch calibrate` in a folder with a factory; exit code, output, errors."""
     (tmp_path / "sweep_probe.py").write_text(SOURCE, encoding="utf-8")
     torch.save({"weight": torch.tensor([[1.0, 2.0]])}, tmp_path / "w.pt")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["phasewatch", "calibrate", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        return code, *capsys.readouterr()
-
-    yield call
+    yield partial(phasewatch, "calibrate")
     sys.modules.pop("sweep_probe", None)
 
 
