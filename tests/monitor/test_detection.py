@@ -6,45 +6,13 @@ import math
 
 import pytest
 
-from phasewatch.detectors.types import Alarm, Direction
 from phasewatch.monitor.config import MonitorConfig
 from phasewatch.monitor.detection import Detection
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.scalars import Column
 from phasewatch.monitor.streams import Role, Streams
 from phasewatch.monitor.types import Observation, TransitionStatus
-
-
-class Scripted:
-    """Alarms at one step, and is active up to another."""
-
-    threshold, statistic, num_skipped = 1.0, 0.5, 0
-
-    def __init__(self, alarm_at: int, until: int) -> None:
-        self.alarm_at, self.until, self.active = alarm_at, until, False
-
-    def update(self, step, value, stderr=None):
-        self.active = self.alarm_at <= step < self.until
-        if step != self.alarm_at:
-            return None
-        return Alarm(
-            detected_step=step,
-            onset_step=step - 5,
-            direction=Direction.DOWN,
-            score=2.0,
-            run_length=5,
-            value_before=1.0,
-            value_after=0.1,
-        )
-
-    def reset(self):
-        self.active = False
-
-    def state_dict(self):
-        return {"active": self.active}
-
-    def load_state_dict(self, state):
-        self.active = state["active"]
+from support.scripted import Scripted
 
 
 def rows(num: int):
