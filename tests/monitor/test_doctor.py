@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 import yaml
@@ -13,6 +13,7 @@ from phasewatch.monitor.doctor import examine
 from phasewatch.monitor.doctor_links import LinkState
 from phasewatch.monitor.doctor_runs import Runs
 from phasewatch.monitor.doctor_servers import shipped_alerts
+from support.stand_in import StandInServer
 
 RUN = 'grok "p=53"\\'
 ESCAPED = RUN.replace("\\", "\\\\").replace('"', '\\"')
@@ -42,7 +43,7 @@ class Place:
             def log_message(self, *_):
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = StandInServer(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
         self.address = f"127.0.0.1:{self._server.server_port}"

@@ -349,7 +349,7 @@ def test_the_command_says_what_it_did(server):
 
 def test_the_command_speaks_json(server):
     result = command("--url", server.url, "--json")
-    content = json.loads(result.output)
+    content = json.loads(result.stdout)
     assert content["url"] == server.url
     assert content["dry_run"] is False
     assert {item["outcome"] for item in content["done"]} == {"created"}

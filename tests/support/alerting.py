@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import yaml
 from phasewatch.monitor.stack import Stack
 from support.needs import need_binary, need_one_of
 from support.scraping import free_port
+from support.stand_in import StandInServer
 
 QUICKER = {
     "for: 1m": "for: 3s",
@@ -166,7 +167,7 @@ def open_inbox() -> Iterator[Inbox]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = StandInServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     inbox.url = f"http://127.0.0.1:{server.server_port}/"

@@ -12,13 +12,14 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 from openapi_core.testing import MockRequest
 
 from support.grafana_spec import check_answer, check_request, grafana_api
+from support.stand_in import StandInServer
 
 TOKEN = "glsa_test_secret_0123456789"
 Answer = tuple[int, Any]
@@ -60,8 +61,7 @@ class FakeGrafana:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = StandInServer(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_port}{prefix}"

@@ -6,7 +6,7 @@ import subprocess
 import threading
 import time
 import urllib.error
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import numpy as np
 import pytest
@@ -22,11 +22,12 @@ from phasewatch.monitor.types import RunState
 from support.needs import need_binary
 from support.records import make_observation, wait_until
 from support.scraping import free_port, scrape
+from support.stand_in import StandInServer
 
 SECRET = "s3cret:with/colon"
 
 
-class Gateway(ThreadingHTTPServer):
+class Gateway(StandInServer):
     """A stand-in that keeps requests; `status` is what it answers, None answers never."""
 
     def __init__(self):
