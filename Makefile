@@ -6,9 +6,11 @@ STAMP  := $(VENV)/.installed
 PEERS  := .venv-peers
 PEER   := $(PEERS)/.installed
 RIVALS := $(PEERS)/.rivals
+EXAMPLES := $(filter-out examples/common.py examples/terminal.py,$(wildcard examples/*.py))
+SEEDS  := 0 1 2
 SOURCES := callbacks deploy detectors docs monitor examples tests
 
-.PHONY: dashboards demo docs test check lint types mypy slow bench bench-detection bench-peers \
+.PHONY: dashboards demo docs examples test check lint types mypy slow bench bench-detection bench-peers \
 	false-alarms clean
 
 $(STAMP): pyproject.toml constraints.txt
@@ -19,6 +21,12 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/python examples/grokking.py --out phasewatch-demo
+
+# All examples in full, three seeds each; their pictures and reports lie in phasewatch-examples.
+examples: $(STAMP)
+	@for script in $(EXAMPLES); do for seed in $(SEEDS); do echo "== $$script, seed $$seed"; \
+		$(BIN)/python $$script --seed $$seed \
+		--out phasewatch-examples/$$(basename $$script .py)-$$seed || exit 1; done; done
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow" -q -n 2
@@ -79,4 +87,4 @@ false-alarms: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/false_alarms.py --points 100000
 
 clean:
-	rm -rf $(VENV) $(PEERS) build dist *.egg-info phasewatch-demo
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info phasewatch-demo phasewatch-examples

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from phasewatch.callbacks.muted import (
@@ -26,9 +25,10 @@ from phasewatch.callbacks.muted import (
     substitutes,
 )
 from phasewatch.callbacks.views import WAY_OUT
-from phasewatch.monitor.errors import MeasurementError, RefusedError
+from phasewatch.monitor.errors import RefusedError
 from phasewatch.monitor.isolation.batches import clone_batch, same_batch
 from phasewatch.monitor.isolation.rng import RngState
+from phasewatch.monitor.observables.evaluation import at_weights
 from phasewatch.monitor.types import LossFn, MeasureContext
 
 log = logging.getLogger("phasewatch")
@@ -149,7 +149,8 @@ class ProbeLoss:
 
     def _evaluate(self, context: MeasureContext, batch: Any, seed: int) -> torch.Tensor:
         RngState().seed(seed)
-        return evaluate(context, self, batch).detach()
+        loss: torch.Tensor = at_weights(context, self, batch)
+        return loss.detach()
 
     def _training_step(self, model: Any, batch: Any) -> Any:
         arguments = (batch, 0) if self._takes_batch_idx else (batch,)
@@ -211,31 +212,6 @@ def takes_batch_idx(module: Any) -> bool:
     if "dataloader_iter" in names:
         raise RefusedError(f"training_step takes the loader's iterator; {WAY_OUT}")
     return "batch_idx" in names or spec.varargs is not None or len(names) >= 2
-
-
-class _Evaluation(nn.Module):
-    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], torch.Tensor]) -> None:
-        super().__init__()
-        self.model = model
-        self._loss = loss
-
-    def forward(self, batch: Any) -> torch.Tensor:
-        return self._loss(self.model, batch)
-
-
-def evaluate(context: MeasureContext, loss: LossFn, batch: Any) -> torch.Tensor:
-    """The loss of one batch at w*."""
-    dtypes = {name: parameter.dtype for name, parameter in context.model.named_parameters()}
-    tensors = {
-        **{name: value.clone() for name, value in context.buffers.items()},
-        **{name: value.to(dtypes[name]) for name, value in context.params.items()},
-    }
-    wrapper = _Evaluation(context.model, loss)
-    named = {f"model.{name}": value for name, value in tensors.items()}
-    result = functional_call(wrapper, named, (batch,))
-    if not isinstance(result, torch.Tensor):  # pragma: no cover  (the loss checks its own result)
-        raise MeasurementError(f"the loss is a {type(result).__name__}")
-    return result
 
 
 class RefusingCollectives(TorchDispatchMode):

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,7 +41,8 @@ class MonitorHooks:
     Args:
         config: A `MonitorConfig`, or the path of a YAML file. All defaults live there.
         run_name: Name of the run. Two monitors in one Trainer need different names.
-        observables: What to measure: names, a mapping from name to settings, or own objects.
+        observables: What to measure: names, a mapping from name to settings, or own objects;
+            "all" for every observable that needs no arguments and fits the model.
         detectors: Detector, or its name, by stream name.
         probe: Data to measure on: dataset, loader or batches. Default: the training data.
         val_probe: The same of validation data.
@@ -72,7 +73,7 @@ class MonitorHooks:
         config: MonitorConfig | str | Path | None = None,
         *,
         run_name: str | None = None,
-        observables: Sequence[str | Observable] | Mapping[str, Any] | None = None,
+        observables: Literal["all"] | Sequence[str | Observable] | Mapping[str, Any] | None = None,
         detectors: Mapping[str, Detector | str | dict[str, Any]] | None = None,
         probe: Any = None,
         val_probe: Any = None,

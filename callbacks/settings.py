@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from phasewatch.detectors.base import Detector
 from phasewatch.monitor.config import ExporterConfig, MonitorConfig
@@ -15,7 +15,7 @@ from phasewatch.monitor.types import Observable
 def settle_config(
     config: MonitorConfig | Mapping[str, Any] | str | Path | None,
     *,
-    observables: Sequence[str | Observable] | Mapping[str, Any] | None,
+    observables: Literal["all"] | Sequence[str | Observable] | Mapping[str, Any] | None,
     detectors: Mapping[str, Detector | str | dict[str, Any]] | None,
     exporter: ExporterConfig | bool | int | None,
     **given: Any,
@@ -24,7 +24,7 @@ def settle_config(
 
     Args:
         config: The configuration, or the path of a YAML file.
-        observables: Names, settings by name, or objects.
+        observables: Names, settings by name, or objects; "all" for everything that fits.
         detectors: Detectors or names by stream.
         exporter: Settings; False for none; a number for the port.
         **given: Further fields of `MonitorConfig`; None is not given.
@@ -42,7 +42,9 @@ def settle_config(
     if exporter is not None:
         changes["exporter"] = _exporter(exporter, base.exporter)
     if isinstance(observables, str):
-        raise ConfigError(f"observables: got {observables!r}; give a list of names")
+        if observables != "all":
+            raise ConfigError(f'observables: got {observables!r}; give a list of names, or "all"')
+        observables = ["all"]
     own: list[str | Observable] | None = None
     if observables is not None:
         names = [o for o in observables if isinstance(o, str)]
@@ -52,7 +54,7 @@ def settle_config(
             changes["observables"] = observables
         else:
             own = list(observables)
-            changes["observables"] = [o for o in own if isinstance(o, str)]
+            changes["observables"] = {name: base.observables.get(name, {}) for name in names}
     objects: dict[str, Detector | str] = {}
     if detectors is not None:
         named = {k: v for k, v in detectors.items() if isinstance(v, (str, Mapping))}

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from common import quieten
 from rich.console import Console
 from terminal import Progress, transition_table
 from torch import Tensor, nn
@@ -228,13 +227,6 @@ def tell(
     console.print(f"\nMore of it: {more}", soft_wrap=True)
 
 
-def quieten() -> None:
-    """Keep Lightning's advice out of the demonstration."""
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "pytorch_lightning"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-
-
 def options(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -251,7 +243,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Train, watch, and write the report."""
     chosen = options(arguments)
     quieten()
-    torch.set_num_threads(1)  # a network this small is quickest on one
     task = FAST if chosen.fast else Task()
     if chosen.steps is not None:
         task = replace(task, steps=chosen.steps)

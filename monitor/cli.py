@@ -14,6 +14,7 @@ from phasewatch.monitor import (
     cli_doctor,
     cli_export,
     cli_grafana,
+    cli_observables,
     cli_replay,
     cli_stack,
     cli_targets,
@@ -136,6 +137,7 @@ app.command("test-alert")(cli_alerts.try_targets)
 app.command()(cli_alerts.outbox)
 app.command()(cli_doctor.doctor)
 app.command()(cli_export.export)
+app.command()(cli_observables.observables)
 app.command()(cli_targets.targets)
 app.add_typer(cli_grafana.app, name="grafana")
 app.add_typer(cli_stack.app, name="stack")

@@ -209,10 +209,12 @@ class ObservableConfig(_Model):
     Attributes:
         every_n_steps: Its own cadence in optimizer steps.
         schedule: Its own cadence, in full.
+        parameters: Keyword arguments it is made with.
     """
 
     every_n_steps: PositiveInt | None = None
     schedule: Cadence | None = None
+    parameters: Mapping[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_cadence(self) -> ObservableConfig:
@@ -245,6 +247,8 @@ class MonitorConfig(_Model):
         run_name: Name of the run; None makes one from the date and a random word.
         experiment: Name of what the run is a part of; a label of its target.
         observables: What is measured, by name, with settings where wanted. A list of names will do.
+            "all" stands for every observable that needs no arguments; those that do not fit the
+            model are left out.
         detectors: Detector by stream name, overriding `detectors.default`.
         every_n_steps: Cadence of every observable without its own.
         schedule: The same, in full.
@@ -289,7 +293,9 @@ class MonitorConfig(_Model):
     @classmethod
     def _names_to_settings(cls, value: Any) -> Any:
         if isinstance(value, str):
-            raise ValueError("give a list of names or a mapping from name to settings")
+            if value == "all":
+                return {"all": {}}
+            raise ValueError('give a list of names, a mapping from name to settings, or "all"')
         if isinstance(value, Mapping):
             return {name: settings or {} for name, settings in value.items()}
         if isinstance(value, (list, tuple)):

@@ -43,11 +43,24 @@ class Measuring:
     ) -> None:
         self._health = health
         self._seed = config.seed
-        self._named = given is not None or "observables" in config.model_fields_set
         self._observables: dict[str, Observable] = {}
-        for item in config.observables if given is None else given:
-            observable = registry.create(item, config) if isinstance(item, str) else item
-            self._add(observable)
+        self._named: set[str] = set()
+        self._offered: set[str] = set()
+        wanted = list(config.observables if given is None else given)
+        by_user = given is not None or "observables" in config.model_fields_set
+        for item in sorted(wanted, key=lambda one: one == registry.ALL):  # a name goes before "all"
+            if not isinstance(item, str):
+                self._add(item)
+                self._named.add(item.name)
+                continue
+            for name in registry.selected(item):
+                if item == registry.ALL and name in self._observables:
+                    continue
+                self._add(registry.create(name, config))
+                if item == registry.ALL:
+                    self._offered.add(name)
+                elif by_user:
+                    self._named.add(name)
         self.planner = Planner(
             {
                 name: settings.cadence or config.cadence
@@ -125,7 +138,7 @@ class Measuring:
         Raises:
             ConfigError: The user named it.
         """
-        if self._named:
+        if name in self._named:
             raise ConfigError(
                 f"observable {name!r} cannot be measured here: {reason}. "
                 "Mend that, or leave it out of `observables`"
@@ -134,11 +147,15 @@ class Measuring:
 
     def skip(self, name: str, reason: str) -> None:
         """Measure `name` no more, count it and say so once."""
-        self._observables.pop(name, None)
+        if name not in self._observables:
+            return
+        del self._observables[name]
         self.planner.drop(name)
         self._health.skipped[name] += 1
         self._health.skip_reasons[name] = reason
-        log.warning("%s is not measured: %s", name, reason)
+        # Of "all" observables many never fit: no news worth a warning.
+        level = logging.INFO if name in self._offered else logging.WARNING
+        log.log(level, "%s is not measured: %s", name, reason)
 
     def measure(self, step: int, context: MeasureContext) -> list[Observation]:
         """Run what is due at `step`. An exception is counted and said, and training goes on."""

@@ -40,6 +40,21 @@ class EstimateStatus(StrEnum):
     NEGATIVE = "negative"
 
 
+class Cost(StrEnum):
+    """What a measurement of an observable takes; each includes those above it.
+
+    STEP: reads what was recorded at the optimizer step. WEIGHTS: reads the weights. FORWARD:
+    forward passes over its data, no gradients. GRADIENT: tens of gradients or Hessian-vector
+    products. SAMPLING: hundreds of gradients: chains.
+    """
+
+    STEP = "step"
+    WEIGHTS = "weights"
+    FORWARD = "forward"
+    GRADIENT = "gradient"
+    SAMPLING = "sampling"
+
+
 class RunState(StrEnum):
     """Where a run stands. `INTERRUPTED` is what a reader calls a run whose process is gone."""
 
@@ -356,7 +371,8 @@ class MeasureContext:
 class Observable(Protocol):
     """Something that is measured on a copy of the model.
 
-    Optional members: `cost` ("cheap" or "expensive"), `source` (paper and equation), `better`
+    Optional members: `cost` (a `Cost`), `source` (paper and equation), `needs` (what it looks for
+    in model, probe and arguments), `better`
     ("up" or "down": which way is better, if the name does not say it), `locate(onset, end)` (the
     parameter groups that moved most between two steps, each with a number, largest first),
     `check(context)`, which raises `RefusedError` before the first step when the model lacks what

@@ -58,6 +58,7 @@ class Watch:
     In a plain training loop:
 
         with Watch(probe=batches, loss_fn=loss_fn) as watch:
+            watch.check(model)  # what cannot be measured is said now
             for step, batch in enumerate(loader, start=1):
                 ...  # forward, backward
                 watch.before_step(step, model.named_parameters())
@@ -305,13 +306,20 @@ class Watch:
         """Count the time inside as overhead."""
         return self._planner.spending()
 
-    def check(self, context: MeasureContext) -> None:
+    def check(self, context: MeasureContext | nn.Module) -> None:
         """Ask every observable, before the first step, whether it can measure this model.
+
+        Args:
+            context: What will be measured; in a plain loop, the live model.
 
         Raises:
             ConfigError: One that the user named cannot.
         """
-        self._measuring.check(context)
+        if isinstance(context, MeasureContext):
+            self._measuring.check(context)
+            return
+        with self.spending(), self._subject_of(context).measuring(0, self.health) as copied:
+            self._measuring.check(copied)
 
     def refuse(self, reason: str) -> None:
         """Measure nothing: the model as it is cannot be measured. Scalars are still observed.
@@ -338,14 +346,17 @@ class Watch:
     # ---- measuring
 
     def _measure_live(self, step: int, model: nn.Module) -> None:
+        with self._subject_of(model).measuring(step, self.health) as context:
+            self._measure(step, context)
+
+    def _subject_of(self, model: nn.Module) -> PlainSubject:
         from phasewatch.monitor.plain import PlainSubject  # imports torch
 
         if self._subject is None:
             self._subject = PlainSubject(
                 model, self._probe, self._loss_fn, self._n_samples, self.config
             )
-        with self._subject.measuring(step, self.health) as context:
-            self._measure(step, context)
+        return self._subject
 
     def _measure(self, step: int, context: MeasureContext) -> None:
         record = self._record

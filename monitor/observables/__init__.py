@@ -1,42 +1,63 @@
-"""The observables: a registry of those by name, and users' own through an entry point.
+"""The observables: those that come with phasewatch, and users' own through an entry point.
 
-A package adds an observable with the entry-point group `phasewatch.observables`; the entry point
-names a class or function without required arguments that returns an `Observable`.
+`BUILTIN` names them all; each lies in the file of its family. A package adds one with the
+entry-point group `phasewatch.observables`: the entry point names a class or function that returns
+an `Observable`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
+from typing import Any
 
 from phasewatch.monitor.config import MonitorConfig
 from phasewatch.monitor.errors import ConfigError, UnknownNameError
-from phasewatch.monitor.types import Observable
+from phasewatch.monitor.types import Cost, Observable
 
-__all__ = ["create", "names", "register"]
+__all__ = ["BUILTIN", "Entry", "catalogue", "create", "names", "register", "selected"]
 
 ENTRY_POINT_GROUP = "phasewatch.observables"
 
-Factory = Callable[[MonitorConfig], Observable]
+ALL = "all"
+"""In place of a name: every observable that can be made without arguments."""
 
+Factory = Callable[..., Observable]
 
-def _builtin(module: str, attribute: str) -> Factory:
-    # Imported when made: the command line lists names without waiting for torch.
-    def make(config: MonitorConfig) -> Observable:
-        found = getattr(import_module(f"phasewatch.monitor.observables.{module}"), attribute)
-        made: Observable = found(config.sampler) if attribute == "LLC" else found()
-        return made
-
-    return make
-
-
-_factories: dict[str, Factory] = {
-    "gradient_norm": _builtin("norms", "GradientNorm"),
-    "weight_norm": _builtin("norms", "WeightNorm"),
-    "update_ratio": _builtin("norms", "UpdateRatio"),
-    "llc": _builtin("llc", "LLC"),
+BUILTIN: Mapping[str, tuple[str, str]] = {
+    "gradient_norm": ("norms", "GradientNorm"),
+    "weight_norm": ("norms", "WeightNorm"),
+    "update_ratio": ("norms", "UpdateRatio"),
+    "llc": ("llc", "LLC"),
+    "refined_llc": ("llc", "RefinedLLC"),
 }
+"""Module and class of each, by name. A parameter `config` is given the run's `SamplerConfig`."""
+
+_registered: dict[str, Factory] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What is known of an observable before it is made.
+
+    Attributes:
+        name: Its name.
+        unit: Unit of its value.
+        cost: What a measurement takes.
+        needs: What it looks for in the model, the probe or its arguments; empty: nothing.
+        source: Paper and equation.
+        arguments: Arguments it cannot be made without.
+    """
+
+    name: str
+    unit: str
+    cost: Cost
+    needs: str
+    source: str
+    arguments: tuple[str, ...]
 
 
 def register(name: str, factory: Factory) -> None:
@@ -44,35 +65,98 @@ def register(name: str, factory: Factory) -> None:
 
     Args:
         name: Its name in configurations.
-        factory: Called with the run's configuration; returns the observable.
+        factory: Called with the `parameters` of its configuration; returns the observable.
 
     Raises:
         ConfigError: The name is taken.
     """
-    if name in _factories:
+    if name in BUILTIN or name in _registered:
         raise ConfigError(f"observable {name!r} exists already; register yours under another name")
-    _factories[name] = factory
+    _registered[name] = factory
 
 
 def names() -> list[str]:
     """Every name `create` knows."""
-    return sorted({*_factories, *entry_points(group=ENTRY_POINT_GROUP).names})
+    return sorted({*BUILTIN, *_registered, *entry_points(group=ENTRY_POINT_GROUP).names})
+
+
+def selected(name: str) -> list[str]:
+    """The names that a name in a configuration stands for: itself, but for "all"."""
+    return [n for n in names() if not _required(_factory(n))] if name == ALL else [name]
 
 
 def create(name: str, config: MonitorConfig) -> Observable:
-    """Make the observable of that name.
+    """Make the observable of that name, with the parameters that the configuration gives it.
 
     Raises:
         UnknownNameError: Nobody registered the name.
+        ConfigError: Its parameters are wrong, or one that it needs is missing.
     """
-    if name in _factories:
-        return _factories[name](config)
+    factory = _factory(name)
+    settings = config.observables.get(name)
+    parameters = dict(settings.parameters) if settings else {}
+    given = {"config": config.sampler, **parameters} if _samples(factory) else parameters
+    try:
+        inspect.signature(factory).bind(**given)
+    except TypeError as error:
+        raise ConfigError(
+            f"observable {name!r}: {error}; it takes {_described(factory)}. Give them under "
+            f"observables.{name}.parameters, or pass the observable itself, made in your code"
+        ) from None
+    return factory(**given)
+
+
+def catalogue() -> Iterator[Entry]:
+    """Everything that comes with phasewatch, by name."""
+    for name in sorted(BUILTIN):
+        made: Any = _factory(name)
+        yield Entry(
+            name=name,
+            unit=made.unit,
+            cost=made.cost,
+            needs=getattr(made, "needs", ""),
+            source=made.source,
+            arguments=_required(made),
+        )
+
+
+def _factory(name: str) -> Factory:
+    if name in BUILTIN:  # imported when asked for: names are listed without waiting for torch
+        module, attribute = BUILTIN[name]
+        found: Factory = getattr(
+            import_module(f"phasewatch.monitor.observables.{module}"), attribute
+        )
+        return found
+    if name in _registered:
+        return _registered[name]
     for entry_point in entry_points(group=ENTRY_POINT_GROUP, name=name):
-        made: Observable = entry_point.load()()
-        return made
+        loaded: Factory = entry_point.load()
+        return loaded
     raise UnknownNameError(
         "observable",
         name,
         names(),
         f"pass your own as an object, or install one under the entry point {ENTRY_POINT_GROUP!r}",
     )
+
+
+def _parameters(factory: Factory) -> list[inspect.Parameter]:
+    return list(inspect.signature(factory).parameters.values())
+
+
+def _required(factory: Factory) -> tuple[str, ...]:
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return tuple(
+        p.name for p in _parameters(factory) if p.default is p.empty and p.kind not in variadic
+    )
+
+
+def _samples(factory: Factory) -> bool:
+    """Whether it is one of ours that takes the run's sampler settings."""
+    return factory.__module__.startswith(__name__) and any(
+        p.name == "config" for p in _parameters(factory)
+    )
+
+
+def _described(factory: Factory) -> str:
+    return ", ".join(map(str, _parameters(factory))) or "no parameters"

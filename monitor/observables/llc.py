@@ -12,7 +12,7 @@ from phasewatch.monitor.errors import ConfigError, MeasurementError, RefusedErro
 from phasewatch.monitor.sampling import Memory, measure_llc, measure_refined_llc
 from phasewatch.monitor.sampling.measure import check_llc
 from phasewatch.monitor.sampling.restrictions import Selection
-from phasewatch.monitor.types import Estimate, MeasureContext, Observation
+from phasewatch.monitor.types import Cost, Estimate, MeasureContext, Observation
 
 
 class LLC:
@@ -29,7 +29,8 @@ class LLC:
     """
 
     unit = "1"
-    cost = "expensive"
+    cost = Cost.SAMPLING
+    needs = "a probe loss"
     source = "Lau et al. 2023, arXiv 2308.12108, eq. (6)"
 
     def __init__(
@@ -94,7 +95,8 @@ class RefinedLLC:
     """
 
     unit = "1"
-    cost = "expensive"
+    cost = Cost.SAMPLING
+    needs = "a probe loss"
     source = "Wang et al. 2024, arXiv 2410.02984, §2.2"
 
     def __init__(

@@ -14,7 +14,7 @@ import torch
 
 from phasewatch.monitor.errors import RefusedError
 from phasewatch.monitor.observables.displacement import Displacements
-from phasewatch.monitor.types import EstimateStatus, MeasureContext, Observation, StepRecord
+from phasewatch.monitor.types import Cost, EstimateStatus, MeasureContext, Observation, StepRecord
 
 MAX_GROUPS = 32
 """Weight norms are reported for so many parameter groups at most; the rest is one more group."""
@@ -107,7 +107,18 @@ def to_floats(values: Sequence[Any]) -> list[float]:
     return result
 
 
-def _observation(context: MeasureContext, name: str, unit: str, value: float) -> Observation:
+def observed(
+    context: MeasureContext, name: str, unit: str, value: float, stderr: float | None = None
+) -> Observation:
+    """One value of an observable, marked where it is not finite.
+
+    Args:
+        context: The measurement's context.
+        name: Name of the stream.
+        unit: Unit of the value.
+        value: The value.
+        stderr: Its standard error; None where the value is exact.
+    """
     finite = math.isfinite(value)
     return Observation(
         name=name,
@@ -115,6 +126,7 @@ def _observation(context: MeasureContext, name: str, unit: str, value: float) ->
         epoch=context.epoch,
         value=value,
         unit=unit,
+        stderr=stderr,
         status=EstimateStatus.OK if finite else EstimateStatus.DIVERGED,
         reason="" if finite else f"{name} is {value}",
     )
@@ -139,7 +151,8 @@ class GradientNorm:
 
     name = "gradient_norm"
     unit = "nats/weight"
-    cost = "cheap"
+    cost = Cost.STEP
+    needs = "a look at the model just before the optimizer step"
     source = "L2 norm"
 
     def measure(self, context: MeasureContext) -> Observation:
@@ -149,7 +162,7 @@ class GradientNorm:
             RefusedError: The training loop did not call `Watch.before_step`.
         """
         record = _record(context, self.name)
-        return _observation(context, self.name, self.unit, float(record.gradient_norm))
+        return observed(context, self.name, self.unit, float(record.gradient_norm))
 
 
 class WeightNorm:
@@ -162,7 +175,7 @@ class WeightNorm:
 
     name = "weight_norm"
     unit = "weight"
-    cost = "cheap"
+    cost = Cost.WEIGHTS
     source = "L2 norm"
 
     def __init__(self) -> None:
@@ -176,9 +189,9 @@ class WeightNorm:
             self._displacements.record(context.step, real)
         norms = torch.stack([l2_norm(tensors).cpu() for tensors in groups.values()])
         total = float(torch.linalg.vector_norm(norms))
-        result = [_observation(context, self.name, self.unit, total)]
+        result = [observed(context, self.name, self.unit, total)]
         for group, norm in zip(groups, norms.tolist(), strict=True):
-            result.append(_observation(context, f"{self.name}/{group}", self.unit, norm))
+            result.append(observed(context, f"{self.name}/{group}", self.unit, norm))
         return result
 
     def locate(self, onset: int, end: int) -> tuple[tuple[str, float], ...]:
@@ -202,7 +215,8 @@ class UpdateRatio:
 
     name = "update_ratio"
     unit = "1"
-    cost = "cheap"
+    cost = Cost.STEP
+    needs = "a look at the model just before the optimizer step"
     source = "ratio of L2 norms"
 
     def measure(self, context: MeasureContext) -> Observation:
@@ -219,4 +233,4 @@ class UpdateRatio:
         )
         size = float(l2_norm(before.values()))
         ratio = float(update) / size if size else math.inf
-        return _observation(context, self.name, self.unit, ratio)
+        return observed(context, self.name, self.unit, ratio)

@@ -4,11 +4,12 @@ import torch
 import torchmetrics
 from torch import nn
 
-from phasewatch.callbacks.losses import ProbeLoss, RefusingCollectives, evaluate, takes_batch_idx
+from phasewatch.callbacks.losses import ProbeLoss, RefusingCollectives, takes_batch_idx
 from phasewatch.callbacks.muted import Resettable
 from phasewatch.callbacks.views import Sink, trainer_view
 from phasewatch.monitor.errors import RefusedError
 from phasewatch.monitor.isolation import guard, measure_context
+from phasewatch.monitor.observables.evaluation import at_weights
 
 BATCH = (torch.linspace(-1, 1, 6).reshape(3, 2), torch.tensor([0, 1, 0]))
 
@@ -76,7 +77,7 @@ def value(module, **options):
     def look(trainer, live):
         loss, context, _ = survey(trainer, live, **options)
         live_loss = Net.ce(live, BATCH).detach()
-        return [evaluate(context, loss, BATCH).item() for _ in range(2)], live_loss.item()
+        return [at_weights(context, loss, BATCH).item() for _ in range(2)], live_loss.item()
 
     capture = in_fit(module, look)
     assert capture.repairs == []
@@ -125,7 +126,7 @@ def test_nothing_that_a_step_says_reaches_the_trainer(capsys):
         before.update(calls=live.calls, stop=trainer.should_stop)
         capsys.readouterr()
         loss, context, _ = survey(trainer, live)
-        evaluate(context, loss, BATCH)
+        at_weights(context, loss, BATCH)
         assert context.model.calls == live.calls
         return capsys.readouterr().out, dict(trainer.callback_metrics)
 
@@ -266,7 +267,7 @@ def test_metrics_the_loss_does_not_need_are_not_computed_and_others_are():
         loss, context, _ = survey(trainer, live)
         fresh = measure_context(live, step=1, substitutes=loss.substitutes())
         updates = live.accuracy.update_count
-        evaluate(context, loss, BATCH)
+        at_weights(context, loss, BATCH)
         return loss._mutes_metrics, context.model.accuracy.update_count == updates, fresh
 
     assert in_fit(WithMetric(), look).result[:2] == (True, True)

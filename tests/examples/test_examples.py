@@ -15,7 +15,7 @@ from phasewatch.monitor.store import Store
 from phasewatch.monitor.types import RunState
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-HELPERS = {"terminal.py"}
+HELPERS = {"common.py", "terminal.py"}
 
 
 def run(script: str, *arguments: str, cwd: Path, timeout: float = 120) -> str:

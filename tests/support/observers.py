@@ -13,7 +13,7 @@ from torch import nn
 
 from phasewatch.callbacks import TransitionMonitor
 from phasewatch.monitor import MonitorConfig
-from phasewatch.monitor.types import MeasureContext, Observation
+from phasewatch.monitor.types import Cost, MeasureContext, Observation
 
 NORMS = ("gradient_norm", "weight_norm", "update_ratio")
 
@@ -101,7 +101,7 @@ class Rude:
 
     name = "rude"
     unit = "1"
-    cost = "cheap"
+    cost = Cost.GRADIENT
 
     def __init__(self, moment="never", error: type[BaseException] = RuntimeError, from_step=0):
         self.moment = moment

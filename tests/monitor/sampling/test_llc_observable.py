@@ -10,12 +10,12 @@ from torch import nn
 from phasewatch.monitor.config import SamplerConfig
 from phasewatch.monitor.errors import ConfigError, RefusedError
 from phasewatch.monitor.observables.llc import LLC, RefinedLLC
-from phasewatch.monitor.types import Estimate, Observable
+from phasewatch.monitor.types import Cost, Estimate, Observable
 
 
 def test_it_is_an_observable():
     assert isinstance(LLC(), Observable)
-    assert (LLC().name, LLC().unit, LLC().cost) == ("llc", "1", "expensive")
+    assert (LLC().name, LLC().unit, LLC().cost) == ("llc", "1", Cost.SAMPLING)
     assert "2308.12108" in LLC.source
 
 
