@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 
 from phasewatch.detectors.base import BaseDetector, require
 from phasewatch.detectors.noise import autocorrelation, inflation, scale
-from phasewatch.detectors.segmentation import WeightedLines
 from phasewatch.detectors.types import Alarm, Direction
+from phasewatch.detectors.weighted_lines import WeightedLines
 
 CLIP = 5.0
 """Largest residual, in scales: a few wild points must not look like a change of level."""

@@ -100,7 +100,7 @@ class _Curve:
 
     def changes(self, leniency: float) -> list[_Found]:
         """Abrupt changes, at this share of the full evidence."""
-        from phasewatch.detectors.segmentation import find_changes  # imports ruptures
+        from phasewatch.detectors.changes import find_changes  # imports ruptures
 
         kind = kind_of(self.name, None if self.stderrs is None else 1.0)
         found = find_changes(

@@ -18,7 +18,8 @@ def test_an_unknown_key_is_named_beside_the_known_ones() -> None:
 
 def test_an_unknown_key_inside_is_named_with_its_path() -> None:
     with pytest.raises(
-        ConfigError, match=r"observables\.llc\.every: unknown key; known here: every_n_steps, parameters, sch"
+        ConfigError,
+        match=r"observables\.llc\.every: unknown key; known here: every_n_steps, parameters, sch",
     ):
         MonitorConfig.load({"observables": {"llc": {"every": 3}}})
 
