@@ -55,6 +55,7 @@ check: lint mypy test slow
 # Pages that are made from code; a test holds them equal.
 docs: $(STAMP)
 	$(BIN)/python docs/build_metrics.py
+	$(BIN)/python docs/build_observables.py
 
 bench: $(STAMP)
 	@for script in tests/benchmarks/*.py; do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done

@@ -6,6 +6,8 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ import phasewatch.callbacks
 import phasewatch.detectors
 import phasewatch.monitor
 
+DOCS = Path(__file__).parents[1] / "docs"
 PACKAGES = (phasewatch.callbacks, phasewatch.detectors, phasewatch.monitor)
 
 
@@ -39,3 +42,9 @@ def test_public_names_of_exist_and_are_documented(name: str) -> None:
         value = getattr(module, public)
         if inspect.isclass(value) or inspect.isfunction(value):
             assert inspect.getdoc(value), f"{name}.{public} has no docstring"
+
+
+@pytest.mark.parametrize("builder", ["build_metrics.py", "build_observables.py"])
+def test_the_page_that_is_made_from_code_is_up_to_date(builder: str) -> None:
+    page = runpy.run_path(str(DOCS / builder))
+    assert page["PAGE"].read_text(encoding="utf-8") == page["render"](), "run `make docs`"

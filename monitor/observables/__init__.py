@@ -18,7 +18,7 @@ from phasewatch.monitor.config import MonitorConfig
 from phasewatch.monitor.errors import ConfigError, UnknownNameError
 from phasewatch.monitor.types import Cost, Observable
 
-__all__ = ["BUILTIN", "Entry", "catalogue", "create", "names", "register", "selected"]
+__all__ = ["BUILTIN", "Entry", "catalogue", "create", "factory_of", "names", "register", "selected"]
 
 ENTRY_POINT_GROUP = "phasewatch.observables"
 
@@ -82,7 +82,7 @@ def names() -> list[str]:
 
 def selected(name: str) -> list[str]:
     """The names that a name in a configuration stands for: itself, but for "all"."""
-    return [n for n in names() if not _required(_factory(n))] if name == ALL else [name]
+    return [n for n in names() if not _required(factory_of(n))] if name == ALL else [name]
 
 
 def create(name: str, config: MonitorConfig) -> Observable:
@@ -92,7 +92,7 @@ def create(name: str, config: MonitorConfig) -> Observable:
         UnknownNameError: Nobody registered the name.
         ConfigError: Its parameters are wrong, or one that it needs is missing.
     """
-    factory = _factory(name)
+    factory = factory_of(name)
     settings = config.observables.get(name)
     parameters = dict(settings.parameters) if settings else {}
     given = {"config": config.sampler, **parameters} if _samples(factory) else parameters
@@ -109,7 +109,7 @@ def create(name: str, config: MonitorConfig) -> Observable:
 def catalogue() -> Iterator[Entry]:
     """Everything that comes with phasewatch, by name."""
     for name in sorted(BUILTIN):
-        made: Any = _factory(name)
+        made: Any = factory_of(name)
         yield Entry(
             name=name,
             unit=made.unit,
@@ -120,7 +120,12 @@ def catalogue() -> Iterator[Entry]:
         )
 
 
-def _factory(name: str) -> Factory:
+def factory_of(name: str) -> Factory:
+    """The class or function that makes the observable of that name.
+
+    Raises:
+        UnknownNameError: Nobody registered the name.
+    """
     if name in BUILTIN:  # imported when asked for: names are listed without waiting for torch
         module, attribute = BUILTIN[name]
         found: Factory = getattr(

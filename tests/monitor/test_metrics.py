@@ -2,8 +2,6 @@
 
 import dataclasses
 import re
-import runpy
-from pathlib import Path
 
 import pytest
 
@@ -72,8 +70,3 @@ def test_an_unreadable_label_is_made_readable_and_stays_its_own(text):
     assert len(label) <= metrics.MAX_LABEL
     assert label.encode("utf-8")
     assert label != label_value(text + "!")
-
-
-def test_the_page_of_metrics_says_what_the_table_says():
-    page = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "build_metrics.py"))
-    assert page["PAGE"].read_text(encoding="utf-8") == page["render"](), "run `make docs`"
