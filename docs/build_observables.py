@@ -37,7 +37,7 @@ def render() -> str:
         "`phasewatch observables` prints the table with what each costs in seconds and memory.",
         "",
         'Ask for them by name: `TransitionMonitor(observables=["llc", "hessian_trace"])`, or in',
-        "YAML with arguments: `observables: {hessian_trace: {every_n_steps: 100, parameters: {…}}}`.",
+        "YAML with arguments: `observables: {hessian_trace: {every_n_steps: 9, parameters: {…}}}`.",
         '`observables="all"` measures everything that needs no arguments and fits the model. An',
         "observable that you name and that the model lacks is an error before the first step.",
         "What needs a function or data takes its place as an object, made in your code.",
