@@ -33,6 +33,9 @@ BUILTIN: Mapping[str, tuple[str, str]] = {
     "update_ratio": ("norms", "UpdateRatio"),
     "llc": ("llc", "LLC"),
     "refined_llc": ("llc", "RefinedLLC"),
+    "mask_overlap": ("tickets", "MaskOverlap"),
+    "kept_weights": ("tickets", "KeptWeights"),
+    "frequency_entropy": ("frequency_entropy", "FrequencyEntropy"),
 }
 """Module and class of each, by name. A parameter `config` is given the run's `SamplerConfig`."""
 
