@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -36,10 +35,23 @@ ROUNDS = 100
 GENERALISED = 0.9
 """Validation accuracy at which a network is said to have generalised."""
 
-TASK = Task(p=31, hidden=128, steps=2000)
-FAST = Task(p=7, embedding=8, hidden=16, steps=60, warmup=10)
+TASK = Task(p=31, hidden=128, steps=2000, val_every=10)
+FAST = Task(p=7, embedding=8, hidden=16, steps=60, warmup=10, val_every=10)
 EVERY = 20
 """Steps between two measurements."""
+
+PANELS = (
+    Panel("loss, nats", {"train_loss": "train", "val_loss": "validation"}, log=True),
+    Panel(
+        "Jaccard overlap of the mask",
+        {"mask_overlap": "with the last", "mask_overlap/reference": "with the first"},
+    ),
+    Panel(
+        "entropy of the spectra, nats",
+        {"frequency_entropy/in": "in", "frequency_entropy/out": "out"},
+    ),
+    Panel("L2 norm of weights", {"kept_weights": "kept", "kept_weights/l2_pruned": "pruned"}),
+)
 
 Weights = dict[str, Tensor]
 Data = tuple[Tensor, Tensor]
@@ -102,7 +114,8 @@ def snip(model: nn.Module, batch: Data) -> Weights:
     """Those whose removal changes the loss most: |w ∂L/∂w| (Lee et al. 2019)."""
     wanted = {name: p for name, p in model.named_parameters() if p.dim() >= 2}
     gradients = torch.autograd.grad(loss_fn(model, batch), list(wanted.values()))
-    return top({n: (p * g).abs().detach() for (n, p), g in zip(wanted.items(), gradients)})  # noqa: B905
+    pairs = zip(wanted.items(), gradients, strict=True)
+    return top({name: (p * gradient).abs().detach() for (name, p), gradient in pairs})
 
 
 def synflow(model: ModularAdder) -> Weights:
@@ -129,44 +142,36 @@ def synflow(model: ModularAdder) -> Weights:
 # ---- training
 
 
-@dataclass
-class Grown:
-    """What the first training leaves.
+def train_watched(
+    model: nn.Module, task: Task, watch: Watch, train: Data, val: Data
+) -> dict[int, Weights]:
+    """Train the whole network, watched.
 
-    Attributes:
-        start: Weights before it.
-        snapshots: Weights at each measurement, by step.
-        curve: Validation accuracy by step.
+    Returns:
+        Its weights at each measurement, by step.
     """
-
-    start: Weights
-    snapshots: dict[int, Weights] = field(default_factory=dict)
-
-
-def train_watched(task: Task, seed: int, watch: Watch, train: Data, val: Data) -> Grown:
-    """Train the whole network, watched."""
-    model = new_model(task, seed)
-    grown = Grown(start=weights_of(model))
+    snapshots: dict[int, Weights] = {}
     watch.check(model)
     optimizer, warmup = optimizer_for(list(model.parameters()), task)
     for step in range(1, task.steps + 1):
         optimizer.zero_grad()
-        logits = model(train[0]).double()
-        loss = nn.functional.cross_entropy(logits, train[1])
+        loss = loss_fn(model, train)
         loss.backward()
         optimizer.step()
         warmup.step()
-        seen = {"train_loss": loss.detach(), "train_accuracy": accuracy(logits, train[1])}
         if step % task.val_every == 0:
             with torch.no_grad():
-                logits = model(val[0]).double()
-                seen["val_loss"] = nn.functional.cross_entropy(logits, val[1])
-                seen["val_accuracy"] = accuracy(logits, val[1])
+                seen = {
+                    "train_loss": loss.detach(),
+                    "train_accuracy": accuracy(model(train[0]), train[1]),
+                    "val_loss": loss_fn(model, val),
+                    "val_accuracy": accuracy(model(val[0]), val[1]),
+                }
             watch.observe(step, seen)
         if watch.due(step):
             watch.probe(step, model)
-            grown.snapshots[step] = weights_of(model)
-    return grown
+            snapshots[step] = weights_of(model)
+    return snapshots
 
 
 def new_model(task: Task, seed: int) -> ModularAdder:
@@ -277,19 +282,22 @@ def main(arguments: list[str] | None = None) -> None:
     }
     with Watch(settings) as watch:
         watch.start(0, expected_steps=task.steps)
-        grown = train_watched(task, options.seed, watch, train, val)
+        model = new_model(task, options.seed)
+        start = weights_of(model)
+        snapshots = train_watched(model, task, watch, train, val)
     memorised = first_crossing(watch, "train_accuracy", 0.99) or EVERY
     half = first_crossing(watch, "val_accuracy", 0.5) or task.steps // 2
-    model = new_model(task, options.seed)
-    taken = {"before": memorised, "at": half, "after": task.steps}
+    model = new_model(task, options.seed)  # back at its initial weights
+    wanted = {"before": memorised, "at": half, "after": task.steps}
+    taken = {when: next(at for at in snapshots if at >= step) for when, step in wanted.items()}
     masks = {
-        f"magnitude, {when} generalisation": magnitude(at_step(grown.snapshots, step))
+        f"magnitude, {when} generalisation": magnitude(snapshots[step])
         for when, step in taken.items()
     }
     masks["SNIP"] = snip(model, train)
     masks["SynFlow"] = synflow(model)
-    masks["random"] = at_random(grown.start, options.seed)
-    steps, retrained = rewind_and_train(model, grown.start, masks, task, train, val)
+    masks["random"] = at_random(start, options.seed)
+    steps, retrained = rewind_and_train(model, start, masks, task, train, val)
     steps_of_whole, whole, _ = watch.history("val_accuracy")
     curves = {"whole network": (steps_of_whole.tolist(), whole.tolist())}
     curves |= {name: (steps, values) for name, values in retrained.items()}
@@ -300,25 +308,6 @@ def main(arguments: list[str] | None = None) -> None:
         reached = next((s for s, v in zip(at, values, strict=True) if v >= GENERALISED), None)
         facts[name] = {"generalises at step": reached, "final accuracy": round(values[-1], 3)}
     conclude(watch, options, PANELS, facts, title)
-
-
-def at_step(snapshots: Mapping[int, Weights], step: int) -> Weights:
-    """The first snapshot at a step or after it."""
-    return next(weights for at, weights in snapshots.items() if at >= step)
-
-
-PANELS = (
-    Panel("loss, nats", {"train_loss": "train", "val_loss": "validation"}, log=True),
-    Panel(
-        "Jaccard overlap of the mask",
-        {"mask_overlap": "with the last", "mask_overlap/reference": "with the first"},
-    ),
-    Panel(
-        "entropy of the spectra, nats",
-        {"frequency_entropy/in": "in", "frequency_entropy/out": "out"},
-    ),
-    Panel("L2 norm of weights", {"kept_weights": "kept", "kept_weights/l2_pruned": "pruned"}),
-)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def _real(tensor: Tensor) -> Tensor:
 
 
 def _joined(tensors: Iterable[Tensor]) -> Tensor:
-    return torch.cat([t.detach().reshape(-1).cpu() for t in tensors]).clone()
+    return torch.cat([t.detach().reshape(-1).cpu() for t in tensors])
 
 
 def _packed(vector: Tensor) -> list[str]:
