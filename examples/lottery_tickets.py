@@ -5,10 +5,27 @@
 Minegishi et al. (2023, arXiv 2310.19470) train a network on modular addition until it generalises,
 long after it has memorised; keep the 40 % of its weights that are largest; set these back to where
 they began, and train again. A ticket taken after generalisation then generalises much sooner than
-the whole network did. One taken while the network had only memorised does not, nor does one that
-was chosen before training (SNIP, SynFlow, at random), for the same number of weights.
+the whole network did. One taken when the network had only memorised, or was halfway, does not, nor
+does one of as many weights that was chosen before training (SNIP, SynFlow, at random).
 
-FINDINGS
+Here it is so with a network of 128 hidden units on sums modulo 31, three seeds: steps to a
+validation accuracy of 0.9, and the accuracy after 2,000 steps where it is not reached.
+
+    ticket                            seed 0   seed 1   seed 2
+    whole network                       1170     1040      890
+    magnitude, after generalisation      890      620      650
+    magnitude, at generalisation        1480     1520     1710    (when half of it is right)
+    magnitude, before generalisation    0.02     0.01     0.00    (when all training pairs are)
+    SynFlow                             0.82     0.31     0.57
+    SNIP                                0.01     0.01     0.01
+    random                              0.00     0.00     0.00
+
+The gain is a factor of 1.3 to 1.7; in the paper the delay all but vanishes. The first training is
+watched: its mask hardly moves any more when the network generalises (from step 500 on it overlaps
+by 0.95 or more with that of 20 steps before), and the spectra of its weights get simple then
+(frequency entropy from 2.6 nats to 1.8 or 1.9; 2.7 is the most there could be).
+
+It takes about 40 s on one CPU core. Look at `tickets.png` in the output folder afterwards.
 """
 
 from __future__ import annotations
@@ -254,7 +271,7 @@ def draw_tickets(
     for axis in (top_axis, low_axis):
         axis.legend(fontsize=8, frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=80)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -122,6 +122,9 @@ class _Mask:
     step: int
     bits: NDArray[np.bool_]
 
+    def comparable(self, other: _Mask) -> bool:
+        return self.bits.shape == other.bits.shape
+
     def state_dict(self) -> dict[str, Any]:
         packed = np.packbits(self.bits).tobytes()
         return {
@@ -148,9 +151,9 @@ class MaskOverlap(_Masked):
     an `every_n_steps` of its own where values are to be compared. "mask_overlap/reference" is the
     overlap with the mask of a fixed step, "mask_overlap/chance" that of two random masks,
     s/(2 − s). The paper prunes all weights of a network without biases; here that is: all trainable
-    parameters of two or more dimensions, ranked together. A checkpoint grows by two bits for each
-    ranked weight, 2.7 MB at most. Of more than 2²³ weights one in j is ranked, and the overlap has
-    the standard error of a share, √(J(1 − J)/|A ∪ B|).
+    parameters of two or more dimensions, ranked together. A checkpoint grows by three bits
+    for each ranked weight, 2.8 MB at most. Of more than 2²³ weights one in j is ranked, and the
+    overlap has the standard error of a share, √(J(1 − J)/|A ∪ B|).
 
     Args:
         keep: s, the share of the weights that the mask keeps.
@@ -186,12 +189,14 @@ class MaskOverlap(_Masked):
         """
         sizes, every = self._sizes(context)
         mask = _Mask(context.step, magnitude_mask(sizes, self._keep).cpu().numpy())
+        if self._reference is not None and not mask.comparable(self._reference):
+            self._reference = None
         result = []
         for name, other in (
             (self.name, self._previous),
             (f"{self.name}/reference", self._reference),
         ):
-            if other is None or other.step >= mask.step or other.bits.shape != mask.bits.shape:
+            if other is None or other.step >= mask.step or not mask.comparable(other):
                 continue
             value = jaccard(mask.bits, other.bits)
             error = _share_error(value, mask.bits, other.bits) if every > 1 else None

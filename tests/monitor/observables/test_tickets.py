@@ -195,6 +195,8 @@ def test_a_network_of_another_size_starts_afresh() -> None:
     observable = MaskOverlap()
     values_of(observable, network(), 1)
     assert set(values_of(observable, nn.Linear(3, 4), 2)) == {"mask_overlap/chance"}
+    again = values_of(observable, nn.Linear(3, 4), 3)
+    assert set(again) == {"mask_overlap", "mask_overlap/reference", "mask_overlap/chance"}
 
 
 def test_of_a_large_network_a_sample_is_ranked_with_its_error(monkeypatch) -> None:
