@@ -6,7 +6,13 @@ import re
 
 from phasewatch.detectors.types import Direction
 
-SUPPORTING = frozenset({"gradient_norm", "update_ratio", "weight_norm"})
+SUPPORTING = frozenset(
+    {
+        *("gradient_norm", "update_ratio", "weight_norm", "spectral_norm", "kept_weights"),
+        *("distance_from_init", "distance_from_init_relative", "distance_moved", "update_angle"),
+        *("mask_overlap", "dead_units"),
+    }
+)
 """These move with every change of the learning rate: evidence beside another stream, not alone."""
 
 HELD_OUT_WORDS = frozenset(

@@ -33,6 +33,14 @@ BUILTIN: Mapping[str, tuple[str, str]] = {
     "update_ratio": ("norms", "UpdateRatio"),
     "llc": ("llc", "LLC"),
     "refined_llc": ("llc", "RefinedLLC"),
+    "mask_overlap": ("tickets", "MaskOverlap"),
+    "kept_weights": ("tickets", "KeptWeights"),
+    "frequency_entropy": ("frequency_entropy", "FrequencyEntropy"),
+    "distance_from_init": ("weights", "DistanceFromInit"),
+    "distance_moved": ("weights", "DistanceMoved"),
+    "update_angle": ("weights", "UpdateAngle"),
+    "spectral_norm": ("layers", "SpectralNorm"),
+    "dead_units": ("layers", "DeadUnits"),
 }
 """Module and class of each, by name. A parameter `config` is given the run's `SamplerConfig`."""
 

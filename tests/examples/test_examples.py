@@ -38,6 +38,7 @@ def test_every_example_is_run_here() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} - HELPERS == {
         "grokking.py",
         "plain_loop.py",
+        "lottery_tickets.py",
     }
 
 
@@ -70,6 +71,23 @@ def test_the_plain_loop_prints_what_it_measures(tmp_path: Path) -> None:
         assert info.state is RunState.FINISHED
         assert len(store.history(info.id, "train_loss")[0]) == 60
         assert len(store.history(info.id, "gradient_norm")[0]) == 3
+
+
+def test_lottery_tickets_are_taken_and_trained_again(tmp_path: Path) -> None:
+    said = json.loads(run("lottery_tickets.py", "--fast", "--json", "--out", "demo", cwd=tmp_path))
+    taken = said["facts"].pop("tickets taken at steps")
+    assert taken.keys() == {"before", "at", "after"}
+    assert taken["after"] == 60
+    assert len(said["facts"]) == 7
+    assert all(0.0 <= one["final accuracy"] <= 1.0 for one in said["facts"].values())
+    demo = tmp_path / "demo"
+    for written in ("tickets.png", "figure.png", "report.html"):
+        assert (demo / written).stat().st_size > 10_000
+    with Store(demo / "phasewatch.db", create=False) as store:
+        info = store.run("tickets-seed0")
+        assert info.state is RunState.FINISHED
+        assert len(store.history(info.id, "mask_overlap")[0]) == 2  # the first has no other
+        assert len(store.history(info.id, "frequency_entropy/in")[0]) == 3
 
 
 def grok(seed: int, folder: Path) -> dict[str, Any]:
