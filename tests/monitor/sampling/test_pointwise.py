@@ -49,6 +49,38 @@ def test_without_draws_there_are_no_statistics(terms):
     assert pointwise(summed(center, draws), 32, center, N_BETA, N_SAMPLES) is None
 
 
+def test_the_stated_errors_are_the_spread_over_repetitions(loss):
+    """Linear regression, 64 draws: 24 seeds on the same data."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(100, 4, generator=generator)
+    y = torch.randn(100, 1, generator=generator)
+    model = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.linalg.lstsq(x, y).solution.T)
+    found = [
+        estimate_llc(
+            model,
+            [(x, y)],
+            loss,
+            n_samples=100,
+            config=SamplerConfig(num_draws=64, max_draws=0, seed=seed, engine="vmap"),
+        )
+        for seed in range(24)
+    ]
+    for name in ("nu", "waic"):
+        values = torch.tensor([getattr(e, {"nu": "nu_hat"}.get(name, name)) for e in found])
+        stated = torch.tensor([getattr(e, f"{name}_stderr") for e in found]).median()
+        assert 0.5 < float(stated / values.std()) < 2.0, name
+
+
+def test_one_block_of_draws_tells_no_error(terms):
+    center, draws = terms
+    found = pointwise(summed(center, draws[:8]), 0, center, N_BETA, N_SAMPLES)
+    assert math.isfinite(found.nu_hat)
+    assert math.isnan(found.nu_stderr)
+    assert math.isnan(found.waic_stderr)
+
+
 def test_waic_estimates_the_loss_on_new_data(loss):
     """Regular regression: the Bayes generalisation loss exceeds the entropy by λ/n at β = 1."""
     generator = torch.Generator().manual_seed(1)
