@@ -6,8 +6,9 @@ import re
 
 from phasewatch.detectors.types import Direction
 
-SUPPORTING = frozenset({"gradient_norm", "update_ratio", "weight_norm"})
-"""These move with every change of the learning rate: evidence beside another stream, not alone."""
+SUPPORTING = frozenset({"gradient_norm", "nu_hat", "update_ratio", "weight_norm"})
+"""Evidence beside another stream, not alone: norms and ratios move with every change of the
+learning rate, and ν̂ has the chains, and their bad draws, in common with λ̂."""
 
 HELD_OUT_WORDS = frozenset(
     {"val", "valid", "validation", "test", "heldout", "holdout", "eval", "dev"}
@@ -23,8 +24,9 @@ LONG_WORDS = 4
 
 
 def is_validation(name: str) -> bool:
-    """Whether a logged name speaks of held-out data."""
-    return not HELD_OUT_WORDS.isdisjoint(_words(name))
+    """Whether a name speaks of how well the model does on held-out data; λ̂ there does not."""
+    words = _words(name)
+    return not HELD_OUT_WORDS.isdisjoint(words) and "llc" not in words
 
 
 def is_loss(name: str) -> bool:

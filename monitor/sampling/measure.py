@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -220,10 +220,13 @@ def measure_refined_llc(
     if memories is None:
         memories = {name: Memory() for name in selections}
     if len(selections) > 1 and not _fit_together(context, config, selections):
-        return {
-            name: _measured(context, config, {name: part}, memories, keeps_chains)[name]
-            for name, part in selections.items()
-        }
+        found: dict[str, Estimate] = {}
+        ends = time.monotonic() + context.deadline_seconds
+        for name, part in selections.items():
+            share = max(ends - time.monotonic(), 0.0) / (len(selections) - len(found))
+            own = replace(context, deadline_seconds=share)
+            found |= _measured(own, config, {name: part}, memories, keeps_chains)
+        return found
     return _measured(context, config, selections, memories, keeps_chains)
 
 
