@@ -16,6 +16,7 @@ from typing import Any
 
 from phasewatch.monitor.config import MonitorConfig
 from phasewatch.monitor.errors import ConfigError, UnknownNameError
+from phasewatch.monitor.observables.costs import MeasuredCost, measured_costs
 from phasewatch.monitor.types import Cost, Observable
 
 __all__ = ["BUILTIN", "Entry", "catalogue", "create", "names", "register", "selected"]
@@ -52,6 +53,7 @@ class Entry:
         needs: What it looks for in the model, the probe or its arguments; empty: nothing.
         source: Paper and equation.
         arguments: Arguments it cannot be made without.
+        measured: What its measurements were seen to take; None where nobody has looked.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Entry:
     needs: str
     source: str
     arguments: tuple[str, ...]
+    measured: MeasuredCost | None = None
 
 
 def register(name: str, factory: Factory) -> None:
@@ -110,6 +113,7 @@ def create(name: str, config: MonitorConfig) -> Observable:
 
 def catalogue() -> Iterator[Entry]:
     """Everything that comes with phasewatch, by name."""
+    costs = measured_costs()
     for name in sorted(BUILTIN):
         made: Any = _factory(name)
         yield Entry(
@@ -119,6 +123,7 @@ def catalogue() -> Iterator[Entry]:
             needs=getattr(made, "needs", ""),
             source=made.source,
             arguments=_required(made),
+            measured=costs.get(name),
         )
 
 
