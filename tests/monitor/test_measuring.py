@@ -12,7 +12,7 @@ from phasewatch.monitor.errors import ConfigError, RefusedError, UnknownNameErro
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.measuring import Measuring
 from phasewatch.monitor.observables import selected
-from phasewatch.monitor.types import MeasureContext, Observation
+from phasewatch.monitor.types import Cost, MeasureContext, Observation
 
 
 class Constant:
@@ -220,3 +220,28 @@ def test_what_is_on_by_default_and_does_not_fit_is_a_warning(caplog) -> None:
         measuring.check(context(0))
     (told,) = [r for r in caplog.records if r.message.startswith("llc is not measured: ")]
     assert told.levelno == logging.WARNING
+
+
+def test_a_long_first_measurement_is_told_once(monkeypatch, caplog) -> None:
+    monkeypatch.setattr("phasewatch.monitor.measuring.LONG_SECONDS", 0.0)
+    measuring, _ = make(Constant(), every_n_steps=None, overhead=0.05)
+    with caplog.at_level(logging.INFO, logger="phasewatch"):
+        for step in (1, 2, 3):
+            measuring.planner._accounts["constant"].cost = None
+            measuring.measure(step, context(step))
+    (record,) = caplog.records
+    assert record.message.startswith("the first measurement of constant, at step 1, took 0 s; all")
+    assert "limited by 5% of the time (`overhead`)" in record.message
+
+
+def test_what_takes_gradients_or_chains_begins_one_at_a_time() -> None:
+    class Costly(Constant):
+        def __init__(self, name, cost):
+            super().__init__(name)
+            self.cost = cost
+
+    costs = {"step": Cost.STEP, "forward": Cost.FORWARD, "a": Cost.GRADIENT, "b": Cost.SAMPLING}
+    measuring, _ = make(
+        *(Costly(name, cost) for name, cost in costs.items()), every_n_steps=None, overhead=0.05
+    )
+    assert measuring.planner.due_names(1) == ("step", "forward", "a")
