@@ -29,7 +29,7 @@ from phasewatch.monitor.sampling.integrators import (
 )
 from phasewatch.monitor.sampling.memory import Plan, plan_memory
 from phasewatch.monitor.sampling.pointwise import pointwise
-from phasewatch.monitor.sampling.posterior import Problem, pose
+from phasewatch.monitor.sampling.posterior import Layout, Problem, pose
 from phasewatch.monitor.sampling.restrictions import (
     Restriction,
     Selection,
@@ -67,6 +67,7 @@ class Memory:
         sharpness: The sharpness found there.
         displacement: Where the chains ended, relative to the weights of then, shape (chains, d).
         heat: Their mean virial there.
+        layout: How these vectors are cut: other parts measured beside this one change it.
     """
 
     verdicts: Verdicts = field(default_factory=Verdicts)
@@ -74,6 +75,17 @@ class Memory:
     sharpness: float | None = None
     displacement: Tensor | None = None
     heat: float = math.nan
+    layout: Layout | None = None
+
+    def move_to(self, layout: Layout) -> None:
+        """Cut the vectors as `layout` is; what it lacks is dropped, what is new is zero."""
+        old, self.layout = self.layout, layout
+        if old is None or old == layout:
+            return
+        if self.sharpest is not None:
+            self.sharpest = layout.adopt(old.cut(self.sharpest), self.sharpest)
+        if self.displacement is not None:
+            self.displacement = layout.adopt(old.cut(self.displacement), self.displacement)
 
 
 def estimate_llc(
@@ -283,6 +295,7 @@ def _measured(
     with engine.session():
         for name, run in runs.items():
             memory = memories[name]
+            memory.move_to(problem.layout)
             run.prepare(memory.sharpest, memory.sharpness)
             if memory.displacement is not None:
                 run.resume(memory.displacement, memory.heat)

@@ -211,3 +211,17 @@ def test_parts_that_run_one_after_another_share_the_time(monkeypatch):
     observable.measure(context_of(Bowls(**BOWLS), deadline_seconds=1000.0))
     # What one leaves, the next may take.
     assert deadlines == pytest.approx([250.0, 1000 / 3, 500.0, 1000.0], rel=0.03)
+
+
+def test_a_part_goes_on_from_its_own_chains_whatever_is_measured_beside_it(monkeypatch):
+    observable = RefinedLLC(config=QUICK.model_copy(update={"num_draws": 64}))
+    observable.measure(context_of(Bowls(**BOWLS)))
+    before = observable._memories["hard"].displacement
+    monkeypatch.setattr(Turns, "next", lambda *_: ["hard"])
+    (alone,) = observable.measure(context_of(Bowls(**BOWLS)))
+    assert alone.detail.warm
+    assert alone.value == pytest.approx(truth(*BOWLS["hard"]), rel=0.1)
+    monkeypatch.setattr(Turns, "next", lambda *_: ["hard", "small"])
+    assert all(one.detail.warm for one in observable.measure(context_of(Bowls(**BOWLS))))
+    assert before.shape[1] == sum(size for _, size in BOWLS.values())
+    assert observable._memories["hard"].displacement.shape[1] == 700
