@@ -10,8 +10,8 @@ EXAMPLES := $(filter-out examples/common.py examples/terminal.py,$(wildcard exam
 SEEDS  := 0 1 2
 SOURCES := callbacks deploy detectors docs monitor examples tests
 
-.PHONY: dashboards demo docs examples test check lint types mypy slow bench bench-detection bench-observables \
-	bench-peers false-alarms clean
+.PHONY: dashboards demo docs examples test check lint types mypy slow bench bench-detection \
+	bench-observables bench-peers false-alarms clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -51,6 +51,37 @@ def test_what_else_the_chains_tell_comes_beside_it(context_of, model, data):
     assert [one.detail for one in (nu, wbic, waic)] == [None] * 3
 
 
+def test_all_of_it_is_what_the_gaussian_posterior_of_a_regression_gives(context_of, loss):
+    """With residuals r_i and s_i = x_iᵀ Σ x_i, Σ the posterior's covariance, ℓ_i(w) has variance
+    r_i² s_i + s_i²/2, and exp(−ℓ_i) the mean (1 + s_i)^(−1/2) exp(−r_i² / (2 (1 + s_i)))."""
+    generator = torch.Generator().manual_seed(4)
+    x, y = (torch.randn(200, k, generator=generator) for k in (6, 1))
+    model = nn.Linear(6, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.linalg.lstsq(x, y).solution.T)
+    config = SamplerConfig(num_draws=512, max_draws=0)
+    llc, nu, wbic, waic = LLC(config).measure(context_of(model, [(x, y)]))
+
+    n_beta = 200 / math.log(200)
+    x, y = x.double(), y.double()
+    hessian = n_beta * x.T @ x / 200
+    covariance = torch.linalg.inv(hessian + torch.eye(6).double())
+    r = (x @ model.weight.T.detach().double() - y).flatten()
+    s = torch.linalg.vecdot(x @ covariance, x)
+    exact_llc = float(torch.trace(covariance @ hessian) / 2)
+    variance = r**2 * s + s**2 / 2
+    training_loss = (torch.log1p(s) / 2 + r**2 / (2 * (1 + s))).mean()
+    exact = (
+        (llc, exact_llc),
+        (nu, float(n_beta / 200 / 2 * variance.sum())),
+        (wbic, float(100 * (r**2).mean() + math.log(200) * exact_llc)),
+        (waic, float(training_loss + n_beta / 200 * variance.mean())),
+    )
+    for one, truth in exact:
+        assert one.stderr < 0.1 * truth, one.name
+        assert abs(one.value - truth) < 4 * one.stderr, one.name
+
+
 def test_of_a_mean_loss_alone_there_is_nothing_beside_it(context_of, model, data, loss):
     observable = LLC(SamplerConfig(num_draws=32, max_draws=0))
     found = observable.measure(context_of(model, [data], lambda m, b: loss(m, b).mean()))
