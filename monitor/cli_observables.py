@@ -6,7 +6,7 @@ from phasewatch.monitor.cli_common import JsonOption, add_row, new_table, plain,
 
 LEGEND = (
     "time (of the processor) and memory: of one measurement, beside the copy of the model, on "
-    "models of\nabout 10³, 10⁵ and 10⁶ parameters; {conditions}"
+    "models of\nup to 10³, some 10⁵ and some 10⁶ parameters (--json says how many); {conditions}"
 )
 
 
