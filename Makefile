@@ -10,8 +10,8 @@ EXAMPLES := $(filter-out examples/common.py examples/terminal.py,$(wildcard exam
 SEEDS  := 0 1 2
 SOURCES := callbacks deploy detectors docs monitor examples tests
 
-.PHONY: dashboards demo docs examples test check lint types mypy slow bench bench-detection bench-peers \
-	false-alarms clean
+.PHONY: dashboards demo docs examples test check lint types mypy slow bench bench-detection \
+	bench-observables bench-peers false-alarms clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -59,6 +59,11 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	@for script in tests/benchmarks/*.py; do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
+
+# What a measurement of each observable takes, as `phasewatch observables` shows it; to be made anew
+# when one is added (`--only NAME` on the command makes its row alone). On a quiet machine.
+bench-observables: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/observables.py --write
 
 # devinterp's dependencies would tie ours down: it lives in an environment of its own.
 $(PEER): constraints.txt

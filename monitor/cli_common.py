@@ -114,7 +114,7 @@ def new_table(title: str, *columns: str) -> Table:
 
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE)
     for column in columns:
-        is_free = column in ("run", "name", "evidence", "needs", "source")
+        is_free = column in ("run", "name", "evidence", "needs", "source", "time", "memory")
         table.add_column(
             column, overflow="fold", no_wrap=not is_free, min_width=12 if is_free else None
         )

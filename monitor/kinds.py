@@ -62,6 +62,9 @@ _LEARNS = frozenset({Move.TRAIN_BETTER})
 _VALIDATES = frozenset({Move.VALIDATION_BETTER})
 _CIRCUITS = frozenset({Move.RESTRICTED_BETTER, Move.EXCLUDED_WORSE})
 
+NOT_LLC = frozenset({"wbic", "waic"})
+"""Parts of "llc" that are losses, not coefficients."""
+
 RULES = (
     Rule(TransitionKind.INSTABILITY, frozenset({Move.UNSTABLE})),
     Rule(TransitionKind.INSTABILITY, frozenset({Move.TRAIN_WORSE}), _LEARNS | _VALIDATES),
@@ -127,7 +130,8 @@ def move_of(name: str, alarm: Alarm, better: Mapping[str, Direction]) -> Move | 
     if alarm.kind is not AlarmKind.SHIFT:
         return Move.UNSTABLE if alarm.kind is AlarmKind.INSTABILITY else None
     down = alarm.direction is Direction.DOWN
-    if name == "llc" or name.startswith("llc/"):
+    whole, _, part = name.partition("/")
+    if whole == "llc" and part not in NOT_LLC:
         return Move.LLC_DOWN if down else Move.LLC_UP
     if "restricted_loss" in name:
         return Move.RESTRICTED_BETTER if down else None

@@ -15,9 +15,12 @@ from phasewatch.monitor.config import MonitorConfig
 from phasewatch.monitor.errors import ConfigError, RefusedError
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.schedule import WANTED_MEASUREMENTS, Planner
-from phasewatch.monitor.types import Estimate, MeasureContext, Observable, Observation
+from phasewatch.monitor.types import Cost, Estimate, MeasureContext, Observable, Observation
 
 log = logging.getLogger("phasewatch")
+
+LONG_SECONDS = 10.0
+"""A first measurement that takes so long is told: training stood still meanwhile."""
 
 MAX_BACKOFF = 6
 """After k failures in a row an observable sits out 2^k − 1 of its turns, k up to this."""
@@ -69,6 +72,7 @@ class Measuring:
                 for name in self._observables
             },
             config.budget,
+            dear=(name for name, o in self._observables.items() if _is_dear(o)),
         )
         self._previous: dict[str, Estimate] = {}
         self._failures_in_row: dict[str, int] = {}
@@ -171,6 +175,7 @@ class Measuring:
             else:
                 self._failures_in_row.pop(name, None)
                 self._health.measured(name, time.perf_counter() - begin, step)
+                self._tell_if_long(name, step)
             finally:
                 seconds = time.perf_counter() - begin
                 self.planner.charge(name, step, seconds)
@@ -221,6 +226,21 @@ class Measuring:
                 exc_info=log.isEnabledFor(logging.DEBUG),
             )
 
+    def _tell_if_long(self, name: str, step: int) -> None:
+        """Say of a first measurement that training stood still for it."""
+        seconds = self._health.durations[name].latest_seconds
+        if self._health.measurements[name] > 1 or seconds < LONG_SECONDS:
+            return
+        limit = f"{self.planner.budget:.0%} of the time" if self.planner.budget < 1.0 else "nothing"
+        log.info(
+            "the first measurement of %s, at step %d, took %.0f s; all that are to come are "
+            "limited by %s (`overhead`)",
+            name,
+            step,
+            seconds,
+            limit,
+        )
+
     def tell_if_few(self) -> None:
         """Say once of each observable that the budget leaves too few measurements of it."""
         for name in self._observables:
@@ -253,3 +273,8 @@ class Measuring:
             observable = self._observables.get(name)
             if observable is not None and hasattr(observable, "load_state_dict"):
                 observable.load_state_dict(own)
+
+
+def _is_dear(observable: Observable) -> bool:
+    """Whether a measurement takes tens of gradients or more."""
+    return getattr(observable, "cost", None) in (Cost.GRADIENT, Cost.SAMPLING)

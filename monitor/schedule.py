@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -23,6 +23,10 @@ SHORTEST_FRACTION = 0.25
 
 COST_MARGIN = 1.5
 """Costs vary: the whole budget must have room for this many times the predicted cost."""
+
+FIRST_SECONDS = 5.0
+"""First measurements that may be dear begin as they come until they have taken so long together;
+from then on each waits until the budget has room for those before it."""
 
 CREDIT_CAP = 2.0
 """Unused credit is kept up to so many measurements; the rest goes to the other observables."""
@@ -88,12 +92,14 @@ class Planner:
     Every second of wall time earns `budget` seconds of credit, split equally over the
     observables; what an observable has no use for goes to the others. An observable is due when
     its cadence says so and its credit covers its predicted cost. The first measurement of each
-    always runs: its cost sets the prediction, and the ledger starts after it.
+    always runs: its cost sets the prediction, and the ledger starts after it. First measurements of
+    what may be dear come one at a time, lest many of them together hold up the training.
 
     Args:
         cadences: Cadence by observable; None is "as often as the budget allows".
         budget: Share of wall time, in (0, 1]; 1 is no budget.
         clock: Monotonic seconds.
+        dear: Observables whose cost may be large.
     """
 
     def __init__(
@@ -101,8 +107,11 @@ class Planner:
         cadences: Mapping[str, EveryNSteps | LogSpaced | None],
         budget: float,
         clock: Callable[[], float] = time.perf_counter,
+        dear: Iterable[str] = (),
     ) -> None:
         self._clock = clock
+        self._dear = frozenset(dear)
+        self._first_seconds = 0.0
         self._budget = budget
         self._accounts = {
             name: _Account(cadence, last_step=0, next_step=0) for name, cadence in cadences.items()
@@ -154,7 +163,7 @@ class Planner:
         self._next_step = min((a.next_step for a in self._accounts.values()), default=2**63)
         self._next_time = math.inf
         self._ledger_start = None
-        self._spent = 0.0
+        self._spent = self._first_seconds = 0.0
         for account in self._accounts.values():
             account.cost = None
             account.credit = 0.0
@@ -210,10 +219,14 @@ class Planner:
     def _affordable(self, names: list[str]) -> tuple[str, ...]:
         """Those that both their own credit and the budget as a whole have room for."""
         self._accrue()
-        due = []
+        due: list[str] = []
         planned = 0.0
         for name in names:
             account = self._accounts[name]
+            if account.cost is None and name in self._dear:
+                begins = any(n in self._dear and self._accounts[n].cost is None for n in due)
+                if begins or self._clock() < self._next_first():
+                    continue
             if account.cost is not None:
                 predicted = self._predicted(account)
                 if account.credit < predicted or not self._has_room(planned + predicted):
@@ -228,8 +241,16 @@ class Planner:
         allowed = self._budget * (self._clock() - self._ledger_start)
         return self._spent + COST_MARGIN * seconds <= allowed
 
+    def _next_first(self) -> float:
+        """Time from which one more that may be dear may be measured for the first time."""
+        if self._ledger_start is None:
+            return -math.inf
+        return self._ledger_start + (self._first_seconds - FIRST_SECONDS) / self._budget
+
     def _affordable_at(self, account: _Account) -> float:
         """Earliest time at which a waiting observable can be afforded."""
+        if account.cost is None:
+            return self._next_first()
         predicted = self._predicted(account)
         by_credit = self._clock() + (predicted - account.credit) / self._budget
         if self._ledger_start is None:
@@ -297,6 +318,7 @@ class Planner:
             account.first_cost = seconds
             account.cost = seconds
             self._exempt += seconds
+            self._first_seconds += seconds
         else:
             account.credit -= seconds
             account.cost = seconds

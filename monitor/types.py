@@ -138,8 +138,10 @@ class Estimate:
         lambda_stderr: Standard error of `lambda_hat`.
         nu_hat: Singular fluctuation ν̂ = (β/2) Σ_i Var_w[log p(x_i|w)]; None without per-sample
             losses.
+        nu_stderr: Standard error of `nu_hat`.
         functional_variance: V = Σ_i Var_w[log p(x_i|w)]; None without per-sample losses.
         waic: T_n + (β/n) V in nats a sample (Watanabe 2010); None without per-sample losses.
+        waic_stderr: Standard error of `waic` from the draws.
         wbic: n·E_w[L_n(w)] in nats; None unless β = 1/log n (Watanabe 2013).
         init_loss: L_n(w*) on the probe, in nats.
         chain_loss: L_n along the chains after burn-in, shape (chains, draws), in nats.
@@ -189,8 +191,10 @@ class Estimate:
     duration_seconds: float
     reason: str = ""
     nu_hat: float | None = None
+    nu_stderr: float | None = None
     functional_variance: float | None = None
     waic: float | None = None
+    waic_stderr: float | None = None
     wbic: float | None = None
     chain_loss: NDArray[np.float64] = field(
         default_factory=lambda: np.empty((0, 0)), repr=False, compare=False

@@ -70,6 +70,7 @@ class Watch:
     Args:
         config: A `MonitorConfig`, a mapping, or the path of a YAML file.
         probe: Data on which a plain loop's model is measured: dataset, loader or batches.
+        val_probe: The same of validation data.
         loss_fn: `loss_fn(model, batch)`, per-sample losses or their mean, in nats.
         n_samples: Number of terms that the loss averages over in a plain loop's probe; None
             counts samples. Give it for losses per token.
@@ -89,6 +90,7 @@ class Watch:
         config: MonitorConfig | Mapping[str, Any] | str | Path | None = None,
         *,
         probe: Any = None,
+        val_probe: Any = None,
         loss_fn: LossFn | None = None,
         n_samples: int | None = None,
         agree: Callable[[bool], bool] | None = None,
@@ -104,6 +106,7 @@ class Watch:
         self.run_name = self.config.run_name or f"run-{time.strftime('%Y%m%d-%H%M%S')}"
         self.attempt = 0
         self._probe = probe
+        self._val_probe = val_probe
         self._loss_fn = loss_fn
         self._n_samples = n_samples
         self._agree = agree
@@ -354,7 +357,7 @@ class Watch:
 
         if self._subject is None:
             self._subject = PlainSubject(
-                model, self._probe, self._loss_fn, self._n_samples, self.config
+                model, self._probe, self._val_probe, self._loss_fn, self._n_samples, self.config
             )
         return self._subject
 

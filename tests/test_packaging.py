@@ -81,6 +81,12 @@ def test_every_module_of_the_source_is_in_the_wheel(wheel: Path) -> None:
             assert f"phasewatch/{path.relative_to(ROOT).as_posix()}" in names
 
 
+def test_tables_that_are_read_at_run_time_are_in_the_wheel(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    tables = ("detectors/false_alarms.json", "monitor/observables/costs.json")
+    assert [table for table in tables if f"phasewatch/{table}" not in names] == []
+
+
 def test_what_grafana_needs_is_in_the_wheel_without_its_builder(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     folder = ROOT / "deploy" / "grafana"

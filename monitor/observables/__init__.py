@@ -16,6 +16,7 @@ from typing import Any
 
 from phasewatch.monitor.config import MonitorConfig
 from phasewatch.monitor.errors import ConfigError, UnknownNameError
+from phasewatch.monitor.observables.costs import MeasuredCost, measured_costs
 from phasewatch.monitor.types import Cost, Observable
 
 __all__ = ["BUILTIN", "Entry", "catalogue", "create", "factory_of", "names", "register", "selected"]
@@ -41,6 +42,8 @@ BUILTIN: Mapping[str, tuple[str, str]] = {
     "update_angle": ("weights", "UpdateAngle"),
     "spectral_norm": ("layers", "SpectralNorm"),
     "dead_units": ("layers", "DeadUnits"),
+    "llc_validation": ("llc_data", "LLCValidation"),
+    "llc_slices": ("llc_data", "LLCSlices"),
 }
 """Module and class of each, by name. A parameter `config` is given the run's `SamplerConfig`."""
 
@@ -58,6 +61,7 @@ class Entry:
         needs: What it looks for in the model, the probe or its arguments; empty: nothing.
         source: Paper and equation.
         arguments: Arguments it cannot be made without.
+        measured: What its measurements were seen to take; None where nobody has looked.
     """
 
     name: str
@@ -66,6 +70,7 @@ class Entry:
     needs: str
     source: str
     arguments: tuple[str, ...]
+    measured: MeasuredCost | None = None
 
 
 def register(name: str, factory: Factory) -> None:
@@ -116,6 +121,7 @@ def create(name: str, config: MonitorConfig) -> Observable:
 
 def catalogue() -> Iterator[Entry]:
     """Everything that comes with phasewatch, by name."""
+    costs = measured_costs()
     for name in sorted(BUILTIN):
         made: Any = factory_of(name)
         yield Entry(
@@ -125,6 +131,7 @@ def catalogue() -> Iterator[Entry]:
             needs=getattr(made, "needs", ""),
             source=made.source,
             arguments=_required(made),
+            measured=costs.get(name),
         )
 
 

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from phasewatch.monitor.config import SamplerConfig
 from phasewatch.monitor.errors import ConfigError, MeasurementError, RefusedError
+from phasewatch.monitor.observables.llc_parts import HEADS, MODULES, Turns, find_parts
 from phasewatch.monitor.sampling import Memory, measure_llc, measure_refined_llc
 from phasewatch.monitor.sampling.measure import check_llc
 from phasewatch.monitor.sampling.restrictions import Selection
-from phasewatch.monitor.types import Cost, Estimate, MeasureContext, Observation
+from phasewatch.monitor.types import (
+    Cost,
+    Estimate,
+    EstimateStatus,
+    MeasureContext,
+    Observation,
+)
+
+log = logging.getLogger("phasewatch")
+
+NU_HAT = "nu_hat"
+"""Stream of the singular fluctuation that belongs to "llc"; to another name it is a part."""
 
 
 class LLC:
     """Local learning coefficient λ̂ = nβ (E_w[L_n(w)] − L_n(w*)) on the fixed probe.
+
+    The same chains give, where the loss comes for each sample: "nu_hat", the singular fluctuation
+    ν̂ = (β/2) Σ_i Var_w[log p(x_i|w)] (1; Watanabe 2010); and where that is defined, as parts that
+    no detector watches, "llc/wbic" = n E_w[L_n(w)] (nats; Watanabe 2013) and "llc/waic" =
+    T_n + (β/n) V (nats a sample; Watanabe 2010). They have the status of λ̂.
 
     What is kept between two measurements: which engine to use; the sharpest direction, so that the
     step size is known after few gradients; and where the chains stood, so that burn-in is paid
@@ -51,20 +71,37 @@ class LLC:
         Raises:
             RefusedError: Says what was looked for, and the way out.
         """
-        with _refusals():
-            check_llc(context, self._config, parameters=self._parameters, memory=self._memory)
+        context, config = self._posed(context)
+        with refusals():
+            check_llc(context, config, parameters=self._parameters, memory=self._memory)
 
-    def measure(self, context: MeasureContext) -> Observation:
-        """Measure at `context.step`, within `context.deadline_seconds`.
+    def measure(self, context: MeasureContext) -> list[Observation]:
+        """Measure at `context.step`, within `context.deadline_seconds`; λ̂ comes first.
 
         Raises:
             RefusedError: It cannot be measured safely.
             MeasurementError: The loss at w* is not finite.
         """
-        estimate = measure_llc(
-            context, self._config, parameters=self._parameters, memory=self._memory
-        )
-        return _observed(context, self.name, estimate)
+        context, config = self._posed(context)
+        estimate = measure_llc(context, config, parameters=self._parameters, memory=self._memory)
+        return [observed_llc(context, self.name, estimate), *self._beside(context, estimate)]
+
+    def _posed(self, context: MeasureContext) -> tuple[MeasureContext, SamplerConfig]:
+        """On what data, and how, is sampled."""
+        return context, self._config
+
+    def _beside(self, context: MeasureContext, estimate: Estimate) -> Iterator[Observation]:
+        """What else the chains tell; without single losses, nothing."""
+        if estimate.nu_hat is None:
+            return
+        nu_name = NU_HAT if self.name == "llc" else f"{self.name}/{NU_HAT}"
+        yield _derived(context, nu_name, "1", estimate.nu_hat, estimate.nu_stderr, estimate)
+        if estimate.wbic is not None:
+            error = estimate.lambda_stderr * estimate.n_samples / estimate.n_beta
+            yield _derived(context, f"{self.name}/wbic", "nats", estimate.wbic, error, estimate)
+        if estimate.waic is not None:
+            name, unit = f"{self.name}/waic", "nats per sample"
+            yield _derived(context, name, unit, estimate.waic, estimate.waic_stderr, estimate)
 
     def state_dict(self) -> dict[str, Any]:
         """The last sharpness.
@@ -82,36 +119,54 @@ class LLC:
 
 
 class RefinedLLC:
-    """Weight-refined λ̂ of each part, as streams "<name>/<part>"; the parts share their gradients.
+    """Weight-refined λ̂ of each part of the model, as streams "<name>/<part>".
+
+    Only the part's weights are sampled; the rest stay at w*. Parts that are measured at the same
+    time share their gradients. Where the budget does not reach for all of them, they are measured
+    in turn, those that have waited longest first, and the log names those that were left.
 
     Args:
         parts: Names, shell patterns or masks of each part's parameters, by its name; for example
-            what `attention_heads` returns.
+            what `attention_heads` returns. Or "modules": the parameter groups of `weight_norm`,
+            the smallest of them together as "other"; or "heads": every `nn.MultiheadAttention`'s.
+            Of those found by themselves, one that cannot be sampled is left out, and told.
         config: How the local posterior is sampled.
+        max_parts: Most parts that are found by themselves.
         name: Start of the streams' names.
 
     Raises:
-        ConfigError: There are no parts.
+        ConfigError: There are no parts, or `max_parts` is below 2.
     """
 
     unit = "1"
     cost = Cost.SAMPLING
-    needs = "a probe loss"
+    needs = "a probe loss; two parameter groups, or attention heads"
     source = "Wang et al. 2024, arXiv 2410.02984, §2.2"
 
     def __init__(
         self,
-        parts: Mapping[str, Selection],
+        parts: Mapping[str, Selection] | str = MODULES,
         config: SamplerConfig | None = None,
         *,
+        max_parts: int = 8,
         name: str = "refined_llc",
     ) -> None:
         if not parts:
             raise ConfigError("RefinedLLC has no parts; name at least one part of the model")
+        if isinstance(parts, str) and parts not in (MODULES, HEADS):
+            raise ConfigError(
+                f"RefinedLLC: parts is {parts!r}; give {MODULES!r}, {HEADS!r}, or names of "
+                "parameters by part"
+            )
+        if max_parts < 2:
+            raise ConfigError(f"RefinedLLC: max_parts is {max_parts}; give at least 2")
         self.name = name
-        self._parts = dict(parts)
+        self._wanted = parts if isinstance(parts, str) else ""
+        self._parts = {} if isinstance(parts, str) else dict(parts)
+        self._max_parts = max_parts
         self._config = config or SamplerConfig()
         self._memories = {part: Memory() for part in self._parts}
+        self._turns: Turns | None = None
 
     def check(self, context: MeasureContext) -> None:
         """Refuse before the first step what cannot be measured.
@@ -119,21 +174,54 @@ class RefinedLLC:
         Raises:
             RefusedError: Says what was looked for, and the way out.
         """
-        for name, part in self._parts.items():
-            with _refusals():
-                memory = self._memories[name]
-                check_llc(context, self._config, parameters=part, memory=memory)
+        if not self._wanted:
+            for part in self._parts:
+                self._check_part(context, part)
+            return
+        self._find(context)
+        refused: dict[str, RefusedError] = {}
+        for part in self._parts:
+            try:
+                self._check_part(context, part)
+            except RefusedError as error:
+                refused[part] = error
+        if len(refused) == len(self._parts):
+            raise next(iter(refused.values()))
+        for part, reason in refused.items():
+            log.info("%s/%s is not measured: %s", self.name, part, reason)
+            del self._parts[part]
+        self._turns = None
+
+    def _check_part(self, context: MeasureContext, part: str) -> None:
+        memory = self._memories.setdefault(part, Memory())
+        with refusals():
+            check_llc(context, self._config, parameters=self._parts[part], memory=memory)
+
+    def _find(self, context: MeasureContext) -> None:
+        self._parts = find_parts(context, self._wanted, self._max_parts)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
-        """Measure all parts at `context.step`, within `context.deadline_seconds`.
+        """Measure parts at `context.step`, as many as `context.deadline_seconds` reach for.
 
         Raises:
             RefusedError: They cannot be measured safely.
             MeasurementError: The loss at w* is not finite.
         """
-        found = measure_refined_llc(context, self._config, self._parts, self._memories)
+        if not self._parts:
+            self._find(context)
+        if self._turns is None:
+            self._turns = Turns(self.name, list(self._parts))
+        chosen = {
+            part: self._parts[part]
+            for part in self._turns.next(context.step, context.deadline_seconds)
+        }
+        memories = {part: self._memories.setdefault(part, Memory()) for part in chosen}
+        found = measure_refined_llc(context, self._config, chosen, memories)
+        seconds = {part: estimate.duration_seconds for part, estimate in found.items()}
+        self._turns.took(seconds, context.deadline_seconds)
         return [
-            _observed(context, f"{self.name}/{part}", estimate) for part, estimate in found.items()
+            observed_llc(context, f"{self.name}/{part}", estimate)
+            for part, estimate in found.items()
         ]
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,12 +231,12 @@ class RefinedLLC:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state of `state_dict`; parts that it does not know start afresh."""
         for part, sharpness in state.get("sharpness", {}).items():
-            if part in self._memories and sharpness is not None:
-                self._memories[part].sharpness = float(sharpness)
+            if sharpness is not None and (self._wanted or part in self._memories):
+                self._memories.setdefault(part, Memory()).sharpness = float(sharpness)
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
+def refusals() -> Iterator[None]:
     """Turn whatever a check raises into a refusal, but for what may pass at a later step."""
     try:
         yield
@@ -163,7 +251,8 @@ def _refusals() -> Iterator[None]:
         ) from error
 
 
-def _observed(context: MeasureContext, name: str, estimate: Estimate) -> Observation:
+def observed_llc(context: MeasureContext, name: str, estimate: Estimate) -> Observation:
+    """λ̂ as a value of the stream `name`."""
     return Observation(
         name=name,
         step=context.step,
@@ -176,4 +265,27 @@ def _observed(context: MeasureContext, name: str, estimate: Estimate) -> Observa
         status=estimate.status,
         reason=estimate.reason,
         detail=estimate,
+    )
+
+
+def _derived(
+    context: MeasureContext,
+    name: str,
+    unit: str,
+    value: float,
+    stderr: float | None,
+    estimate: Estimate,
+) -> Observation:
+    """What the same chains tell beside λ̂, and no better than that."""
+    status, reason = estimate.status, estimate.reason
+    if status is EstimateStatus.OK and not math.isfinite(math.nan if stderr is None else stderr):
+        status, reason = EstimateStatus.UNCONVERGED, f"too few draws to tell the error of {name}"
+    return replace(
+        observed_llc(context, name, estimate),
+        value=value,
+        unit=unit,
+        stderr=stderr,
+        status=status,
+        reason=reason,
+        detail=None,
     )

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from phasewatch.monitor.sampling.integrators import (
 )
 from phasewatch.monitor.sampling.memory import Plan, plan_memory
 from phasewatch.monitor.sampling.pointwise import pointwise
-from phasewatch.monitor.sampling.posterior import Problem, pose
+from phasewatch.monitor.sampling.posterior import Layout, Problem, pose
 from phasewatch.monitor.sampling.restrictions import (
     Restriction,
     Selection,
@@ -67,6 +67,7 @@ class Memory:
         sharpness: The sharpness found there.
         displacement: Where the chains ended, relative to the weights of then, shape (chains, d).
         heat: Their mean virial there.
+        layout: How these vectors are cut: other parts measured beside this one change it.
     """
 
     verdicts: Verdicts = field(default_factory=Verdicts)
@@ -74,6 +75,17 @@ class Memory:
     sharpness: float | None = None
     displacement: Tensor | None = None
     heat: float = math.nan
+    layout: Layout | None = None
+
+    def move_to(self, layout: Layout) -> None:
+        """Cut the vectors as `layout` is; what it lacks is dropped, what is new is zero."""
+        old, self.layout = self.layout, layout
+        if old is None or old == layout:
+            return
+        if self.sharpest is not None:
+            self.sharpest = layout.adopt(old.cut(self.sharpest), self.sharpest)
+        if self.displacement is not None:
+            self.displacement = layout.adopt(old.cut(self.displacement), self.displacement)
 
 
 def estimate_llc(
@@ -220,10 +232,13 @@ def measure_refined_llc(
     if memories is None:
         memories = {name: Memory() for name in selections}
     if len(selections) > 1 and not _fit_together(context, config, selections):
-        return {
-            name: _measured(context, config, {name: part}, memories, keeps_chains)[name]
-            for name, part in selections.items()
-        }
+        found: dict[str, Estimate] = {}
+        ends = time.monotonic() + context.deadline_seconds
+        for name, part in selections.items():
+            share = max(ends - time.monotonic(), 0.0) / (len(selections) - len(found))
+            own = replace(context, deadline_seconds=share)
+            found |= _measured(own, config, {name: part}, memories, keeps_chains)
+        return found
     return _measured(context, config, selections, memories, keeps_chains)
 
 
@@ -280,6 +295,7 @@ def _measured(
     with engine.session():
         for name, run in runs.items():
             memory = memories[name]
+            memory.move_to(problem.layout)
             run.prepare(memory.sharpest, memory.sharpness)
             if memory.displacement is not None:
                 run.resume(memory.displacement, memory.heat)
@@ -473,8 +489,10 @@ def _estimate(
         lambda_hat=value,
         lambda_stderr=summary.stderr if summary else nan,
         nu_hat=terms.nu_hat if terms else None,
+        nu_stderr=terms.nu_stderr if terms else None,
         functional_variance=terms.functional_variance if terms else None,
         waic=terms.waic if terms else None,
+        waic_stderr=terms.waic_stderr if terms else None,
         wbic=estimators.wbic(mean_loss, run.n_beta, context.n_samples) if summary else None,
         init_loss=init_loss,
         chain_loss=run.record.chain_loss()[run.alive][:, burnin:],

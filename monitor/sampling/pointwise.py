@@ -9,6 +9,13 @@ With ℓ_i(w) = −log p(x_i | w) and averages over the draws w:
 
 Source: Watanabe 2009, Algebraic Geometry and Statistical Learning Theory, §6; Watanabe 2010, JMLR
 11:3571. All need losses that are normalised negative log-likelihoods in nats.
+
+Errors. To first order V and T_n are means over the draws of
+
+    Σ_i (ℓ_i(w) − E_w[ℓ_i])²   and   −(1/n) Σ_i exp(−ℓ_i(w)) / E_w[exp(−ℓ_i)],
+
+and their standard error is that of a mean of correlated draws, as for λ̂, from sums over blocks of
+draws.
 """
 
 from __future__ import annotations
@@ -17,8 +24,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from phasewatch.monitor.sampling.diagnostics import standard_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +38,17 @@ class Pointwise:
     Attributes:
         functional_variance: V, in nats².
         nu_hat: ν̂.
+        nu_stderr: Its standard error; NaN where all draws lie in one block.
         waic: WAIC a sample, in nats.
+        waic_stderr: Its standard error from the draws; NaN where all lie in one block. How far WAIC
+            is from the Bayes generalisation loss, on these data, is no part of it.
     """
 
     functional_variance: float
     nu_hat: float
+    nu_stderr: float
     waic: float
+    waic_stderr: float
 
 
 class TermSums:
@@ -82,15 +97,28 @@ def pointwise(
     count = sum(part.count for part in used)
     if count < 2:
         return None
-    total = torch.stack([part.total for part in used]).cpu().double().sum(0)
-    square = torch.stack([part.square for part in used]).cpu().double().sum(0)
-    likelihood = torch.stack([part.log_likelihood for part in used]).cpu().double().logsumexp(0)
-    variance = float(((square - total.square() / count) / (count - 1)).mean())
-    mean_likelihood = (likelihood - math.log(count) - center_terms.cpu().double()).mean()
-    functional_variance = n_samples * variance
+    totals = torch.stack([part.total for part in used]).cpu().double()
+    squares = torch.stack([part.square for part in used]).cpu().double()
+    likelihoods = torch.stack([part.log_likelihood for part in used]).cpu().double()
+    counts = torch.tensor([part.count for part in used], dtype=torch.float64).unsqueeze(1)
+    mean = totals.sum(0) / count
+    variance = float(((squares.sum(0) - count * mean.square()) / (count - 1)).mean())
+    mean_likelihood = likelihoods.logsumexp(0) - math.log(count)  # log E_w[e^(ℓ_i(w*) − ℓ_i(w))]
+    training_loss = float((center_terms.cpu().double() - mean_likelihood).mean())
     beta = n_beta / n_samples
+    # By block, shape (blocks,): what V / n and T_n are means of.
+    spread = ((squares - 2.0 * mean * totals) / counts + mean.square()).mean(1)
+    relative = -(likelihoods - counts.log() - mean_likelihood).exp().mean(1)
     return Pointwise(
-        functional_variance=functional_variance,
-        nu_hat=beta / 2.0 * functional_variance,
-        waic=-float(mean_likelihood) + beta * variance,
+        functional_variance=n_samples * variance,
+        nu_hat=n_beta / 2.0 * variance,
+        nu_stderr=_error_of_mean(n_beta / 2.0 * spread),
+        waic=training_loss + beta * variance,
+        waic_stderr=_error_of_mean(relative + beta * spread),
     )
+
+
+def _error_of_mean(blocks: Tensor) -> float:
+    if len(blocks) < 2:
+        return math.nan
+    return standard_error(np.asarray(blocks.tolist())[np.newaxis])

@@ -89,6 +89,22 @@ class Layout:
         cut = zip(self.cut(flat).items(), self.dtypes, strict=True)
         return {PREFIX + name: part.to(dtype) for (name, part), dtype in cut}
 
+    def adopt(self, parts: Mapping[str, Tensor], like: Tensor) -> Tensor:
+        """Flat vectors of the parts that are cut from others; zero where there is none that fits.
+
+        Args:
+            parts: By name, with or without a leading dimension of chains.
+            like: The flat vectors they were cut from, (d',) or (chains, d').
+        """
+        lead = like.shape[:-1]
+        pieces = []
+        for name, shape, size in zip(self.names, self.shapes, self.sizes, strict=True):
+            part = parts.get(name)
+            if part is None or part.shape != lead + shape:
+                part = like.new_zeros(lead + shape)
+            pieces.append(part.reshape(*lead, size))
+        return torch.cat(pieces, dim=-1)
+
     def cut(self, flat: Tensor) -> dict[str, Tensor]:
         """Views of `flat`, (d,) or (chains, d), by parameter name."""
         lead = flat.shape[:-1]

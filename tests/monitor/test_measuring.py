@@ -11,7 +11,8 @@ from phasewatch.monitor.config import MonitorConfig
 from phasewatch.monitor.errors import ConfigError, RefusedError, UnknownNameError
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.measuring import Measuring
-from phasewatch.monitor.types import MeasureContext, Observation
+from phasewatch.monitor.observables import selected
+from phasewatch.monitor.types import Cost, MeasureContext, Observation
 
 
 class Constant:
@@ -169,3 +170,78 @@ def test_too_few_measurements_within_the_budget_are_told_once(caplog) -> None:
     (record,) = caplog.records
     assert "constant will be measured about 2 times" in record.message
     assert "every_n_steps" in record.message
+
+
+def parts_of_all(*given, **settings) -> tuple[Measuring, Health]:
+    health = Health()
+    config = MonitorConfig.load({"every_n_steps": 1} | settings)
+    return Measuring(config, health, given or None), health
+
+
+def test_all_stands_for_everything_that_needs_no_arguments() -> None:
+    for measuring, _ in (parts_of_all("all"), parts_of_all(observables="all")):
+        assert list(measuring.names) == selected("all")
+
+
+def test_a_name_beside_all_comes_first_and_once() -> None:
+    own = Constant()
+    measuring, _ = parts_of_all("all", own, "weight_norm")
+    assert measuring.names[:2] == ("constant", "weight_norm")
+    assert sorted(measuring.names) == sorted({*selected("all"), "constant"})
+
+
+def test_settings_of_one_beside_all_are_its_own() -> None:
+    settings = {"all": {}, "refined_llc": {"parameters": {"max_parts": 1}}}
+    with pytest.raises(ConfigError, match="max_parts is 1"):
+        parts_of_all(observables=settings)
+
+
+def test_of_all_what_does_not_fit_is_left_out_without_a_warning(caplog) -> None:
+    measuring, health = parts_of_all("all")
+    with caplog.at_level(logging.INFO, logger="phasewatch"):
+        measuring.check(context(0))  # a context without a loss
+    assert "llc" not in measuring.names
+    assert health.skipped["llc"] == 1
+    (told,) = [r for r in caplog.records if r.message.startswith("llc is not measured: ")]
+    assert told.levelno == logging.INFO
+    assert "loss_fn=" in told.message
+    assert [r for r in caplog.records if r.levelno > logging.INFO] == []
+
+
+def test_what_is_named_beside_all_is_still_an_error_where_it_does_not_fit() -> None:
+    measuring, _ = parts_of_all("all", "llc")
+    with pytest.raises(ConfigError, match="'llc' cannot be measured here: there is no probe loss"):
+        measuring.check(context(0))
+
+
+def test_what_is_on_by_default_and_does_not_fit_is_a_warning(caplog) -> None:
+    measuring, _ = parts_of_all()
+    with caplog.at_level(logging.INFO, logger="phasewatch"):
+        measuring.check(context(0))
+    (told,) = [r for r in caplog.records if r.message.startswith("llc is not measured: ")]
+    assert told.levelno == logging.WARNING
+
+
+def test_a_long_first_measurement_is_told_once(monkeypatch, caplog) -> None:
+    monkeypatch.setattr("phasewatch.monitor.measuring.LONG_SECONDS", 0.0)
+    measuring, _ = make(Constant(), every_n_steps=None, overhead=0.05)
+    with caplog.at_level(logging.INFO, logger="phasewatch"):
+        for step in (1, 2, 3):
+            measuring.planner._accounts["constant"].cost = None
+            measuring.measure(step, context(step))
+    (record,) = caplog.records
+    assert record.message.startswith("the first measurement of constant, at step 1, took 0 s; all")
+    assert "limited by 5% of the time (`overhead`)" in record.message
+
+
+def test_what_takes_gradients_or_chains_begins_one_at_a_time() -> None:
+    class Costly(Constant):
+        def __init__(self, name, cost):
+            super().__init__(name)
+            self.cost = cost
+
+    costs = {"step": Cost.STEP, "forward": Cost.FORWARD, "a": Cost.GRADIENT, "b": Cost.SAMPLING}
+    measuring, _ = make(
+        *(Costly(name, cost) for name, cost in costs.items()), every_n_steps=None, overhead=0.05
+    )
+    assert measuring.planner.due_names(1) == ("step", "forward", "a")

@@ -21,12 +21,13 @@ class Clock:
 class Loop:
     """A training loop whose steps and measurements take the time they are told to."""
 
-    def __init__(self, cadences, budget=1.0, costs=None, step_seconds=0.001):
+    def __init__(self, cadences, budget=1.0, costs=None, step_seconds=0.001, dear=()):
         self.clock = Clock()
-        self.planner = Planner(cadences, budget, clock=self.clock)
+        self.planner = Planner(cadences, budget, clock=self.clock, dear=dear)
         self.costs = costs or {}
         self.step_seconds = step_seconds
         self.measured: dict[str, list[int]] = {name: [] for name in cadences}
+        self.begun: dict[str, float] = {}
         self.ratios: list[float] = []
         self.step = 0
 
@@ -38,6 +39,7 @@ class Loop:
                 with self.planner.spending():
                     for name in self.planner.due_names(self.step):
                         cost = self.costs.get(name, 0.0)
+                        self.begun.setdefault(name, self.clock.now)
                         self.clock.now += cost
                         self.measured[name].append(self.step)
                         self.planner.charge(name, self.step, cost)
@@ -210,3 +212,44 @@ def test_after_a_resume_the_schedule_goes_on() -> None:
     resumed.load_state_dict(planner.state_dict())
     resumed.start(10)
     assert [step for step in range(11, 21) if resumed.due(step)] == [20]
+
+
+def test_first_measurements_of_the_dear_come_one_at_a_time_and_within_the_budget() -> None:
+    costs = {"cheap": 0.001, "a": 3.0, "b": 4.0, "c": 1.0, "d": 1.0}
+    loop = Loop(dict.fromkeys(costs), 0.1, costs, step_seconds=0.1, dear="abcd")
+    loop.run(1500)
+    first = {name: steps[0] for name, steps in loop.measured.items()}
+    assert (first["cheap"], first["a"]) == (1, 1), "the first of them waits for nobody"
+    assert first["b"] == 2, "so far they took less than five seconds"
+    # Seven seconds were spent, five are free: a tenth of twenty makes up for the other two.
+    assert loop.begun["c"] - (loop.begun["a"] + costs["a"]) == pytest.approx(20.0, abs=0.2)
+    assert loop.begun["d"] - loop.begun["c"] == pytest.approx(10.0, abs=4.1)  # others are due too
+    assert min(map(len, loop.measured.values())) >= 2
+
+
+def test_cheap_first_measurements_all_run_at_once() -> None:
+    names = [f"observable{i}" for i in range(30)]
+    loop = Loop(dict.fromkeys(names), 0.05, dict.fromkeys(names, 0.01))
+    loop.run(3)
+    assert {steps[0] for steps in loop.measured.values()} == {1}
+
+
+def test_of_the_dear_that_take_little_each_step_begins_one() -> None:
+    loop = Loop(dict.fromkeys("abc"), 0.05, dict.fromkeys("abc", 0.01), dear="abc")
+    loop.run(4)
+    assert [loop.measured[name][0] for name in "abc"] == [1, 2, 3]
+
+
+def test_without_a_budget_the_dear_begin_together() -> None:
+    loop = Loop(dict.fromkeys("abc", EveryNSteps(n=2)), 1.0, dict.fromkeys("abc", 9.0), dear="abc")
+    loop.run(2)
+    assert [loop.measured[name] for name in "abc"] == [[2], [2], [2]]
+
+
+def test_one_that_waits_for_its_first_turn_costs_a_step_nothing(monkeypatch) -> None:
+    loop = Loop(dict.fromkeys("ab"), 0.05, {"a": 60.0, "b": 1.0}, dear="ab")
+    loop.run(1)
+    asked = []
+    monkeypatch.setattr(loop.planner, "_affordable", lambda names: asked.append(names) or ())
+    loop.run(100)
+    assert len(asked) <= 1

@@ -375,3 +375,27 @@ def test_it_is_told_which_part_of_the_model_moved_more_than_before(settings) -> 
     assert [group for group, _ in transition.where] == ["1", "0"]
     assert transition.where[0][1] == pytest.approx(10.0, rel=0.5)
     assert transition.where[1][1] < 1.5
+
+
+def test_a_plain_loop_asks_before_the_first_step_what_cannot_be_measured(settings) -> None:
+    model = torch.nn.Linear(2, 1)
+    watch = Watch(settings | {"observables": ["weight_norm", "llc"]})
+    with pytest.raises(ConfigError, match=r"'llc' cannot be measured here: .*give loss_fn="):
+        watch.check(model)
+    watch = Watch(settings | {"observables": ["llc_validation"]}, probe=[torch.zeros(4, 2)])
+    with pytest.raises(ConfigError, match=r"'llc_validation' .*give val_probe="):
+        watch.check(model)
+
+
+def test_asking_changes_nothing_and_skips_what_nobody_named(settings) -> None:
+    del settings["observables"]
+    model = torch.nn.Linear(2, 1)
+    before, state = model.weight.detach().clone(), torch.get_rng_state()
+    with Watch(settings) as watch:
+        watch.check(model)
+        assert watch.health.skipped["llc"] == 1
+        watch.due(10)
+        watch.probe(10, model)
+        assert watch.history("weight_norm")[0].tolist() == [10]
+    assert torch.equal(model.weight, before)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -49,6 +49,33 @@ def test_without_draws_there_are_no_statistics(terms):
     assert pointwise(summed(center, draws), 32, center, N_BETA, N_SAMPLES) is None
 
 
+def test_the_stated_errors_are_the_spread_over_repetitions():
+    """Draws of a stationary process that forgets by a fifth at each; 40 times the same."""
+    generator = torch.Generator().manual_seed(2)
+    center = torch.rand(10, generator=generator)
+    found = []
+    for _ in range(40):
+        deviation = torch.randn(4, 10, generator=generator)
+        draws = []
+        for _ in range(192):
+            noise = torch.randn(4, 10, generator=generator)
+            deviation = 0.8 * deviation + 0.6 * noise
+            draws.append(center + 0.5 * deviation)
+        found.append(pointwise(summed(center, draws, 16), 0, center, N_BETA, N_SAMPLES))
+    for value, error in (("nu_hat", "nu_stderr"), ("waic", "waic_stderr")):
+        spread = torch.tensor([getattr(one, value) for one in found]).std()
+        stated = torch.tensor([getattr(one, error) for one in found]).median()
+        assert 0.7 < float(stated / spread) < 1.6, value
+
+
+def test_one_block_of_draws_tells_no_error(terms):
+    center, draws = terms
+    found = pointwise(summed(center, draws[:8]), 0, center, N_BETA, N_SAMPLES)
+    assert math.isfinite(found.nu_hat)
+    assert math.isnan(found.nu_stderr)
+    assert math.isnan(found.waic_stderr)
+
+
 def test_waic_estimates_the_loss_on_new_data(loss):
     """Regular regression: the Bayes generalisation loss exceeds the entropy by λ/n at β = 1."""
     generator = torch.Generator().manual_seed(1)
