@@ -6,15 +6,30 @@ import re
 
 from phasewatch.detectors.types import Direction
 
-SUPPORTING = frozenset({"gradient_norm", "update_ratio", "weight_norm"})
+SUPPORTING = frozenset({"gradient_norm", "update_ratio", "weight_norm", "essential_dynamics"})
 """These move with every change of the learning rate: evidence beside another stream, not alone."""
 
 HELD_OUT_WORDS = frozenset(
     {"val", "valid", "validation", "test", "heldout", "holdout", "eval", "dev"}
 )
 LOSS_WORDS = frozenset(
-    {"loss", "losses", "nll", "perplexity", "ppl", "error", "err", "mse", "rmse", "mae", "wer"}
+    {
+        "loss",
+        "losses",
+        "nll",
+        "perplexity",
+        "ppl",
+        "error",
+        "err",
+        "mse",
+        "rmse",
+        "mae",
+        "wer",
+        "icl",
+    }
 )
+"""The score of in-context learning, "icl_score", is a difference of losses."""
+
 SCORE_WORDS = frozenset(
     {"acc", "accuracy", "f1", "auc", "auroc", "precision", "recall", "iou", "dice", "bleu", "map"}
 )

@@ -33,6 +33,11 @@ BUILTIN: Mapping[str, tuple[str, str]] = {
     "update_ratio": ("norms", "UpdateRatio"),
     "llc": ("llc", "LLC"),
     "refined_llc": ("llc", "RefinedLLC"),
+    "icl_score": ("in_context", "IclScore"),
+    "dloss_dlog_token": ("in_context", "DlossDlogToken"),
+    "token_loss": ("in_context", "TokenLoss"),
+    "component_loss": ("components", "ComponentLoss"),
+    "essential_dynamics": ("essential_dynamics", "EssentialDynamics"),
 }
 """Module and class of each, by name. A parameter `config` is given the run's `SamplerConfig`."""
 
