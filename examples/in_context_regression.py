@@ -1,0 +1,188 @@
+"""Watch a small transformer learn to learn: linear regression from the examples in its context.
+
+python examples/in_context_regression.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from common import Panel, conclude, quieten, read_options
+from torch import Tensor, nn
+
+from phasewatch.monitor import Watch
+from phasewatch.monitor.observables.essential_dynamics import EssentialDynamics
+from phasewatch.monitor.observables.in_context import IclScore, TokenLoss
+
+NOISE = 0.125
+"""Variance of the targets' noise, as in the paper."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, and how closely it is watched."""
+
+    dimensions: int = 4
+    examples: int = 8
+    width: int = 32
+    heads: int = 4
+    layers: int = 2
+    batch: int = 64
+    learning_rate: float = 3e-3
+    steps: int = 1500
+    probe: int = 256
+    every: int = 10
+    llc_every: int = 100
+    llc_draws: int = 30
+
+
+FAST = Task(width=8, heads=2, layers=1, batch=16, steps=40, probe=32, llc_every=20, llc_draws=8)
+"""Tiny: shows that everything works, learns nothing."""
+
+
+def sequences(task: Task, num: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Inputs x of shape (num, K, D) and targets y = w·x + noise, shape (num, K); w ~ N(0, 1)."""
+    weights = torch.randn(num, task.dimensions, 1, generator=random)
+    inputs = torch.randn(num, task.examples, task.dimensions, generator=random)
+    noise = torch.randn(num, task.examples, generator=random)
+    return inputs, (inputs @ weights)[..., 0] + NOISE**0.5 * noise
+
+
+class Layer(nn.Module):
+    """Causal attention and a hidden layer, each after a layer norm."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        width = task.width
+        self.heads = task.heads
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        self.hidden = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+
+    def forward(self, residual: Tensor) -> Tensor:
+        """From and to shape (batch, tokens, width)."""
+        parts = self.query_key_value(self.norms[0](residual)).unflatten(-1, (3, self.heads, -1))
+        query, key, value = parts.permute(2, 0, 3, 1, 4)
+        seen = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        residual = residual + self.output(seen.transpose(1, 2).flatten(2))
+        changed: Tensor = residual + self.hidden(self.norms[1](residual))
+        return changed
+
+
+class Regressor(nn.Module):
+    """Reads x₁, y₁, x₂, y₂, … and predicts each y from all that comes before it."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.embed = nn.Linear(task.dimensions + 1, task.width)
+        self.position = nn.Parameter(0.1 * torch.randn(2 * task.examples - 1, task.width))
+        self.layers = nn.Sequential(*(Layer(task) for _ in range(task.layers)))
+        self.norm = nn.LayerNorm(task.width)
+        self.unembed = nn.Linear(task.width, 1)
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Predictions, shape (batch, K)."""
+        questions = nn.functional.pad(inputs, (0, 1))
+        answers = nn.functional.pad(targets[..., None], (inputs.shape[-1], 0))
+        tokens = torch.stack([questions, answers], dim=2).flatten(1, 2)[:, :-1]
+        residual = self.layers(self.embed(tokens) + self.position)
+        predictions: Tensor = self.unembed(self.norm(residual))[:, ::2, 0]
+        return predictions
+
+    def probe_token_losses(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Gaussian negative log-likelihood but for a constant, in nats, shape (batch, K)."""
+        inputs, targets = batch
+        return (self(inputs, targets) - targets).square() / (2 * NOISE)
+
+
+def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean over the examples of each sequence."""
+    losses: Tensor = model.probe_token_losses(batch)
+    return losses.mean(dim=1)
+
+
+def best_possible(task: Task, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Losses of the Bayes-optimal predictor, ridge regression on the examples before, in nats."""
+    inputs, targets = batch
+    losses = []
+    for k in range(task.examples):
+        x, y = inputs[:, :k].double(), targets[:, :k, None].double()
+        precision = x.mT @ x + NOISE * torch.eye(task.dimensions, dtype=torch.float64)
+        guess = (inputs[:, k, None].double() @ torch.linalg.solve(precision, x.mT @ y))[:, 0, 0]
+        losses.append((guess - targets[:, k]).square() / (2 * NOISE))
+    return torch.stack(losses, dim=1)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train, watched."""
+    options = read_options(__doc__, "in-context", arguments)
+    quieten()
+    task = FAST if options.fast else Task()
+    torch.manual_seed(options.seed)
+    random = torch.Generator().manual_seed(options.seed + 1)
+    model = Regressor(task)
+    optimizer = torch.optim.Adam(model.parameters(), lr=task.learning_rate)
+    probe = sequences(task, task.probe, random)
+    path = EssentialDynamics()
+    settings = {
+        "run_name": f"in-context-seed{options.seed}",
+        "every_n_steps": task.every,
+        "observables": {"llc": {"every_n_steps": task.llc_every}},
+        "sampler": {
+            "num_chains": 2,
+            "num_draws": task.llc_draws,
+            "max_draws": task.llc_draws,
+            "localization": 100.0,
+            "seed": options.seed,
+        },
+        "store": str(options.out / "phasewatch.db"),
+    }
+    watch = Watch(
+        settings,
+        probe=[probe],
+        loss_fn=loss_fn,
+        observables=[IclScore(), TokenLoss(range(1, task.examples + 1)), path, "llc"],
+    )
+    with watch:
+        watch.check(model)
+        for step in range(1, task.steps + 1):
+            loss = loss_fn(model, sequences(task, task.batch, random)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            watch.observe(step, {"train_loss": loss.detach()})
+            if watch.due(step):
+                watch.probe(step, model)
+    best = best_possible(task, probe)
+    score = f"icl_score_1_{task.examples}"
+    last = {name: watch.history(name)[1][-1] for name in ("token_loss", score)}
+    facts = {
+        "loss on the probe, nats a token": round(float(last["token_loss"]), 3),
+        "loss of ridge regression there": round(float(best.mean()), 3),
+        "ICL score, nats": round(float(last[score]), 3),
+        "ICL score of ridge regression": round(float((best[:, -1] - best[:, 0]).mean()), 3),
+        "turning points of the essential dynamics": [
+            f"step {step} ({angle:.1f} rad)" for step, angle in path.turning_points()
+        ],
+    }
+    parts = (1, 2, 3, 4, 6, 8)
+    panels = [
+        Panel(
+            "loss at each place of the context, nats",
+            {f"token_loss/{k}": f"example {k}" for k in parts},
+            log=True,
+        ),
+        Panel("ICL score, nats", {score: "last example less first"}),
+        Panel(
+            "essential dynamics, nats",
+            {f"essential_dynamics/score_{k}": f"component {k}" for k in (1, 2, 3)},
+        ),
+        Panel("λ̂", {"llc": "learning coefficient"}),
+    ]
+    conclude(watch, options, panels, facts, "In-context linear regression")
+
+
+if __name__ == "__main__":
+    main()
