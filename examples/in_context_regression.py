@@ -16,25 +16,25 @@ from phasewatch.monitor.observables.essential_dynamics import EssentialDynamics
 from phasewatch.monitor.observables.in_context import IclScore, TokenLoss
 
 NOISE = 0.125
-"""Variance of the targets' noise, as in the paper."""
+"""Variance of the targets' noise."""
 
 
 @dataclass(frozen=True)
 class Task:
     """What is trained, and how closely it is watched."""
 
-    dimensions: int = 4
+    dimensions: int = 2
     examples: int = 8
     width: int = 32
     heads: int = 4
     layers: int = 2
     batch: int = 64
     learning_rate: float = 3e-3
-    steps: int = 1500
+    steps: int = 1000
     probe: int = 256
     every: int = 10
-    llc_every: int = 100
-    llc_draws: int = 30
+    llc_every: int = 200
+    llc_draws: int = 16
 
 
 FAST = Task(width=8, heads=2, layers=1, batch=16, steps=40, probe=32, llc_every=20, llc_draws=8)
@@ -98,9 +98,9 @@ class Regressor(nn.Module):
 
 
 def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean over the examples of each sequence."""
+    """The same, from outside: λ̂ counts each prediction as a sample."""
     losses: Tensor = model.probe_token_losses(batch)
-    return losses.mean(dim=1)
+    return losses
 
 
 def best_possible(task: Task, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -134,6 +134,9 @@ def main(arguments: list[str] | None = None) -> None:
             "num_chains": 2,
             "num_draws": task.llc_draws,
             "max_draws": task.llc_draws,
+            # Far from a minimum, and with few problems to tell them apart, chains at the usual
+            # temperature run downhill, and λ̂ is negative. Hotter ones do so less.
+            "n_beta": 10.0,
             "localization": 100.0,
             "seed": options.seed,
         },
@@ -143,6 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
         settings,
         probe=[probe],
         loss_fn=loss_fn,
+        n_samples=task.probe * task.examples,
         observables=[IclScore(), TokenLoss(range(1, task.examples + 1)), path, "llc"],
     )
     with watch:

@@ -30,9 +30,21 @@ They are the fixed probe tokens then; the analysis of them is exact."""
 ROWS = 256
 """Measurements kept, 1 MB in all; of more, those closest in time to their neighbours go."""
 
+OUTGROWN = 2.0
+"""Components keep their order from fit to fit until one has so many times the share of variance of
+the one before it. Then they are put in order anew, which their streams show as a jump."""
+
 REACH = 0.1
 """Length of the two chords whose angle is the turn of the path, over its largest extent. What
 jitters by less, such as a path that rests, does not turn."""
+
+CLEAR = 10.0
+"""The same over the scatter of the points, where that is more: the chords' directions are then
+known to within 0.3 radians."""
+
+SECOND_DIFFERENCE = 1.538 * math.sqrt(6.0)
+"""Median length of the second difference of independent points in three dimensions, over their
+standard deviation along each."""
 
 SHARP = math.pi / 3
 """A turn from which on it is a turning point."""
@@ -61,8 +73,8 @@ def fit(rows: NDArray[Any], before: Array | None = None) -> Fit:
     Args:
         rows: Shape (T, D).
         before: Loadings of an earlier fit, of shape (3, D). Components are put in the order, and
-            given the signs, in which they are most alike to those. Without, the variance orders
-            them, and the last row has scores that are not below those of the first.
+            given the signs, in which they are most alike to those; see `OUTGROWN`. Without, the
+            variance orders them, and no score is lower in the last row than in the first.
     """
     centred = rows.astype(np.float64)
     centred -= centred.mean(axis=0)
@@ -83,21 +95,30 @@ def fit(rows: NDArray[Any], before: Array | None = None) -> Fit:
     order = max(
         (np.array(p) for p in permutations(every)), key=lambda p: np.abs(alike[every, p]).sum()
     )
-    facing = alike[every, order]
-    facing = np.where(facing == 0.0, (scores[-1] - scores[0])[order], facing)
+    if (shares[order][1:] > OUTGROWN * shares[order][:-1]).any():
+        order = every
+    facing = alike[np.abs(alike).argmax(axis=0), every]
+    facing = np.where(facing == 0.0, scores[-1] - scores[0], facing)
     sign = np.where(facing < 0.0, -1.0, 1.0)
-    return Fit(scores[:, order] * sign, shares[order], loadings[order] * sign[:, None])
+    return Fit((scores * sign)[:, order], shares[order], (loadings * sign[:, None])[order])
+
+
+def reach(path: Array) -> float:
+    """Length of the chords between which turns of a path are measured; see `REACH` and `CLEAR`."""
+    extent = float(np.linalg.norm(path[:, None] - path[None, :], axis=-1).max())
+    bends = np.linalg.norm(np.diff(path, n=2, axis=0), axis=-1)
+    scatter = float(np.median(bends)) / SECOND_DIFFERENCE if len(bends) else 0.0
+    return max(REACH * extent, CLEAR * scatter)
 
 
 def turns(path: Array) -> Array:
     """Angle by which a path turns at each of its points, in radians, shape (T,).
 
     The angle between the chord that ends in a point and the chord that begins there. They go to the
-    nearest points in time, on either side, that are farther away than `REACH` times the largest
-    distance between any two points. NaN where there is no such point: near both ends.
+    nearest points in time, on either side, that are out of `reach`. NaN where there is no such
+    point: near both ends.
     """
-    distances = np.linalg.norm(path[:, None] - path[None, :], axis=-1)
-    far = distances > REACH * distances.max()
+    far = np.linalg.norm(path[:, None] - path[None, :], axis=-1) > reach(path)
     angles = np.full(len(path), np.nan)
     for i in range(len(path)):
         earlier, later = np.flatnonzero(far[i, :i]), np.flatnonzero(far[i, i:])
@@ -120,8 +141,8 @@ class EssentialDynamics:
 
     "essential_dynamics" itself is the angle in radians by which the path turns (see `turns`) at the
     latest measurement for which it is known: the path must have gone on from there by a tenth of
-    its extent. Where it turns sharply, one stage of training may have ended and another begun:
-    `turning_points` lists these.
+    its extent, and by ten times its scatter. Where it turns sharply, one stage of training may have
+    ended and another begun: `turning_points` lists these.
 
     Choices: of more than `WIDTH` losses so many are kept, the same at each measurement; of more
     than `ROWS` measurements those that are closest to their neighbours in time go.
@@ -255,12 +276,12 @@ def sharp_turns(path: Array) -> list[tuple[int, float]]:
     Two points are of one bend if no point between them is out of the reach of the sharper one.
     """
     angles = np.nan_to_num(turns(path), nan=0.0)
-    reach = REACH * np.linalg.norm(path[:, None] - path[None, :], axis=-1).max()
+    within = reach(path)
     found = []
     while angles.max(initial=0.0) > SHARP:
         i = int(np.argmax(angles))
         found.append((i, float(angles[i])))
-        away = np.linalg.norm(path - path[i], axis=-1) > reach
+        away = np.linalg.norm(path - path[i], axis=-1) > within
         first = np.flatnonzero(away[:i])[-1] + 1
         last = i + np.flatnonzero(away[i:])[0]
         angles[first:last] = 0.0

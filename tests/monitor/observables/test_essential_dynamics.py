@@ -156,6 +156,27 @@ def test_order_and_signs_are_kept_from_fit_to_fit() -> None:
     np.testing.assert_allclose(np.sort(fits[-1].shares), np.sort(free[-1].shares), atol=1e-12)
 
 
+def test_a_component_that_has_outgrown_another_by_far_goes_before_it() -> None:
+    t = np.arange(80)
+    first, second, _ = directions(3, 40)
+    rows = np.outer(t % 2 - 0.5, first) + np.outer(t / 10.0 * (t // 2 % 2 - 0.5), second)
+    kept = fit(rows[:10])
+    assert abs(kept.loadings[0] @ first) > 0.9
+    for end in range(11, len(rows) + 1):
+        kept = fit(rows[:end], kept.loadings)
+    assert abs(kept.loadings[0] @ second) > 0.99
+    assert kept.shares[0] > 2.0 * kept.shares[1]
+
+
+def test_noise_is_no_turn() -> None:
+    random = np.random.default_rng(7)
+    assert sharp_turns(random.normal(size=(200, 3))) == []
+    _, path = planted()
+    jittery = path + 0.1 * random.normal(size=path.shape)
+    points = sharp_turns(jittery)
+    assert [step for step, _ in points] == [pytest.approx(corner, abs=6) for corner in CORNERS]
+
+
 def test_streams_do_not_jump() -> None:
     rows, _ = planted()
     seen = follow(EssentialDynamics(), rows)
