@@ -1,6 +1,28 @@
 """Watch a small transformer learn to add numbers of five digits: one digit of the sum at a time.
 
-python examples/addition.py
+    python examples/addition.py
+
+Nanda et al. 2023 (arXiv 2301.05217, appendix) saw in 5-digit addition that the loss of each digit
+of the sum has a phase change of its own, which the mean over the digits blurs.
+
+So it is here: each digit rests at ln 10 = 2.3 nats, falls within some hundred steps, and goes on
+falling slowly while carries are learnt. `ComponentLoss` gives each digit a stream and a detector of
+its own, and each raises one alarm. The step from which a digit's loss is below one nat, and that of
+its alarm, for seeds 0, 1 and 2:
+
+    digit 5, the carry   20, 20, 30        none
+    digit 4              190, 190, 180     none
+    digit 3              710, 650, 360     700, 640, 340
+    digit 2              820, 740, 370     810, 730, 350
+    digit 1              860, 850, 440     860, 820, 440
+    digit 0, the units   1190, 970, 460    1190, 960, 430
+
+The first two have no alarm: they fall from the first steps on, and no detector knows yet what was
+usual. Falls that overlap are one transition, with the alarm of each digit in its evidence: there
+are 2, 2 and 1. The training weighs each digit half as much as the one above it: with equal weights
+the last four digits came within ten steps of each other. What the streams show is not weighted.
+
+It takes about half a minute on one idle CPU core.
 """
 
 from __future__ import annotations

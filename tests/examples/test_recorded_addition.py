@@ -61,12 +61,16 @@ def test_every_transition_is_that_of_a_digit(seed) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_order_is_the_same_in_all_runs_and_a_digit_late_enough_is_a_transition_of_its_own(
-    seed,
-) -> None:
+def test_the_highest_digit_is_learnt_first_and_the_units_last(seed) -> None:
     steps = [known_from(seed, digit) for digit in (5, 4, *LEARNT_ONE_BY_ONE)]
-    assert steps == sorted(steps)
-    # Digits whose falls overlap are one transition, with the alarm of each in its evidence.
-    last = next(t for t in found(seed) if "loss_digit_0" in t.evidence)
-    assert "loss_digit_3" not in last.evidence
-    assert 2 <= len(found(seed)) <= len(LEARNT_ONE_BY_ONE)
+    assert steps == sorted(set(steps))
+    assert steps[1] <= 200
+
+
+@pytest.mark.parametrize(("seed", "number"), [(0, 2), (1, 2), (2, 1)])
+def test_digits_that_fall_together_are_one_transition_with_an_alarm_each(seed, number) -> None:
+    # In the first two runs the units begin to fall when the digits before them have come to rest,
+    # or nearly so; in the third all four leave their plateaus within 110 steps.
+    assert len(found(seed)) == number
+    alone = [t for t in found(seed) if "loss_digit_0" in t.evidence][0].evidence.keys()
+    assert ("loss_digit_3" in alone) is (number == 1)
