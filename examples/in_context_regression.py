@@ -30,14 +30,17 @@ class Task:
     layers: int = 2
     batch: int = 64
     learning_rate: float = 3e-3
+    warmup: int = 400
     steps: int = 1000
     probe: int = 256
     every: int = 10
-    llc_every: int = 200
+    llc_every: int = 100
     llc_draws: int = 16
 
 
-FAST = Task(width=8, heads=2, layers=1, batch=16, steps=40, probe=32, llc_every=20, llc_draws=8)
+FAST = Task(
+    width=8, heads=2, layers=1, batch=16, warmup=10, steps=40, probe=32, llc_every=20, llc_draws=8
+)
 """Tiny: shows that everything works, learns nothing."""
 
 
@@ -124,6 +127,9 @@ def main(arguments: list[str] | None = None) -> None:
     random = torch.Generator().manual_seed(options.seed + 1)
     model = Regressor(task)
     optimizer = torch.optim.Adam(model.parameters(), lr=task.learning_rate)
+    warmup = torch.optim.lr_scheduler.LinearLR(
+        optimizer, start_factor=1 / task.warmup, total_iters=task.warmup
+    )
     probe = sequences(task, task.probe, random)
     path = EssentialDynamics()
     settings = {
@@ -156,6 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            warmup.step()
             watch.observe(step, {"train_loss": loss.detach()})
             if watch.due(step):
                 watch.probe(step, model)

@@ -72,5 +72,5 @@ def test_digits_that_fall_together_are_one_transition_with_an_alarm_each(seed, n
     # In the first two runs the units begin to fall when the digits before them have come to rest,
     # or nearly so; in the third all four leave their plateaus within 110 steps.
     assert len(found(seed)) == number
-    alone = [t for t in found(seed) if "loss_digit_0" in t.evidence][0].evidence.keys()
-    assert ("loss_digit_3" in alone) is (number == 1)
+    beside = next(t for t in found(seed) if "loss_digit_0" in t.evidence).evidence
+    assert ("loss_digit_3" in beside) is (number == 1)
