@@ -12,8 +12,9 @@ from common import Panel, conclude, quieten, read_options
 from torch import Tensor, nn
 
 from phasewatch.monitor import Watch
+from phasewatch.monitor.observables.components import ComponentLoss
 from phasewatch.monitor.observables.essential_dynamics import EssentialDynamics
-from phasewatch.monitor.observables.in_context import IclScore, TokenLoss
+from phasewatch.monitor.observables.in_context import IclScore
 
 NOISE = 0.125
 """Variance of the targets' noise."""
@@ -31,7 +32,7 @@ class Task:
     batch: int = 64
     learning_rate: float = 3e-3
     warmup: int = 400
-    steps: int = 1000
+    steps: int = 700
     probe: int = 256
     every: int = 10
     llc_every: int = 100
@@ -132,6 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     probe = sequences(task, task.probe, random)
     path = EssentialDynamics()
+    places = [f"example_{k}" for k in range(1, task.examples + 1)]
     settings = {
         "run_name": f"in-context-seed{options.seed}",
         "every_n_steps": task.every,
@@ -153,7 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
         probe=[probe],
         loss_fn=loss_fn,
         n_samples=task.probe * task.examples,
-        observables=[IclScore(), TokenLoss(range(1, task.examples + 1)), path, "llc"],
+        observables=[IclScore(), ComponentLoss(places), path, "llc"],
     )
     with watch:
         watch.check(model)
@@ -168,9 +170,10 @@ def main(arguments: list[str] | None = None) -> None:
                 watch.probe(step, model)
     best = best_possible(task, probe)
     score = f"icl_score_1_{task.examples}"
-    last = {name: watch.history(name)[1][-1] for name in ("token_loss", score)}
+    last = {name: watch.history(name)[1][-1] for name in (score, *(f"loss_{p}" for p in places))}
+    mean = sum(last[f"loss_{place}"] for place in places) / len(places)
     facts = {
-        "loss on the probe, nats a token": round(float(last["token_loss"]), 3),
+        "loss on the probe, nats a token": round(float(mean), 3),
         "loss of ridge regression there": round(float(best.mean()), 3),
         "ICL score, nats": round(float(last[score]), 3),
         "ICL score of ridge regression": round(float((best[:, -1] - best[:, 0]).mean()), 3),
@@ -182,7 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
     panels = [
         Panel(
             "loss at each place of the context, nats",
-            {f"token_loss/{k}": f"example {k}" for k in parts},
+            {f"loss_example_{k}": f"example {k}" for k in parts},
             log=True,
         ),
         Panel("ICL score, nats", {score: "last example less first"}),

@@ -95,7 +95,7 @@ def test_in_context_regression_measures_stages(tmp_path: Path) -> None:
     with Store(tmp_path / "demo" / "phasewatch.db", create=False) as store:
         info = store.run("in-context-seed0")
         assert info.state is RunState.FINISHED
-        for stream in ("icl_score_1_8", "token_loss/8", "essential_dynamics/score_3"):
+        for stream in ("icl_score_1_8", "loss_example_8", "essential_dynamics/score_3"):
             assert len(store.history(info.id, stream)[0]) == 4, stream
         assert len(store.history(info.id, "llc")[0]) == 2
 
