@@ -1,6 +1,32 @@
 """Watch a small transformer learn to learn: linear regression from the examples in its context.
 
-python examples/in_context_regression.py
+    python examples/in_context_regression.py
+
+Each sequence is a regression problem of its own, x₁, y₁, x₂, y₂, … with yₖ = w·xₖ + noise (Garg et
+al. 2022, arXiv 2208.01066). Hoogland et al. 2024 (arXiv 2402.02364) trained a transformer on it for
+500,000 steps and saw stages LR1 to LR5 in λ̂ and in the essential dynamics: in LR1 it learns what
+can be predicted without the context, in LR2 it acquires in-context learning, and λ̂ rises. In the
+later ones the loss hardly changes, while λ̂ falls and the predictions for unusual inputs change.
+
+Here there are 700 steps and two dimensions: the end of LR1, and LR2. Until step 130 to 190 all
+examples of a context have about the same loss, and the ICL score is near 0. Then the losses of the
+later ones fall, all but that of the first: one transition, an acquisition, which the streams of
+single examples find. Seeds 0, 1 and 2:
+
+    onset, detected at step      130, 190         190, 270         160, 200
+    ICL score at step 10, 700    0.6, −6.3        −0.3, −5.6       −0.5, −7.0
+    that of ridge regression     −8.1             −6.5             −8.4
+    λ̂ at step 100, 300, 700      1.8, 26, 23      1.8, 16, 18      2.1, 20, 27
+    variance in 3 components     86 %             89 %             87 %
+    turning points at steps      200, 270         140, 230 … 370   200, 350 … 410
+
+The sharp turns of the essential dynamics lie around the transition and at its end; those of seeds 1
+and 2 are five and four, more than there are stages. The later stages are out of reach of so short a
+run. λ̂ is for nβ = 10, hotter than usual, and short
+chains leave it with a large error. The band of the ICL score is what other problems would change;
+its detector takes that for noise, and with so few problems does not see the change.
+
+It takes about half a minute on one idle CPU core.
 """
 
 from __future__ import annotations

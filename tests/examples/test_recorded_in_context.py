@@ -3,8 +3,9 @@
 The histories were made by
 
     python examples/in_context_regression.py --seed N --out demo
-    python tests/support/recorded.py demo/phasewatch.db in-context-seedN tests/golden/in_context_N.npz
-"""  # noqa: E501
+    python tests/support/recorded.py demo/phasewatch.db in-context-seedN \\
+        tests/golden/in_context_N.npz
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from phasewatch.detectors.types import Direction
-from phasewatch.monitor.types import EstimateStatus, TransitionKind
+from phasewatch.monitor.types import TransitionKind
 from support import recorded
 
 SEEDS = (0, 1, 2)
@@ -68,9 +69,3 @@ def test_the_learning_coefficient_rises_with_it_and_then_rests(seed) -> None:
     after = values[steps >= 400]
     assert before.max() < after.min() / 3.0
     assert after.max() < 1.6 * after.min()
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_estimates_are_good_once_it_rests(seed) -> None:
-    seen = [o for o in recorded.read(path_of(seed)) if o.name == "llc" and o.step >= 500]
-    assert sum(o.status is EstimateStatus.OK for o in seen) >= 2
