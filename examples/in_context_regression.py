@@ -20,13 +20,13 @@ single examples find. Seeds 0, 1 and 2:
     variance in 3 components     86 %             89 %             87 %
     turning points at steps      200, 270         140, 230 … 370   200, 350 … 410
 
-The sharp turns of the essential dynamics lie around the transition and at its end; those of seeds 1
-and 2 are five and four, more than there are stages. The later stages are out of reach of so short a
-run. λ̂ is for nβ = 10, hotter than usual, and short
-chains leave it with a large error. The band of the ICL score is what other problems would change;
-its detector takes that for noise, and with so few problems does not see the change.
+The sharp turns of the essential dynamics lie around the transition and at its end; in seeds 1 and 2
+they are five and four, more than there are stages. The later stages are out of reach of so short a
+run. λ̂ is for nβ = 10, hotter than usual, and short chains leave it with a large error. The band of
+the ICL score is what other problems would change; its detector takes that for noise, and with so
+few problems does not see the change.
 
-It takes about half a minute on one idle CPU core.
+It takes some 40 seconds of CPU time.
 """
 
 from __future__ import annotations

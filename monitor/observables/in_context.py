@@ -1,4 +1,10 @@
-"""In-context learning: how much better a sequence model predicts late tokens than early ones."""
+"""In-context learning: how much better a sequence model predicts late tokens than early ones.
+
+Standard errors are those of means over the probe's sequences: what other sequences would change.
+From one measurement to the next, on the same sequences, the values scatter by far less. Detectors
+of streams with an error take it for that scatter, and see only changes beyond it: give the probe
+enough sequences, or watch the losses of single positions by `ComponentLoss` as well.
+"""
 
 from __future__ import annotations
 
