@@ -97,7 +97,7 @@ def evaluated(context: MeasureContext, function: LossesFn, batch: Any, what: str
     if not isinstance(result, Tensor) or result.is_complex():
         kind = result.dtype if isinstance(result, Tensor) else type(result).__name__
         raise RefusedError(f"{what} gives {kind}; it must give a tensor of real numbers")
-    return result.detach().to("cpu", torch.float64)
+    return result.detach().cpu().double()
 
 
 def source_of(
