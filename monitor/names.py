@@ -10,7 +10,7 @@ SUPPORTING = frozenset(
     {
         *("gradient_norm", "update_ratio", "weight_norm", "spectral_norm", "kept_weights"),
         *("distance_from_init", "distance_from_init_relative", "distance_moved", "update_angle"),
-        *("mask_overlap", "dead_units", "nu_hat"),
+        *("mask_overlap", "dead_units", "nu_hat", "essential_dynamics"),
     }
 )
 """Evidence beside another stream, not alone: norms and ratios move with every change of the
@@ -20,8 +20,23 @@ HELD_OUT_WORDS = frozenset(
     {"val", "valid", "validation", "test", "heldout", "holdout", "eval", "dev"}
 )
 LOSS_WORDS = frozenset(
-    {"loss", "losses", "nll", "perplexity", "ppl", "error", "err", "mse", "rmse", "mae", "wer"}
+    {
+        "loss",
+        "losses",
+        "nll",
+        "perplexity",
+        "ppl",
+        "error",
+        "err",
+        "mse",
+        "rmse",
+        "mae",
+        "wer",
+        "icl",
+    }
 )
+"""The score of in-context learning, "icl_score", is a difference of losses."""
+
 SCORE_WORDS = frozenset(
     {"acc", "accuracy", "f1", "auc", "auroc", "precision", "recall", "iou", "dice", "bleu", "map"}
 )

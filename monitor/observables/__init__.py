@@ -44,6 +44,11 @@ BUILTIN: Mapping[str, tuple[str, str]] = {
     "dead_units": ("layers", "DeadUnits"),
     "llc_validation": ("llc_data", "LLCValidation"),
     "llc_slices": ("llc_data", "LLCSlices"),
+    "icl_score": ("in_context", "IclScore"),
+    "dloss_dlog_token": ("in_context", "DlossDlogToken"),
+    "token_loss": ("in_context", "TokenLoss"),
+    "component_loss": ("components", "ComponentLoss"),
+    "essential_dynamics": ("essential_dynamics", "EssentialDynamics"),
 }
 """Module and class of each, by name. A parameter `config` is given the run's `SamplerConfig`."""
 

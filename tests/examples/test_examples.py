@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from phasewatch.monitor.store import Store
@@ -36,7 +37,9 @@ def run(script: str, *arguments: str, cwd: Path, timeout: float = 120) -> str:
 
 def test_every_example_is_run_here() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} - HELPERS == {
+        "addition.py",
         "grokking.py",
+        "in_context_regression.py",
         "plain_loop.py",
         "lottery_tickets.py",
     }
@@ -88,6 +91,31 @@ def test_lottery_tickets_are_taken_and_trained_again(tmp_path: Path) -> None:
         assert info.state is RunState.FINISHED
         assert len(store.history(info.id, "mask_overlap")[0]) == 2  # the first has no other
         assert len(store.history(info.id, "frequency_entropy/in")[0]) == 3
+
+
+def test_addition_follows_each_digit(tmp_path: Path) -> None:
+    said = run("addition.py", "--fast", "--out", "demo", cwd=tmp_path)
+    assert "digit 2 is known from step" in said
+    assert (tmp_path / "demo" / "figure.png").stat().st_size > 10_000
+    with Store(tmp_path / "demo" / "phasewatch.db", create=False) as store:
+        info = store.run("addition-seed0")
+        assert info.state is RunState.FINISHED
+        for digit in range(3):  # two digits, and the carry
+            _, values, errors = store.history(info.id, f"loss_digit_{digit}")
+            assert len(values) == 6
+            assert np.isnan(errors).all(), "so that it gets the detector of losses"
+
+
+def test_in_context_regression_measures_stages(tmp_path: Path) -> None:
+    said = run("in_context_regression.py", "--fast", "--json", "--out", "demo", cwd=tmp_path)
+    facts = json.loads(said)["facts"]
+    assert facts["ICL score of ridge regression"] < 0.0
+    with Store(tmp_path / "demo" / "phasewatch.db", create=False) as store:
+        info = store.run("in-context-seed0")
+        assert info.state is RunState.FINISHED
+        for stream in ("icl_score_1_8", "loss_example_8", "essential_dynamics/score_3"):
+            assert len(store.history(info.id, stream)[0]) == 4, stream
+        assert len(store.history(info.id, "llc")[0]) == 2
 
 
 def grok(seed: int, folder: Path) -> dict[str, Any]:
