@@ -1,9 +1,9 @@
 """In-context learning: how much better a sequence model predicts late tokens than early ones.
 
-Standard errors are those of means over the probe's sequences: what other sequences would change.
-From one measurement to the next, on the same sequences, the values scatter by far less. Detectors
-of streams with an error take it for that scatter, and see only changes beyond it: give the probe
-enough sequences, or watch the losses of single positions by `ComponentLoss` as well.
+On a fixed probe each value is exact: from one measurement to the next nothing is drawn anew. What
+other sequences would change is told beside it, as the part "<name>/stderr", the standard error of
+the mean over the probe's sequences. It is not the value's own `stderr`, which detectors take for
+scatter from step to step: they would see next to nothing.
 """
 
 from __future__ import annotations
@@ -69,6 +69,16 @@ class _TokenLosses:
             )
         return matrix
 
+    def _values(
+        self, context: MeasureContext, name: str, per_sequence: Tensor
+    ) -> list[Observation]:
+        """The mean over sequences, and what its standard error over sequences is."""
+        value, error = mean_and_stderr(per_sequence)
+        return [
+            observed(context, name, self.unit, value),
+            observed(context, f"{name}/stderr", self.unit, error),
+        ]
+
     def _stream(self) -> str:
         return f"val_{self.name}" if self._validation else self.name
 
@@ -115,8 +125,8 @@ class _BetweenPositions(_TokenLosses):
         """
         self._positions(self._matrix(context))
 
-    def measure(self, context: MeasureContext) -> Observation:
-        """Measure on the probe.
+    def measure(self, context: MeasureContext) -> list[Observation]:
+        """The value first, then the standard error of its mean over sequences.
 
         Raises:
             RefusedError: There are no losses per token, or the context is too short.
@@ -125,10 +135,9 @@ class _BetweenPositions(_TokenLosses):
         early, late = self._positions(matrix)
         span = matrix[:, late - 1] - matrix[:, early - 1]
         folds = math.log(late / early) if self._per_fold else 1.0
-        value, stderr = mean_and_stderr(span / folds)
         usual = (early, late) == (EARLY, LATE)
         name = self._stream() if usual else f"{self._stream()}_{early}_{late}"
-        return observed(context, name, self.unit, value, stderr)
+        return self._values(context, name, span / folds)
 
     def _positions(self, matrix: Tensor) -> tuple[int, int]:
         length = matrix.shape[1]
@@ -146,9 +155,8 @@ class IclScore(_BetweenPositions):
     """In-context learning score: loss at a late position less loss at an early one.
 
     ICL = (1/B) Σ_b [ℓ_b(late) − ℓ_b(early)], positions counted from 1, in nats; the more negative,
-    the more the model makes of its context. The standard error is that of the mean of the B
-    differences. The stream is "icl_score" at the paper's positions 50 and 500, and
-    "icl_score_<early>_<late>" at others.
+    the more the model makes of its context. The stream is "icl_score" at the paper's positions 50
+    and 500, and "icl_score_<early>_<late>" at others.
 
     Source: Olsson et al. 2022, arXiv 2209.11895, "In-context learning score".
     """
@@ -161,7 +169,7 @@ class DlossDlogToken(_BetweenPositions):
     """Mean slope of the loss over the logarithm of the token's position, nats per e-fold.
 
     (ℓ(late) − ℓ(early)) / (ln late − ln early), with ℓ(i) the mean loss at position i, counted from
-    1. The standard error is that of the mean over sequences. The stream is "dloss_dlog_token" at
+    1. The stream is "dloss_dlog_token" at
     positions 50 and 500, and "dloss_dlog_token_<early>_<late>" at others.
 
     Source: Olsson et al. 2022, arXiv 2209.11895, "loss derivative with respect to log token index".
@@ -176,7 +184,7 @@ class TokenLoss(_TokenLosses):
     """Mean loss at each of some positions of the context, and over all tokens.
 
     ℓ(i) = (1/B) Σ_b ℓ_b(i) in nats as "token_loss/<i>", positions counted from 1, and the mean over
-    all tokens as "token_loss". Each with the standard error of its mean over the B sequences.
+    all tokens as "token_loss". The parts carry the standard error of their mean over B sequences.
 
     Args:
         positions: Positions to report. Default: twelve, evenly spaced in their logarithms.
@@ -227,7 +235,7 @@ class TokenLoss(_TokenLosses):
             RefusedError: There are no losses per token, or the context is too short.
         """
         matrix, stream = self._matrix(context), self._stream()
-        result = [observed(context, stream, self.unit, *mean_and_stderr(matrix.mean(dim=1)))]
+        result = self._values(context, stream, matrix.mean(dim=1))
         for position in self._positions(matrix):
             value, stderr = mean_and_stderr(matrix[:, position - 1])
             result.append(observed(context, f"{stream}/{position}", self.unit, value, stderr))
