@@ -33,6 +33,8 @@ BUILTIN: Mapping[str, tuple[str, str]] = {
     "update_ratio": ("norms", "UpdateRatio"),
     "llc": ("llc", "LLC"),
     "refined_llc": ("llc", "RefinedLLC"),
+    "grokking": ("grokking", "GrokkingProgress"),
+    "squared_weights": ("grokking", "SquaredWeights"),
 }
 """Module and class of each, by name. A parameter `config` is given the run's `SamplerConfig`."""
 
