@@ -8,7 +8,8 @@ from phasewatch.detectors.types import Direction
 
 SUPPORTING = frozenset(
     {"gradient_norm", "update_ratio", "weight_norm"}
-    | {"squared_weights", "gini_embedding", "gini_unembedding", "key_frequencies"}
+    | {"squared_weights", "gini_embedding", "gini_unembedding"}
+    | {"key_frequencies", "excluded_loss_max"}
 )
 """These move with every change of the learning rate: evidence beside another stream, not alone."""
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import reduce
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from phasewatch.monitor.errors import ConfigError, RefusedError
-from phasewatch.monitor.observables.evaluation import at_weights, device_of, listed
+from phasewatch.monitor.observables.evaluation import device_of
 from phasewatch.monitor.observables.fourier import (
     basis,
     by_frequency,
@@ -21,34 +19,18 @@ from phasewatch.monitor.observables.fourier import (
     gini,
     spectrum,
 )
+from phasewatch.monitor.observables.modular_addition import (
+    AUTO,
+    Logits,
+    grid_logits,
+    matrix,
+    read_task,
+)
 from phasewatch.monitor.observables.norms import MAX_GROUPS, l2_norm, observed
 from phasewatch.monitor.types import Cost, MeasureContext, Observation
 
-AUTO = "auto"
-"""In place of a parameter's name: find it."""
-
 KEY_SHARE = 0.25
 """A frequency is key where its norm exceeds this share of the largest."""
-
-ROWS_AT_ONCE = 8192
-"""Pairs in one forward pass: bounds its memory for large p."""
-
-Logits = Callable[[nn.Module, Tensor], Tensor]
-"""`logits(model, pairs)`: from pairs of shape (N, 2), logits of shape (N, ≥ p)."""
-
-_WAY_OUT = (
-    "For other inputs or outputs make GrokkingProgress in your code, with "
-    "logits=function(model, pairs) and train_pairs="
-)
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What was found: p, the pairs trained on, and what stands behind a and b in an input."""
-
-    p: int
-    train: Tensor
-    suffix: Tensor
 
 
 class GrokkingProgress:
@@ -70,10 +52,13 @@ class GrokkingProgress:
     - `key_frequencies`: their number. `key_frequencies/<k>`: norm of frequency k over the largest;
       it is key above 0.25. Parts are of the 32 largest, if there are more.
 
-    K is causal: the frequencies of W_L, cosine and sine together, whose norm exceeds a quarter of
-    the largest at the time of the measurement. (The paper takes those of the final weights: give
-    them as `frequencies` once they are known.) At initialisation nearly all are key. Without W_L it
-    is found from the part of ℓ that is a function of a + b.
+    K is causal: the frequencies whose norm exceeds a quarter of the largest at the time of the
+    measurement, cosine and sine together. (The paper takes those of the final weights: give them
+    as `frequencies` once they are known.) The norm is by default that of P_k ℓ over the classes:
+    it needs no weights, and is a product of all layers, so that what the network uses stands out
+    early. With `key_from="unembedding"` it is that of W_L, which tells late: in
+    `examples/grokking_phases.py` P_k ℓ gives the paper's K from the time when circuits form,
+    W_L calls every frequency key until the network generalises.
 
     The probe is read as the train pairs: batches (inputs, labels) whose inputs are integers a, b
     and perhaps a constant rest, such as a token "=". A probe of some of the train pairs gives the
@@ -86,6 +71,7 @@ class GrokkingProgress:
             goes without.
         unembedding: W_L, (≥ p, neurons), by the same rules; several are multiplied, as W_U W_out
             of a transformer; "auto" takes the last `nn.Linear` with p outputs or more.
+        key_from: Whose frequencies are ranked: those of the "logits" or of the "unembedding".
         frequencies: K; None finds it at each measurement.
         block: Keep in the restricted loss what is a function of a − b at the key frequencies,
             too, as the paper's text has it; its released code does not.
@@ -94,7 +80,7 @@ class GrokkingProgress:
         train_pairs: The pairs trained on, (N, 2); None reads the probe.
 
     Raises:
-        ConfigError: `p` is below 3.
+        ConfigError: `p` is below 3, `key_from` unknown, or the unembedding it needs left out.
     """
 
     name = "grokking"
@@ -109,6 +95,7 @@ class GrokkingProgress:
         *,
         embedding: str | None = AUTO,
         unembedding: str | Sequence[str] | None = AUTO,
+        key_from: Literal["logits", "unembedding"] = "logits",
         frequencies: Sequence[int] | None = None,
         block: bool = False,
         logits: Logits | None = None,
@@ -116,9 +103,19 @@ class GrokkingProgress:
     ) -> None:
         if p is not None and p < 3:
             raise ConfigError(f"grokking: p is {p}; it must be 3 or more to have a frequency")
+        if key_from not in ("logits", "unembedding"):
+            raise ConfigError(
+                f'grokking: key_from is {key_from!r}; it must be "logits" or "unembedding"'
+            )
+        if key_from == "unembedding" and unembedding is None:
+            raise ConfigError(
+                'grokking: key_from="unembedding" needs W_L; give unembedding=, or leave key_from '
+                'at "logits"'
+            )
         self._p = p
         self._embedding = embedding
         self._unembedding = unembedding
+        self._key_from = key_from
         self._frequencies = frequencies
         self._block = block
         self._logits = logits
@@ -139,215 +136,67 @@ class GrokkingProgress:
         Raises:
             RefusedError: The probe, the weights or the logits are not what was looked for.
         """
-        task = self._task(context)
+        task = read_task(context, self._p, self._train_pairs)
         p, rows = task.p, basis(task.p, device_of(context))
         pairs = torch.cartesian_prod(*2 * [torch.arange(p, device=rows.device)])
-        logits = self._grid(context, task, pairs)
+        logits = grid_logits(context, task, pairs, self._logits)
         sums = pairs.sum(dim=1) % p
         means = diagonal_means(logits, sums, p)
+        weights = {
+            "embedding": matrix(context, self._embedding, "embedding", p),
+            "unembedding": matrix(context, self._unembedding, "unembedding", p),
+        }
 
-        embedding = self._matrix(context, self._embedding, "embedding", p)
-        unembedding = self._matrix(context, self._unembedding, "unembedding", p)
-        strength = by_frequency(spectrum(means if unembedding is None else unembedding, rows))
+        by_weights = weights["unembedding"] if self._key_from == "unembedding" else None
+        strength = by_frequency(spectrum(means if by_weights is None else by_weights, rows))
         strength = strength / strength.max()
-        key = self._key(strength, p)
-        shown = sorted((strength.argsort(descending=True)[:MAX_GROUPS] + 1).tolist())
+        key = self._key(strength)
 
-        restricted = logits.mean(dim=0).expand_as(logits).clone()
-        for k in key:
-            restricted += component(means, k, rows)[sums]
+        restricted = logits.mean(dim=0) + self._kept(means, key, rows)[sums]
         if self._block:
             differences = (pairs[:, 0] - pairs[:, 1]) % p
+            # At half an even modulus a − b and a + b are the same: it is kept already.
+            others = [k for k in key if 2 * k < p]
             other = diagonal_means(logits, differences, p)
-            for k in key:
-                if 2 * k < p:  # at half the modulus a − b and a + b are the same
-                    restricted += component(other, k, rows)[differences]
+            restricted += self._kept(other, others, rows)[differences]
 
         at = task.train[:, 0] * p + task.train[:, 1]
         own, labels = logits[at], sums[at]
-        parts = {k: component(means, k, rows)[labels] for k in range(1, p // 2 + 1)}
-        excluded = {k: float(cross_entropy(own - part, labels)) for k, part in parts.items()}
-        rest = own - sum(parts[k] for k in key)
-
-        def one(name: str, value: float, unit: str = "nats") -> Observation:
-            return observed(context, name, unit, value)
-
-        result = [
-            one("restricted_loss", float(cross_entropy(restricted, sums))),
-            one("excluded_loss", float(cross_entropy(rest, labels))),
-            one("excluded_loss_max", max(excluded.values())),
-            one("key_frequencies", len(key), "1"),
+        without = [
+            float(cross_entropy(own - component(means, k, rows)[labels], labels))
+            for k in range(1, p // 2 + 1)
         ]
-        for name, matrix in (("embedding", embedding), ("unembedding", unembedding)):
-            if matrix is not None:
-                result.append(one(f"gini_{name}", gini(spectrum(matrix, rows)), "1"))
-        for k in shown:
-            result.append(one(f"excluded_loss/{k}", excluded[k]))
-            result.append(one(f"key_frequencies/{k}", float(strength[k - 1]), "1"))
-        return result
+        without_key = cross_entropy(own - self._kept(means, key, rows)[labels], labels)
 
-    def _key(self, strength: Tensor, p: int) -> list[int]:
+        found = [
+            ("restricted_loss", "nats", float(cross_entropy(restricted, sums))),
+            ("excluded_loss", "nats", float(without_key)),
+            ("excluded_loss_max", "nats", max(without)),
+            ("key_frequencies", "1", len(key)),
+        ]
+        for what, values in weights.items():
+            if values is not None:
+                found.append((f"gini_{what}", "1", gini(spectrum(values, rows))))
+        for k in sorted((strength.argsort(descending=True)[:MAX_GROUPS] + 1).tolist()):
+            found.append((f"excluded_loss/{k}", "nats", without[k - 1]))
+            found.append((f"key_frequencies/{k}", "1", float(strength[k - 1])))
+        return [observed(context, name, unit, value) for name, unit, value in found]
+
+    def _key(self, strength: Tensor) -> list[int]:
+        """The key frequencies, given those of all from 1 on."""
         if self._frequencies is None:
             return [int(k) for k in (strength > KEY_SHARE).nonzero()[:, 0] + 1]
-        wrong = [k for k in self._frequencies if not 1 <= k <= p // 2]
+        wrong = [k for k in self._frequencies if not 1 <= k <= len(strength)]
         if wrong:
             raise RefusedError(
-                f"grokking: frequencies {wrong} do not exist mod {p}; they run from 1 to {p // 2}"
+                f"grokking: there are no frequencies {wrong}; they run from 1 to {len(strength)}"
             )
         return sorted(set(self._frequencies))
 
-    def _task(self, context: MeasureContext) -> _Task:
-        """Find p and the train pairs."""
-        device = device_of(context)
-        if self._train_pairs is None:
-            inputs, labels = _joined(context)
-            suffix = inputs[:1, 2:]
-            if not (inputs[:, 2:] == suffix).all():
-                raise RefusedError(
-                    "grokking: what stands behind a and b in the inputs of the probe differs from "
-                    f"pair to pair, so inputs for all pairs cannot be made. {_WAY_OUT}"
-                )
-            train = inputs[:, :2]
-        else:
-            train, labels = torch.as_tensor(self._train_pairs, device=device), None
-            if train.shape != (len(train), 2) or train.is_floating_point() or not len(train):
-                raise RefusedError(
-                    f"grokking: train_pairs has shape {tuple(train.shape)} and {train.dtype}; it "
-                    "must be (N, 2) integers a and b, one pair at least"
-                )
-            suffix = train[:1, 2:]
-        train = train.long()
-        largest = int(train.max() if labels is None else torch.maximum(train.max(), labels.max()))
-        p = self._p or largest + 1
-        if p < 3 or largest >= p or int(train.min()) < 0:
-            raise RefusedError(
-                f"grokking: looked for integers from 0 to p − 1 = {p - 1}; there are some from "
-                f"{int(train.min())} to {largest}. Give p="
-            )
-        if labels is not None and not (labels == train.sum(dim=1) % p).all():
-            raise RefusedError(
-                f"grokking: the labels of the probe are not (a + b) mod {p} of the first two "
-                f"integers of its inputs. {_WAY_OUT}"
-            )
-        return _Task(p, train, suffix)
-
-    def _grid(self, context: MeasureContext, task: _Task, pairs: Tensor) -> Tensor:
-        """Logits of all pairs, shape (p², p), in float64."""
-        function = self._logits or _called
-        if self._logits is None:
-            suffix = task.suffix.expand(len(pairs), -1)
-            pairs = torch.cat([pairs.to(suffix.dtype), suffix], dim=1)
-        try:
-            found = torch.cat(
-                [
-                    _classes(at_weights(context, function, some), len(some), task.p)
-                    for some in pairs.split(ROWS_AT_ONCE)
-                ]
-            )
-        except RefusedError:
-            raise
-        except Exception as error:
-            raise RefusedError(
-                f"grokking: the model cannot be called on all pairs mod {task.p} "
-                f"({type(error).__name__}: {error}). {_WAY_OUT}"
-            ) from error
-        return found
-
-    def _matrix(
-        self, context: MeasureContext, wanted: str | Sequence[str] | None, what: str, p: int
-    ) -> Tensor | None:
-        """W_E or W_L by name, found, or None; (p, n) in float64."""
-        if wanted is None:
-            return None
-        names = [wanted] if isinstance(wanted, str) else list(wanted)
-        if wanted == AUTO:
-            names = [_found(context.model, what, p)]
-        try:
-            factors = at_weights(context, lambda model: [_attribute(model, n) for n in names])
-            matrix = reduce(torch.matmul, [factor.detach().double() for factor in factors])
-        except (AttributeError, RuntimeError) as error:
-            raise RefusedError(
-                f"grokking: looked for {what}={' @ '.join(names)}: {error}; the model has "
-                f"{listed([*context.params, *context.buffers])}"
-            ) from error
-        if matrix.ndim != 2 or len(matrix) < p:
-            raise RefusedError(
-                f"grokking: {what}={' @ '.join(names)} has shape {tuple(matrix.shape)}; it must "
-                f'be a matrix of p = {p} rows or more. A name that ends in ".T" is transposed'
-            )
-        rows: Tensor = matrix[:p]
-        return rows
-
-
-def _joined(context: MeasureContext) -> tuple[Tensor, Tensor]:
-    """Inputs (N, ≥ 2) and labels (N,) of the whole probe."""
-    batches = list(_read(context))
-    if not batches:
-        raise RefusedError(f"grokking: there is no probe to read the train pairs from. {_WAY_OUT}")
-    inputs, labels = zip(*batches, strict=True)
-    return torch.cat(inputs), torch.cat(labels)
-
-
-def _read(context: MeasureContext) -> Iterator[tuple[Tensor, Tensor]]:
-    for batch in context.batches:
-        tensors = [b for b in batch if isinstance(b, Tensor)] if _is_sequence(batch) else []
-        shapes = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in tensors) or type(batch).__name__
-        if len(tensors) != 2 or not _are_pairs(*tensors):
-            raise RefusedError(
-                "grokking: looked for batches (inputs, labels), inputs (N, 2 or more) and labels "
-                f"(N,) of integers, as modular addition has them; the probe has {shapes}. "
-                f"{_WAY_OUT}"
-            )
-        yield tensors[0], tensors[1]
-
-
-def _is_sequence(batch: object) -> bool:
-    return isinstance(batch, (tuple, list))
-
-
-def _are_pairs(inputs: Tensor, labels: Tensor) -> bool:
-    whole = not (inputs.dtype.is_floating_point or labels.dtype.is_floating_point)
-    return whole and inputs.ndim == 2 and inputs.shape[1] >= 2 and labels.ndim == 1
-
-
-def _called(model: nn.Module, inputs: Tensor) -> Any:
-    return model(inputs)
-
-
-def _classes(output: Any, count: int, p: int) -> Tensor:
-    """The last position and the first p classes of what the model gave."""
-    logits = getattr(output, "logits", output)
-    if isinstance(logits, Tensor) and logits.ndim == 3:
-        logits = logits[:, -1]
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < p:
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise RefusedError(
-            f"grokking: looked for logits of shape ({count}, {p} or more), perhaps with positions "
-            f"between; the model gives {shape}. {_WAY_OUT}"
-        )
-    return logits[:, :p].double()
-
-
-def _attribute(model: nn.Module, path: str) -> Any:
-    return reduce(getattr, path.split("."), model)
-
-
-def _found(model: nn.Module, what: str, p: int) -> str:
-    """Path of the first embedding, or of the last linear layer, that is large enough."""
-    kind: type[nn.Module]
-    if what == "embedding":
-        kind, where, large, index = nn.Embedding, "first", "num_embeddings", 0
-    else:
-        kind, where, large, index = nn.Linear, "last", "out_features", -1
-    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, kind)]
-    fit = [name for name, module in layers if getattr(module, large) >= p]
-    if not fit:
-        have = listed(f"{name or 'itself'}: {m}" for name, m in layers)
-        raise RefusedError(
-            f"grokking: looked for the {where} nn.{kind.__name__} with {large} of p = {p} or more; "
-            f"the model has {have}. Name its weight with {what}=, or go without with {what}=None"
-        )
-    return f"{fit[index]}.weight".lstrip(".")
+    @staticmethod
+    def _kept(means: Tensor, key: Sequence[int], rows: Tensor) -> Tensor:
+        """Σ_{k∈K} P_k of a function of one number mod p."""
+        return sum((component(means, k, rows) for k in key), torch.zeros_like(means))
 
 
 class SquaredWeights:
