@@ -37,6 +37,8 @@ def run(script: str, *arguments: str, cwd: Path, timeout: float = 120) -> str:
 def test_every_example_is_run_here() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} - HELPERS == {
         "grokking.py",
+        "grokking_llc.py",
+        "grokking_phases.py",
         "plain_loop.py",
     }
 
@@ -70,6 +72,29 @@ def test_the_plain_loop_prints_what_it_measures(tmp_path: Path) -> None:
         assert info.state is RunState.FINISHED
         assert len(store.history(info.id, "train_loss")[0]) == 60
         assert len(store.history(info.id, "gradient_norm")[0]) == 3
+
+
+def test_the_phases_of_grokking_are_measured(tmp_path: Path) -> None:
+    said = json.loads(run("grokking_phases.py", "--fast", "--json", "--out", "demo", cwd=tmp_path))
+    assert said["facts"]["restricted loss is below 0.1 from step"] is None
+    assert set(said["facts"]["key frequencies in the end"]) <= {1, 2, 3, 4, 5}
+    assert (tmp_path / "demo" / "figure.png").stat().st_size > 10_000
+    with Store(tmp_path / "demo" / "phasewatch.db", create=False) as store:
+        info = store.run("grokking-phases-seed0")
+        for stream in ("restricted_loss", "excluded_loss/5", "gini_unembedding", "squared_weights"):
+            assert len(store.history(info.id, stream)[0]) == 3, stream
+
+
+def test_grokking_llc_compares_the_falls_of_every_run(tmp_path: Path) -> None:
+    said = json.loads(run("grokking_llc.py", "--fast", "--json", "--out", "demo", cwd=tmp_path))
+    assert set(said["runs"]) == {"p11", "p43-no-decay"}
+    for one in said["runs"].values():
+        assert len(one["llc"]) == len(one["val_loss"]) == 3
+        assert one["llc"] == sorted(one["llc"])
+    assert (tmp_path / "demo" / "figure.png").stat().st_size > 10_000
+    with Store(tmp_path / "demo" / "phasewatch.db", create=False) as store:
+        info = store.run("grokking-llc-p11-seed0")
+        assert len(store.history(info.id, "llc")[0]) == 3
 
 
 def grok(seed: int, folder: Path) -> dict[str, Any]:
