@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from rich.table import Table
 from phasewatch.monitor import Watch
 
 TASKS = {f"p{p}": Task(p=p, share=0.5, steps=1200, measure_every=30) for p in (31, 43, 53)}
-CONTROL = "p43-no-decay"
+CONTROL = "p43-random-labels"
 SHARES = (0.1, 0.5, 0.9)
 
 SAMPLER = {"localization": 170.0, "num_chains": 2, "num_draws": 32, "max_draws": 48}
@@ -41,20 +40,23 @@ Curve = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
 def tasks(fast: bool) -> dict[str, Task]:
     """What is trained, by name."""
     if fast:
-        return {"p11": FAST, CONTROL: replace(FAST, weight_decay=0.0)}
-    return TASKS | {CONTROL: replace(TASKS["p43"], weight_decay=0.0)}
+        return {"p11": FAST, CONTROL: FAST}
+    return TASKS | {CONTROL: TASKS["p43"]}
 
 
 def watched(task: Task, name: str, options: argparse.Namespace) -> dict[str, Curve]:
     """Train, and return what was seen of λ̂ and of the validation loss."""
     torch.manual_seed(options.seed)
-    train_batch, val_batch = make_data(task, options.seed)
+    (pairs, labels), val_batch = make_data(task, options.seed)
+    if name == CONTROL:
+        labels = labels[torch.randperm(len(labels))]
+    train_batch = pairs, labels
     settings = {
         "run_name": f"grokking-llc-{name}-seed{options.seed}",
         "observables": {"llc": {}},
         "every_n_steps": task.measure_every,
         "sampler": SAMPLER | {"seed": options.seed},
-        "probe": {"num_samples": len(train_batch[0])},
+        "probe": {"num_samples": len(pairs)},
         "store": str(options.out / "phasewatch.db"),
     }
     watch = Watch(settings, probe=[train_batch], loss_fn=loss_fn)
@@ -99,7 +101,7 @@ def draw(curves: dict[str, dict[str, Curve]], options: argparse.Namespace) -> No
                 low, high = (values - 2 * errors) / top, (values + 2 * errors) / top
                 axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.2)
         steps, values, _ = curves[CONTROL]["llc"]
-        label = "λ̂ at p = 43 without weight decay: no generalisation"
+        label = "λ̂ at p = 43 with random labels"
         axis.plot(steps, values / values.max(), "--", color="0.6", linewidth=1.0, label=label)
         axis.set_title(f"p = {name[1:]}", loc="left", fontsize=9)
         axis.legend(fontsize=8, frameon=False)

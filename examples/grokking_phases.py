@@ -47,7 +47,6 @@ class Task:
     warmup: int = 200
     val_every: int = 10
     measure_every: int = 20
-    weight_decay: float = 1.0
 
 
 FAST = Task(p=11, embedding=8, hidden=16, steps=60, warmup=10)
@@ -89,9 +88,7 @@ def train(
 ) -> None:
     """Full batches with AdamW; its weight decay is what makes the network grok."""
     model = Adder(task)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=5e-3, weight_decay=task.weight_decay, betas=(0.9, 0.98)
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=1.0, betas=(0.9, 0.98))
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / task.warmup, total_iters=task.warmup)
     for step in range(1, task.steps + 1):
         loss = loss_fn(model, train_batch).mean()

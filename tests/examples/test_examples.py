@@ -87,7 +87,7 @@ def test_the_phases_of_grokking_are_measured(tmp_path: Path) -> None:
 
 def test_grokking_llc_compares_the_falls_of_every_run(tmp_path: Path) -> None:
     said = json.loads(run("grokking_llc.py", "--fast", "--json", "--out", "demo", cwd=tmp_path))
-    assert set(said["runs"]) == {"p11", "p43-no-decay"}
+    assert set(said["runs"]) == {"p11", "p43-random-labels"}
     for one in said["runs"].values():
         assert len(one["llc"]) == len(one["val_loss"]) == 3
         assert one["llc"] == sorted(one["llc"])
