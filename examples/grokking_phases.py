@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from common import Panel, conclude, first_crossing, quieten, read_options
+from common import Panel, conclude, first_crossing, quieten, read_options, standing
 from torch import Tensor, nn
 
 from phasewatch.monitor import Watch
@@ -130,7 +130,7 @@ def facts(watch: Watch, task: Task) -> dict[str, object]:
     excluded = dict(zip(*(a.tolist() for a in watch.history("excluded_loss")[:2]), strict=True))
     lowest = min(excluded, key=excluded.__getitem__)
     strengths = {k: watch.history(f"key_frequencies/{k}")[1] for k in range(1, task.p // 2 + 1)}
-    onsets = {str(t.kind): t.onset_step for t in reversed(watch.transitions)}
+    onsets = {str(t.kind): t.onset_step for t in reversed(standing(watch.transitions))}
     return {
         **{f"{k} begins": onsets.get(k) for k in (str(kind) for kind in PHASES)},
         "excluded loss is lowest at step": lowest,

@@ -6,8 +6,8 @@ steepness, the same way, that overlaps it. Where none of its streams shows one i
 What no transition covers, and the history of a leading stream shows in full, is added as found.
 
 Both verdicts are kept: a transition keeps its id and its streamed steps, and `Hindsight` holds the
-rest. Instabilities, circuits that form (gradually, by their nature), transitions that still go on,
-and streams of few points are not judged.
+rest. Instabilities, circuits that form and their cleanup (gradual by their nature), transitions
+that still go on, and streams of few points are not judged.
 
 Streams with transitions come first, and none is begun after the deadline. Reading and searching a
 million points takes some seconds and 100 MB for as long.
@@ -55,7 +55,9 @@ ABRUPT = 3.0
 LENIENCY = 0.5
 """Share of gate and steepness that is enough to confirm."""
 
-NOT_JUDGED = frozenset({TransitionKind.INSTABILITY, TransitionKind.CIRCUIT_FORMATION})
+NOT_JUDGED = frozenset(
+    {TransitionKind.INSTABILITY, TransitionKind.CIRCUIT_FORMATION, TransitionKind.CLEANUP}
+)
 
 NEAR = 0.25
 """Changes within this share of a transition's length outside it still belong to it."""

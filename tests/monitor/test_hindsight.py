@@ -184,8 +184,9 @@ def test_what_the_stream_had_withdrawn_is_found_again_under_its_id():
         (told(end=None, status=TransitionStatus.CONFIRMED), FLAT),
         (told(name="gone"), FLAT),
         (replace(told(), kind=TransitionKind.CIRCUIT_FORMATION), FLAT),
+        (replace(told(), kind=TransitionKind.CLEANUP), FLAT),
     ],
-    ids=["instability", "few points", "still going on", "no history", "circuits form gradually"],
+    ids=["instability", "few points", "still going on", "no history", "circuits", "cleanup"],
 )
 def test_what_cannot_be_judged_stays_as_it_was(transition, values):
     assert look([transition], val_loss=values) == []
