@@ -8,7 +8,22 @@ to these, training has three phases: it memorises (train and excluded loss fall)
 while the test loss is still flat (excluded loss rises, restricted loss falls), and a cleanup (test
 loss and sum of squared weights drop, the Gini coefficients rise) makes the generalisation visible.
 
-Here a network with one hidden layer of squares learns a + b mod 53 from 35 % of the pairs.
+Here a network with one hidden layer of squares learns a + b mod 53 from 35 % of the pairs. Seeds
+0, 1 and 2 show the same phases, recognised as they come (steps of onset, of detection in brackets):
+
+    memorisation       69 (96)    69 (96)    69 (96)
+    circuit formation 520 (680)  460 (560)  500 (620)   validation loss still at its peak
+    cleanup           850 (1120) 840 (980)  750 (1080)  it is below 0.1 at 1530, 1500, 1540
+
+The excluded loss falls to 0.21, 0.14, 0.04 nats and rises to 5.9, 6.2, 3.2; the restricted loss is
+below 0.1 at step 920, 1140, 1320, before the validation loss is. As in the paper, weights and Gini
+coefficients change most in the cleanup. Different is that memorising halves the squared weights
+first; and that the phases overlap: the validation loss begins to fall while circuits still form.
+
+The key frequencies are those of the logits. From step 600 on all of them are among those that W_L
+has in the end (6 of 6, 2 of 4, 2 of 6), while W_L itself still calls all 26 key until step 1100.
+
+It takes some 20 s on one CPU core.
 """
 
 from __future__ import annotations

@@ -55,10 +55,10 @@ class GrokkingProgress:
     K is causal: the frequencies whose norm exceeds a quarter of the largest at the time of the
     measurement, cosine and sine together. (The paper takes those of the final weights: give them
     as `frequencies` once they are known.) The norm is by default that of P_k ℓ over the classes:
-    it needs no weights, and is a product of all layers, so that what the network uses stands out
-    early. With `key_from="unembedding"` it is that of W_L, which tells late: in
-    `examples/grokking_phases.py` P_k ℓ gives the paper's K from the time when circuits form,
-    W_L calls every frequency key until the network generalises.
+    it needs no weights, and as a product of all layers it shows early what the network uses. With
+    `key_from="unembedding"` it is that of W_L, which tells late: in `examples/grokking_phases.py`
+    W_L calls every frequency key until the network generalises, whereas those of P_k ℓ are among
+    the final ones from the time when circuits form.
 
     The probe is read as the train pairs: batches (inputs, labels) whose inputs are integers a, b
     and perhaps a constant rest, such as a token "=". A probe of some of the train pairs gives the
