@@ -3,9 +3,24 @@
     python examples/grokking_llc.py --seed 0
 
 While a network groks, its local learning coefficient λ̂ falls: the solution it ends with is simpler
-than what it had learnt by heart. This trains the network of `grokking_phases.py` on a + b mod p for
-three p, and once without weight decay, which memorises and does not generalise in this time; and it
-asks when λ̂ and the validation loss have done 10, 50 and 90 % of their fall from their peak.
+than what it had learnt by heart. This trains the network of `grokking_phases.py` on half of all
+pairs for three p, and once on random labels, which can only be learnt by heart. It asks when λ̂ and
+the validation loss have done 10, 50 and 90 % of their fall from the peak to the end.
+
+Seeds 0, 1 and 2, λ̂ measured every 30 steps; λ̂ has done half of its fall so many steps before the
+validation loss has:
+
+    p = 31  320, 370, 470     p = 43  200, 260, 150     p = 53  50, 30, 110
+
+So it leads in nine of nine runs, by 218 steps on average. But that alone foretells nothing: with
+random labels λ̂ begins to fall at the same step and has done half of its fall at step 270, as with
+true ones (240 to 300), for weight decay simplifies whatever was memorised. What generalisation adds
+is that λ̂ goes on: to 0.2 to 1.3 % of its peak, where random labels keep 11 %. λ̂ at p = 43 is down
+to half of what random labels keep (both as shares of their peaks) at step 480, 540, 450; the
+validation loss has done half of its fall at 470, 530, 420. By that measure λ̂ neither leads nor
+lags by more than one of its measurements.
+
+It takes about a minute and a half on one CPU core.
 """
 
 from __future__ import annotations
@@ -85,6 +100,15 @@ def summary(curves: dict[str, Curve]) -> dict[str, Any]:
     }
 
 
+def halved(curve: Curve, control: Curve) -> int | None:
+    """First step after the peaks at which a share of the peak is below half of the control's."""
+    steps, values, _ = curve
+    _, others, _ = control
+    shares = (values / values.max()) / (others / others.max())
+    shares[: 1 + max(values.argmax(), others.argmax())] = 1.0
+    return int(steps[shares < 0.5][0]) if (shares < 0.5).any() else None
+
+
 def draw(curves: dict[str, dict[str, Curve]], options: argparse.Namespace) -> None:
     """Draw λ̂ and validation loss of each p as shares of their peaks."""
     shown = [name for name in curves if name != CONTROL]
@@ -121,6 +145,9 @@ def tell(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
         table.add_row(name, f"{one['peak']:.0f}", f"{one['end']:.1f}", *cells)
     console = Console()
     console.print(table)
+    for name, one in found.items():
+        if "halved" in one:
+            console.print(f"{name}: λ̂ is half of what random labels keep at {one['halved']}")
     console.print(f"picture  {options.out / 'figure.png'}", soft_wrap=True)
 
 
@@ -130,6 +157,9 @@ def main(arguments: list[str] | None = None) -> None:
     quieten()
     curves = {name: watched(task, name, options) for name, task in tasks(options.fast).items()}
     found = {name: summary(one) for name, one in curves.items()}
+    for name, one in curves.items():
+        if name != CONTROL:
+            found[name]["halved"] = halved(one["llc"], curves[CONTROL]["llc"])
     draw(curves, options)
     if options.json:
         print(json.dumps({"seed": options.seed, "runs": found}))
