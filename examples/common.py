@@ -96,6 +96,7 @@ def draw(watch: Watch, panels: Sequence[Panel], path: Path, title: str) -> None:
         for transition in standing(watch.transitions):
             end = transition.end_step or transition.detected_step
             axis.axvspan(transition.onset_step, end, color="0.85", zorder=0)
+            axis.axvline(transition.onset_step, color="0.6", linewidth=0.8, zorder=0.5)
             if axis is axes[0]:
                 where = (transition.onset_step, 1.0)
                 axis.annotate(

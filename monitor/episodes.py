@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from phasewatch.detectors.types import Alarm, AlarmKind
 from phasewatch.monitor.kinds import displacement, progress
+from phasewatch.monitor.names import is_validation
 from phasewatch.monitor.streams import Role
 from phasewatch.monitor.types import Transition, TransitionKind, TransitionStatus
 
@@ -198,13 +199,18 @@ class Episode:
             return False
         if self.waiting:
             return earliest(alarm) <= self.until and alarm.onset_step >= self.start
-        if not self.overlaps(alarm):
+        if not self.overlaps(alarm) or self._is_followed_by(name, alarm):
             return False
         first = self.transition.evidence.get(name)
         if first is None or first.direction is alarm.direction:
             return True
         undone = displacement(alarm.value_before, alarm.value_after)
         return abs(undone) < UNDONE * abs(displacement(first.value_before, first.value_after))
+
+    def _is_followed_by(self, name: str, alarm: Alarm) -> bool:
+        """Whether held-out data tell of what comes after the circuits formed: the next phase."""
+        formed = self.transition.kind is TransitionKind.CIRCUIT_FORMATION
+        return formed and is_validation(name) and alarm.onset_step > self.transition.detected_step
 
     def returns(self, name: str, alarm: Alarm) -> bool:
         """Whether a stream of an instability only comes back from it, or goes on in it."""

@@ -6,7 +6,8 @@ steepness, the same way, that overlaps it. Where none of its streams shows one i
 What no transition covers, and the history of a leading stream shows in full, is added as found.
 
 Both verdicts are kept: a transition keeps its id and its streamed steps, and `Hindsight` holds the
-rest. Instabilities, transitions that still go on, and streams of few points are not judged.
+rest. Instabilities, circuits that form and their cleanup (gradual by their nature), transitions
+that still go on, and streams of few points are not judged.
 
 Streams with transitions come first, and none is begun after the deadline. Reading and searching a
 million points takes some seconds and 100 MB for as long.
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 from phasewatch.monitor.episodes import joint_onset
 from phasewatch.monitor.kinds import classify, severity
-from phasewatch.monitor.names import is_validation
+from phasewatch.monitor.names import is_loss, is_validation
 from phasewatch.monitor.store import Store
 from phasewatch.monitor.streams import Role, Stream, kind_of
 from phasewatch.monitor.transitions import NAMESPACE
@@ -53,6 +54,10 @@ ABRUPT = 3.0
 
 LENIENCY = 0.5
 """Share of gate and steepness that is enough to confirm."""
+
+NOT_JUDGED = frozenset(
+    {TransitionKind.INSTABILITY, TransitionKind.CIRCUIT_FORMATION, TransitionKind.CLEANUP}
+)
 
 NEAR = 0.25
 """Changes within this share of a transition's length outside it still belong to it."""
@@ -107,7 +112,7 @@ class _Curve:
             self.steps,
             self.values,
             self.stderrs,
-            scale="auto" if kind == "loss" else "linear",
+            scale="auto" if is_loss(self.name) else "linear",
             direction=Direction.DOWN if kind == "loss" else None,
             gate=leniency * GATES[kind],
             abrupt=leniency * ABRUPT,
@@ -233,7 +238,7 @@ def _judged(
     ]
     streamed = _streamed(transition)
     going_on = transition.end_step is None and streamed is not TransitionStatus.WITHDRAWN
-    if transition.kind is TransitionKind.INSTABILITY or not looked_at:
+    if transition.kind in NOT_JUDGED or not looked_at:
         return None
     span = _span(replace(transition, hindsight=None) if streamed else transition)
     seen = [

@@ -32,6 +32,7 @@ class Move(StrEnum):
     LLC_DOWN = "λ̂ falls"
     RESTRICTED_BETTER = "restricted loss falls"
     EXCLUDED_WORSE = "excluded loss rises"
+    FORMED = "circuits formed before"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ RULES = (
     Rule(TransitionKind.INSTABILITY, frozenset({Move.UNSTABLE})),
     Rule(TransitionKind.INSTABILITY, frozenset({Move.TRAIN_WORSE}), _LEARNS | _VALIDATES),
     # Nanda et al. 2023, arXiv 2301.05217, section 5: phases of modular addition.
-    Rule(TransitionKind.CLEANUP, _CIRCUITS, _LEARNS, beside=_VALIDATES),
+    Rule(TransitionKind.CLEANUP, _CIRCUITS | {Move.FORMED}, _LEARNS, beside=_VALIDATES),
     Rule(TransitionKind.CIRCUIT_FORMATION, _CIRCUITS, _LEARNS | _VALIDATES),
     Rule(TransitionKind.GENERALISATION, _VALIDATES, _LEARNS),
     Rule(TransitionKind.MEMORISATION, _LEARNS, _VALIDATES, held_out=True),
@@ -86,11 +87,13 @@ def classify(
     better: Mapping[str, Direction] | None = None,
     before: Mapping[str, float] | None = None,
     after: Mapping[str, float] | None = None,
+    formed: bool = False,
 ) -> TransitionKind:
     """Kind of a transition from what moved which way: the first of `RULES` that fits.
 
-    instability: an alarm of that kind, or training that only gets worse. cleanup, circuit
-    formation: restricted loss falls or excluded loss rises, with validation improving or not.
+    instability: an alarm of that kind, or training that only gets worse. circuit formation:
+    restricted loss falls or excluded loss rises. cleanup: validation improves while it does, or
+    after it did.
     generalisation: validation improves while training is flat. memorisation: training improves
     and validation does not. simplification: λ̂ falls while training is flat. acquisition: training
     and validation improve together, or λ̂ rises; without held-out data, also training alone.
@@ -101,6 +104,7 @@ def classify(
         better: Which way is better, for streams whose names do not say it.
         before: Values at the onset, by stream; None takes those of the alarms.
         after: The latest values, by stream; None takes those of the alarms.
+        formed: Whether circuits formed in an earlier transition.
     """
     better = better or {}
     moves: dict[Move, float] = {}
@@ -119,8 +123,9 @@ def classify(
         del moves[Move.TRAIN_BETTER]
     elif validation < FLAT * train:
         del moves[Move.VALIDATION_BETTER]
+    seen = frozenset(moves) | ({Move.FORMED} if formed else set())
     for rule in RULES:
-        if rule.fits(frozenset(moves), has_validation=has_validation):
+        if rule.fits(seen, has_validation=has_validation):
             return rule.kind
     return TransitionKind.UNCLASSIFIED
 

@@ -49,8 +49,11 @@ class Role(StrEnum):
 
 
 def kind_of(name: str, stderr: float | None) -> StreamKind:
-    """Which default detector fits: by the standard error, else by the name."""
-    if stderr is not None:
+    """Which default detector fits: by the standard error, else by the name.
+
+    The detector of losses looks for falls; an excluded loss tells by its rise, too.
+    """
+    if stderr is not None or "excluded_loss" in name:
         return "measured"
     return "loss" if "loss" in name.lower() else "scalar"
 

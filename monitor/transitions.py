@@ -226,12 +226,23 @@ class TransitionTracker:
                 better=self.better,
                 before=changed.before,
                 after=changed.after,
+                formed=self._formed_before(changed),
             )
             changed = replace(changed, kind=kind)
         if episode.unstable:
             effect = max(effect, episode.transition.severity)
         episode.transition = replace(changed, severity=effect)
         self.found[changed.id] = episode.transition
+
+    def _formed_before(self, transition: Transition) -> bool:
+        """Whether circuits formed in a transition that began earlier, and stands."""
+        return any(
+            t.kind is TransitionKind.CIRCUIT_FORMATION
+            and t.status is not TransitionStatus.WITHDRAWN
+            and t.onset_step < transition.onset_step
+            for t in self.found.values()
+            if t.id != transition.id
+        )
 
     def _follow(self, episode: Episode, point: Point) -> list[Transition]:
         name, old = point.name, episode.transition

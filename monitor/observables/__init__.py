@@ -49,6 +49,8 @@ BUILTIN: Mapping[str, tuple[str, str]] = {
     "token_loss": ("in_context", "TokenLoss"),
     "component_loss": ("components", "ComponentLoss"),
     "essential_dynamics": ("essential_dynamics", "EssentialDynamics"),
+    "grokking": ("grokking", "GrokkingProgress"),
+    "squared_weights": ("grokking", "SquaredWeights"),
 }
 """Module and class of each, by name. A parameter `config` is given the run's `SamplerConfig`."""
 

@@ -40,6 +40,8 @@ def test_every_example_is_run_here() -> None:
         "addition.py",
         "grokking.py",
         "in_context_regression.py",
+        "grokking_llc.py",
+        "grokking_phases.py",
         "plain_loop.py",
         "lottery_tickets.py",
     }
@@ -116,6 +118,29 @@ def test_in_context_regression_measures_stages(tmp_path: Path) -> None:
         for stream in ("icl_score_1_8", "loss_example_8", "essential_dynamics/score_3"):
             assert len(store.history(info.id, stream)[0]) == 4, stream
         assert len(store.history(info.id, "llc")[0]) == 2
+
+
+def test_the_phases_of_grokking_are_measured(tmp_path: Path) -> None:
+    said = json.loads(run("grokking_phases.py", "--fast", "--json", "--out", "demo", cwd=tmp_path))
+    assert said["facts"]["restricted loss is below 0.1 from step"] is None
+    assert set(said["facts"]["key frequencies in the end"]) <= {1, 2, 3, 4, 5}
+    assert (tmp_path / "demo" / "figure.png").stat().st_size > 10_000
+    with Store(tmp_path / "demo" / "phasewatch.db", create=False) as store:
+        info = store.run("grokking-phases-seed0")
+        for stream in ("restricted_loss", "excluded_loss/5", "gini_unembedding", "squared_weights"):
+            assert len(store.history(info.id, stream)[0]) == 3, stream
+
+
+def test_grokking_llc_compares_the_falls_of_every_run(tmp_path: Path) -> None:
+    said = json.loads(run("grokking_llc.py", "--fast", "--json", "--out", "demo", cwd=tmp_path))
+    assert set(said["runs"]) == {"p11", "p43-random-labels"}
+    for one in said["runs"].values():
+        assert len(one["llc"]) == len(one["val_loss"]) == 3
+        assert one["llc"] == sorted(one["llc"])
+    assert (tmp_path / "demo" / "figure.png").stat().st_size > 10_000
+    with Store(tmp_path / "demo" / "phasewatch.db", create=False) as store:
+        info = store.run("grokking-llc-p11-seed0")
+        assert len(store.history(info.id, "llc")[0]) == 3
 
 
 def grok(seed: int, folder: Path) -> dict[str, Any]:

@@ -107,6 +107,16 @@ def test_what_the_history_does_not_show_is_withdrawn(values):
     assert (seen.id, seen.onset_step, seen.end_step) == ("t1", 430, 560)
 
 
+def test_a_loss_is_judged_in_dex_also_where_it_rises():
+    memorised = np.concatenate([np.linspace(4.0, 0.01, 200), np.full(800, 0.01)])
+    values = memorised * np.where(np.arange(1000) < 600, 1.0, 5.0) * FLAT
+    fall, seen = look([], excluded_loss=values)
+    assert fall.evidence["excluded_loss"].direction is Direction.DOWN
+    assert seen.evidence["excluded_loss"].direction is Direction.UP
+    assert seen.onset_step == pytest.approx(600, abs=5)
+    assert seen.kind is TransitionKind.CIRCUIT_FORMATION
+
+
 def test_a_change_the_other_way_does_not_confirm():
     (seen,) = look([told()], val_loss=1.0 / FALL)
     assert seen.status is TransitionStatus.WITHDRAWN
@@ -173,8 +183,10 @@ def test_what_the_stream_had_withdrawn_is_found_again_under_its_id():
         (told(10, 20), FLAT[: MIN_POINTS - 1]),
         (told(end=None, status=TransitionStatus.CONFIRMED), FLAT),
         (told(name="gone"), FLAT),
+        (replace(told(), kind=TransitionKind.CIRCUIT_FORMATION), FLAT),
+        (replace(told(), kind=TransitionKind.CLEANUP), FLAT),
     ],
-    ids=["instability", "few points", "still going on", "no history"],
+    ids=["instability", "few points", "still going on", "no history", "circuits", "cleanup"],
 )
 def test_what_cannot_be_judged_stays_as_it_was(transition, values):
     assert look([transition], val_loss=values) == []

@@ -116,6 +116,21 @@ def test_phases_of_modular_addition(evidence, kind) -> None:
     assert classify({n: alarm(direction=d) for n, d in evidence.items()}) is kind
 
 
+@pytest.mark.parametrize(
+    ("evidence", "kind"),
+    [
+        ({"val_loss": DOWN}, K.CLEANUP),
+        ({"val_accuracy": UP, "excluded_loss": DOWN}, K.CLEANUP),
+        ({"val_loss": DOWN, "train_loss": DOWN}, K.ACQUISITION),
+        ({"val_loss": UP}, K.UNCLASSIFIED),
+        ({"llc": DOWN}, K.SIMPLIFICATION),
+        ({"excluded_loss": UP}, K.CIRCUIT_FORMATION),
+    ],
+)
+def test_generalisation_after_circuits_formed_is_cleanup(evidence, kind) -> None:
+    assert classify({n: alarm(direction=d) for n, d in evidence.items()}, formed=True) is kind
+
+
 def test_every_kind_has_a_rule_but_the_one_that_is_left_over() -> None:
     assert {rule.kind for rule in RULES} == set(K) - {K.UNCLASSIFIED}
 

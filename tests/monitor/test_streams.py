@@ -8,7 +8,7 @@ from phasewatch.monitor.config import DetectorConfig, MonitorConfig
 from phasewatch.monitor.detection import Detection
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.scalars import Column
-from phasewatch.monitor.streams import HORIZON, MEASURED_POINTS, SHARES, Streams
+from phasewatch.monitor.streams import HORIZON, MEASURED_POINTS, SHARES, Streams, kind_of
 
 
 @pytest.fixture
@@ -22,6 +22,20 @@ def asked(monkeypatch):
 
     monkeypatch.setattr("phasewatch.monitor.streams.Budgeted", note)
     return made
+
+
+@pytest.mark.parametrize(
+    ("name", "stderr", "kind"),
+    [
+        ("val_loss", None, "loss"),
+        ("restricted_loss", None, "loss"),
+        ("excluded_loss", None, "measured"),  # its rise tells, as much as its fall
+        ("llc", 0.3, "measured"),
+        ("gradient_norm", None, "scalar"),
+    ],
+)
+def test_the_default_detector_goes_by_error_and_name(name, stderr, kind):
+    assert kind_of(name, stderr) == kind
 
 
 def test_all_streams_share_equally_and_never_pass_the_budget(asked):

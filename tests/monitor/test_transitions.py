@@ -202,6 +202,41 @@ def test_what_was_withdrawn_takes_no_further_alarm(tracker) -> None:
     assert real.onset_step == 132
 
 
+def circuits(tracker) -> None:
+    """The excluded loss rises from 100 on, which is seen at 200, and its detector stays active."""
+    rise = alarm(100, 200, Direction.UP, before=0.5, after=1.0)
+    tracker.update(point("excluded_loss", 200, 1.0, alarm=rise))
+
+
+def test_validation_that_improves_after_circuits_formed_is_the_next_phase(tracker) -> None:
+    circuits(tracker)
+    tracker.update(point("val_loss", 230, alarm=alarm(201, 230)))
+    first, second = tracker.found.values()
+    assert (first.kind, set(first.evidence)) == (
+        TransitionKind.CIRCUIT_FORMATION,
+        {"excluded_loss"},
+    )
+    assert (second.kind, second.onset_step) == (TransitionKind.CLEANUP, 201)
+
+
+def test_validation_that_improves_while_circuits_form_is_the_same_transition(tracker) -> None:
+    circuits(tracker)
+    tracker.update(point("val_loss", 230, alarm=alarm(200, 230)))
+    (only,) = tracker.found.values()
+    assert only.kind is TransitionKind.CLEANUP
+    assert set(only.evidence) == {"excluded_loss", "val_loss"}
+
+
+def test_circuits_that_went_back_make_no_cleanup(tracker) -> None:
+    circuits(tracker)
+    for step in (220, 240, 260, 280):
+        tracker.update(point("excluded_loss", step, 0.5))
+    (gone,) = tracker.found.values()
+    assert gone.status is TransitionStatus.WITHDRAWN
+    tracker.update(point("val_loss", 330, alarm=alarm(300, 330)))
+    assert list(tracker.found.values())[1].kind is TransitionKind.GENERALISATION
+
+
 def unstable(onset, detected, **values):
     values = {"before": 1.0, "after": 10.0} | values
     return alarm(onset, detected, Direction.UP, AlarmKind.INSTABILITY, **values)
