@@ -33,6 +33,11 @@ BUILTIN: Mapping[str, tuple[str, str]] = {
     "update_ratio": ("norms", "UpdateRatio"),
     "llc": ("llc", "LLC"),
     "refined_llc": ("llc", "RefinedLLC"),
+    "prefix_matching": ("heads", "PrefixMatching"),
+    "previous_token": ("heads", "PreviousToken"),
+    "copying_score": ("heads", "CopyingScore"),
+    "composition": ("heads", "Composition"),
+    "head_ablation": ("head_ablation", "HeadAblation"),
 }
 """Module and class of each, by name. A parameter `config` is given the run's `SamplerConfig`."""
 

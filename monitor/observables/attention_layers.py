@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-_SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
+_SOFTMAX = (functional.softmax, torch.softmax, Tensor.softmax)
 _VALUE_NAMES = ("value", "value_input", "hidden_states", "x")
 _COUNT_NAMES = ("num_heads", "n_heads", "n_head", "num_attention_heads")
 
@@ -85,12 +85,11 @@ def _torch_heads(name: str, module: nn.Module) -> Heads | None:
 
 def _lens_heads(name: str, module: Any) -> Heads | None:
     """TransformerLens: maps x → x W of three axes, heads first, and a `hook_pattern`."""
-    maps = [getattr(module, f"W_{letter}", None) for letter in "QKVO"]
-    if not isinstance(getattr(module, "hook_pattern", None), nn.Module):
+    found = [getattr(module, f"W_{letter}", None) for letter in "QKVO"]
+    maps = [one.mT for one in found if isinstance(one, Tensor) and one.ndim == 3]
+    if len(maps) < 4 or not isinstance(getattr(module, "hook_pattern", None), nn.Module):
         return None
-    if not all(isinstance(one, Tensor) and one.ndim == 3 for one in maps):
-        return None
-    w_q, w_k, w_v, w_o = (one.mT for one in maps)
+    w_q, w_k, w_v, w_o = maps
     shared = len(w_q) // len(w_k)
     return Heads(
         module=name,
@@ -111,7 +110,7 @@ def _fused_heads(name: str, module: Any) -> Heads | None:
     count = _num_heads(module, write.shape[1])
     # The library's own layer "Conv1D" keeps its weight the other way round.
     axis = 1 if isinstance(module.c_proj, nn.Linear) else 0
-    return count and _cut(name, read.chunk(3), write, "c_proj.weight", axis, count)
+    return _cut(name, read.chunk(3), write, "c_proj.weight", axis, count) if count else None
 
 
 def _split_heads(name: str, module: Any) -> Heads | None:
@@ -121,7 +120,7 @@ def _split_heads(name: str, module: Any) -> Heads | None:
         write = _matrix(module, last)
         if write is not None and all(one is not None for one in maps):
             count = _num_heads(module, write.shape[1])
-            return count and _cut(name, maps, write, f"{last}.weight", 1, count)
+            return _cut(name, maps, write, f"{last}.weight", 1, count) if count else None
     return None
 
 
@@ -259,9 +258,9 @@ class _Patterns(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self.running:
             return func(*args, **kwargs)
-        if func is F.multi_head_attention_forward:
+        if func is functional.multi_head_attention_forward:
             return self._torch_attention(func, args, kwargs)
-        if func is F.scaled_dot_product_attention:
+        if func is functional.scaled_dot_product_attention:
             self.offer(_pattern(*args, **kwargs))
             return func(*args, **kwargs)
         result = func(*args, **kwargs)
@@ -290,10 +289,12 @@ def _pattern(
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
+    *,
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
     """The attention that `F.scaled_dot_product_attention` uses and does not show."""
+    del value, dropout_p
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
