@@ -146,7 +146,7 @@ class FoundAttention:
                 )
 
     def embedding(self, model: nn.Module) -> Tensor:
-        """W_E: a parameter of that name, or the first embedding that an unembedding fits.
+        """W_E: a parameter of that name, or the first embedding of the model's width.
 
         Raises:
             RefusedError: There is none.
@@ -157,7 +157,7 @@ class FoundAttention:
         return found.T if found.shape[1] == width else found
 
     def unembedding(self, model: nn.Module) -> Tensor:
-        """W_U: a parameter of that name, or the last linear layer with a logit for each token.
+        """W_U: a parameter of that name, or the last linear layer with an output for each token.
 
         Raises:
             RefusedError: There is none.
@@ -232,15 +232,19 @@ def _named(model: nn.Module, name: str) -> Tensor | None:
 
 
 def _pair(model: nn.Module, width: int) -> tuple[nn.Embedding, nn.Linear]:
-    linears = [m for m in model.modules() if isinstance(m, nn.Linear) and m.in_features == width]
-    for module in model.modules():
-        if isinstance(module, nn.Embedding) and module.embedding_dim == width:
-            fitting = [m for m in linears if m.out_features == module.num_embeddings]
-            if fitting:
-                return module, fitting[-1]
+    """The first embedding of the model's width, and the last linear layer that fits it."""
+    embeddings = (m for m in model.modules() if isinstance(m, nn.Embedding))
+    tokens = next((m for m in embeddings if m.embedding_dim == width), None)
+    if tokens is not None:
+        shape = (width, tokens.num_embeddings)
+        linears = (m for m in model.modules() if isinstance(m, nn.Linear))
+        fitting = [m for m in linears if (m.in_features, m.out_features) == shape]
+        if fitting:
+            return tokens, fitting[-1]
     raise RefusedError(
-        f"looked for W_E and W_U: parameters of these names, or an nn.Embedding of width {width} "
-        f"and an nn.Linear with as many outputs as that has tokens; {WAY_OUT}"
+        "looked for W_E and W_U: parameters of these names, or a model whose first nn.Embedding is "
+        f"of width {width} and which has an nn.Linear with as many outputs as that has tokens; "
+        f"{WAY_OUT}"
     )
 
 
