@@ -32,6 +32,7 @@ class Move(StrEnum):
     LLC_DOWN = "λ̂ falls"
     RESTRICTED_BETTER = "restricted loss falls"
     EXCLUDED_WORSE = "excluded loss rises"
+    PREFIX_MATCHING_UP = "prefix matching rises"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,8 @@ RULES = (
     Rule(TransitionKind.GENERALISATION, _VALIDATES, _LEARNS),
     Rule(TransitionKind.MEMORISATION, _LEARNS, _VALIDATES, held_out=True),
     Rule(TransitionKind.SIMPLIFICATION, frozenset({Move.LLC_DOWN}), _LEARNS | {Move.TRAIN_WORSE}),
-    Rule(TransitionKind.ACQUISITION, _LEARNS | {Move.LLC_UP}),
+    # Olsson et al. 2022, arXiv 2209.11895: induction heads form as in-context learning is acquired.
+    Rule(TransitionKind.ACQUISITION, _LEARNS | {Move.LLC_UP, Move.PREFIX_MATCHING_UP}),
 )
 """In order of precedence."""
 
@@ -90,7 +92,8 @@ def classify(
     formation: restricted loss falls or excluded loss rises, with validation improving or not.
     generalisation: validation improves while training is flat. memorisation: training improves
     and validation does not. simplification: λ̂ falls while training is flat. acquisition: training
-    and validation improve together, or λ̂ rises; without held-out data, also training alone.
+    and validation improve together, or λ̂ or prefix matching rises; without held-out data, also
+    training alone.
 
     Args:
         evidence: The alarms, by stream.
@@ -129,6 +132,8 @@ def move_of(name: str, alarm: Alarm, better: Mapping[str, Direction]) -> Move | 
     down = alarm.direction is Direction.DOWN
     if name == "llc" or name.startswith("llc/"):
         return Move.LLC_DOWN if down else Move.LLC_UP
+    if name == "prefix_matching":
+        return None if down else Move.PREFIX_MATCHING_UP
     if "restricted_loss" in name:
         return Move.RESTRICTED_BETTER if down else None
     if "excluded_loss" in name:

@@ -59,8 +59,8 @@ class HeadAblation:
         if context.loss_fn is None or not context.batches:
             raise RefusedError(f"{self.name}: looked for a probe loss and a probe, and found none")
         layers = self._layers(context)
-        ablation = _Ablation(context, layers[:1], context.batches[:1])
         try:
+            ablation = _Ablation(context, layers[:1], context.batches[:1])
             ablation.increase(layers[0], 0, mean=self._mean)
         except RefusedError:
             raise

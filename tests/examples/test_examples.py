@@ -37,6 +37,7 @@ def run(script: str, *arguments: str, cwd: Path, timeout: float = 120) -> str:
 def test_every_example_is_run_here() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} - HELPERS == {
         "grokking.py",
+        "induction_heads.py",
         "plain_loop.py",
     }
 
@@ -70,6 +71,26 @@ def test_the_plain_loop_prints_what_it_measures(tmp_path: Path) -> None:
         assert info.state is RunState.FINISHED
         assert len(store.history(info.id, "train_loss")[0]) == 60
         assert len(store.history(info.id, "gradient_norm")[0]) == 3
+
+
+def test_induction_heads_leave_every_stream_and_a_picture(tmp_path: Path) -> None:
+    said = run("induction_heads.py", "--fast", "--json", "--out", "demo", cwd=tmp_path)
+    facts = json.loads(said)["facts"]
+    assert facts["prefix_matching"]["first"] < 0.2
+    assert (tmp_path / "demo" / "figure.png").stat().st_size > 10_000
+    with Store(tmp_path / "demo" / "phasewatch.db", create=False) as store:
+        info = store.run("induction-heads-seed0")
+        assert (info.state, info.last_step) == (RunState.FINISHED, 40)
+        for name, points in (
+            ("train_loss", 40),
+            ("icl_score", 4),
+            ("prefix_matching/L1H1", 4),
+            ("previous_token", 4),
+            ("composition/k", 4),
+            ("copying_score/L1H0", 4),
+            ("head_ablation/L0H0", 2),
+        ):
+            assert len(store.history(info.id, name)[0]) == points, name
 
 
 def grok(seed: int, folder: Path) -> dict[str, Any]:

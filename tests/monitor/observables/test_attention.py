@@ -198,7 +198,9 @@ def test_embeddings_named_as_in_transformerlens_are_taken():
 def test_a_model_without_unembedding_is_told_what_was_looked_for():
     model = make("torch")
     model.unembed = nn.Linear(WIDTH, VOCABULARY + 1)
-    with pytest.raises(RefusedError, match=f"nn.Embedding is of width {WIDTH}.*as many outputs as that has tokens"):
+    with pytest.raises(
+        RefusedError, match=f"nn.Embedding is of width {WIDTH}.*as many outputs as that has tokens"
+    ):
         FOUND.unembedding(model)
 
 

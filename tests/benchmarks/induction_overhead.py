@@ -1,0 +1,79 @@
+"""What measuring everything that fits adds to the training of induction heads.
+
+Trains `examples/induction_heads.py` with no monitor and with `TransitionMonitor(observables="all")`
+and its default budget, in turn, in one process on one thread. Printed are the overhead ratio that
+the monitor reports, the measured slowdown, and how often each observable was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import lightning.pytorch as pl
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+
+from common import quieten
+from induction_heads import Task, make_data, train
+
+from phasewatch.callbacks import TransitionMonitor
+
+
+def run(task: Task, folder: Path, monitor: TransitionMonitor | None) -> tuple[float, float]:
+    """Wall-clock and CPU seconds of one training, data apart."""
+    pl.seed_everything(0, verbose=False)
+    batches, held_out = make_data(task, 0)
+    wall, cpu = time.perf_counter(), time.process_time()
+    train(task, batches, held_out, folder, [] if monitor is None else [monitor])
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def main() -> None:
+    """Train by turns, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of a training")
+    parser.add_argument("--repeats", type=int, default=3, help="trainings with and without")
+    arguments = parser.parse_args()
+    quieten()
+    torch.set_num_threads(1)
+    task = replace(Task(), steps=arguments.steps)
+    slowdowns = []
+    with tempfile.TemporaryDirectory() as folder:
+        run(replace(task, steps=task.every), Path(folder), None)  # what is slow only once
+        for repeat in range(arguments.repeats):
+            bare = run(task, Path(folder), None)
+            settings = {
+                "run_name": f"overhead-{repeat}",
+                "store": "phasewatch.db",
+                "exporter": {"enabled": False},
+            }
+            monitor = TransitionMonitor(settings, observables="all")
+            watched = run(task, Path(folder), monitor)
+            slowdowns.append(
+                [with_it / without - 1 for with_it, without in zip(watched, bare, strict=True)]
+            )
+            health = monitor.watch.health
+            print(
+                f"{task.steps} steps: {bare[0]:.1f} s without, {watched[0]:.1f} s with the monitor; "
+                f"slowdown {slowdowns[-1][0]:.1%} by the clock, {slowdowns[-1][1]:.1%} by CPU time; "
+                f"the monitor reports {health.overhead_ratio:.1%}"
+            )
+            measured = ", ".join(f"{name} {n}" for name, n in sorted(health.measurements.items()))
+            print(f"  measured: {measured}")
+            print(f"  skipped: {', '.join(sorted(health.skipped)) or 'nothing'}")
+    by_clock, by_cpu = (median(column) for column in zip(*slowdowns, strict=True))
+    print(
+        f"median slowdown {by_clock:.1%} by the clock, {by_cpu:.1%} by CPU time "
+        "(budget: 5 %, beside the first measurement of each observable)"
+    )
+
+
+if __name__ == "__main__":
+    main()
