@@ -6,8 +6,11 @@ import re
 
 from phasewatch.detectors.types import Direction
 
-SUPPORTING = frozenset({"gradient_norm", "update_ratio", "weight_norm"})
-"""These move with every change of the learning rate: evidence beside another stream, not alone."""
+SUPPORTING = frozenset(
+    {"gradient_norm", "update_ratio", "weight_norm", "composition", "copying_score"}
+)
+"""These move with every change of the learning rate, or of the weights: evidence beside another
+stream, not alone."""
 
 HELD_OUT_WORDS = frozenset(
     {"val", "valid", "validation", "test", "heldout", "holdout", "eval", "dev"}

@@ -54,7 +54,7 @@ def main() -> None:
                 "store": "phasewatch.db",
                 "exporter": {"enabled": False},
             }
-            monitor = TransitionMonitor(settings, observables="all")
+            monitor = TransitionMonitor(settings, observables="all", probe=held_out)
             watched = run(task, Path(folder), monitor)
             by_clock, by_cpu = (slow / fast - 1 for slow, fast in zip(watched, bare, strict=True))
             slowdowns.append((by_clock, by_cpu))
