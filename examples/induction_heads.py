@@ -9,7 +9,9 @@ what came next there. That takes two heads in a row: one that attends to the tok
 induction head that reads what it wrote.
 
 Olsson et al. 2022 (arXiv 2209.11895) saw in-context learning, prefix matching and a bump of the
-loss all appear in one narrow window of training.
+loss all appear in one narrow window of training. So it is here: after 600 steps of a loss that
+falls ever more slowly, @SEEN@
+K-composition of the two layers rises in the same window. It takes about 55 s on one CPU core.
 """
 
 from __future__ import annotations

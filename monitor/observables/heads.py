@@ -131,8 +131,8 @@ class PrefixMatching(_PatternScore):
 
     On [BOS] + a random block of length T, repeated: mean over the queries i of the second block of
     Σ_{j≤i, token_{j−1}=token_i} A[i, j], for each head; in total their maximum. One for a perfect
-    induction head, about 2/(3T) for attention that is even. The row of BOS is left out. See
-    `_PatternScore` for the arguments.
+    induction head; even attention has about 2/(3T), where no token comes again in a block. The row
+    of BOS is left out. See `_PatternScore` for the arguments.
     """
 
     name = "prefix_matching"

@@ -26,8 +26,8 @@ from induction_heads import Task, make_data, train
 from phasewatch.callbacks import TransitionMonitor
 
 
-def run(task: Task, folder: Path, monitor: TransitionMonitor | None) -> tuple[float, float]:
-    """Wall-clock and CPU seconds of one training, data apart."""
+def run(task: Task, folder: Path, monitor: TransitionMonitor | None = None) -> tuple[float, float]:
+    """Wall-clock and CPU seconds of one training, its data apart."""
     pl.seed_everything(0, verbose=False)
     batches, held_out = make_data(task, 0)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -44,17 +44,18 @@ def main() -> None:
     quieten()
     torch.set_num_threads(1)
     task = replace(Task(), steps=arguments.steps)
+    probe = make_data(replace(task, steps=1), 0)[1]
     slowdowns = []
     with tempfile.TemporaryDirectory() as folder:
-        run(replace(task, steps=task.every), Path(folder), None)  # what is slow only once
+        run(replace(task, steps=task.every), Path(folder))  # what is slow only once
         for repeat in range(arguments.repeats):
-            bare = run(task, Path(folder), None)
+            bare = run(task, Path(folder))
             settings = {
                 "run_name": f"overhead-{repeat}",
                 "store": "phasewatch.db",
                 "exporter": {"enabled": False},
             }
-            monitor = TransitionMonitor(settings, observables="all", probe=held_out)
+            monitor = TransitionMonitor(settings, observables="all", probe=probe)
             watched = run(task, Path(folder), monitor)
             by_clock, by_cpu = (slow / fast - 1 for slow, fast in zip(watched, bare, strict=True))
             slowdowns.append((by_clock, by_cpu))

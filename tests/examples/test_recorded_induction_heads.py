@@ -53,13 +53,13 @@ def test_in_context_learning_prefix_matching_and_the_fall_of_the_loss_coincide(s
 def test_prefix_matching_jumps_from_chance_and_in_context_learning_from_nothing(seed):
     steps, matching = streams(seed)["prefix_matching"]
     plateau = matching[(steps >= PLATEAU) & (steps < STEPS / 2)]
-    assert plateau.max() < 0.1  # even attention: 0.03; the maximum over heads is somewhat more
+    assert plateau.max() < 0.1  # even attention has 0.06, for tokens come again in a block
     assert matching[-1] > 0.7
     assert streams(seed)["icl_score"][1][-1] < -1.8
     steps, losses = streams(seed)["val_loss"]
     before = losses[steps == PLATEAU] - losses[steps == STEPS / 2]
     after = losses[steps == STEPS / 2] - losses[steps == 3 * STEPS / 4]
-    assert after > 4 * before, "the loss was falling slowly, and falls at once"
+    assert after > 3 * before, "the loss was falling slowly, and falls at once"
 
 
 @seeds
