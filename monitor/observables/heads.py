@@ -136,7 +136,7 @@ class PrefixMatching(_PatternScore):
     """
 
     name = "prefix_matching"
-    source = f'{OLSSON}, §"Argument 1" and appendix'
+    source = f"{OLSSON}, appendix (head activation evaluators)"
 
     def _scores(self, pattern: Tensor, tokens: Tensor) -> Tensor:
         return prefix_matching_scores(pattern, tokens)
@@ -150,7 +150,7 @@ class PreviousToken(_PatternScore):
     """
 
     name = "previous_token"
-    source = f"{OLSSON}, appendix"
+    source = f"{OLSSON}, appendix (head activation evaluators)"
 
     def _scores(self, pattern: Tensor, _: Tensor) -> Tensor:
         return previous_token_scores(pattern)
