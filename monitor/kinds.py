@@ -33,6 +33,7 @@ class Move(StrEnum):
     RESTRICTED_BETTER = "restricted loss falls"
     EXCLUDED_WORSE = "excluded loss rises"
     FORMED = "circuits formed before"
+    PREFIX_MATCHING_UP = "prefix matching rises"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,8 @@ RULES = (
     Rule(TransitionKind.GENERALISATION, _VALIDATES, _LEARNS),
     Rule(TransitionKind.MEMORISATION, _LEARNS, _VALIDATES, held_out=True),
     Rule(TransitionKind.SIMPLIFICATION, frozenset({Move.LLC_DOWN}), _LEARNS | {Move.TRAIN_WORSE}),
-    Rule(TransitionKind.ACQUISITION, _LEARNS | {Move.LLC_UP}),
+    # Olsson et al. 2022, arXiv 2209.11895: induction heads form as in-context learning is acquired.
+    Rule(TransitionKind.ACQUISITION, _LEARNS | {Move.LLC_UP, Move.PREFIX_MATCHING_UP}),
 )
 """In order of precedence."""
 
@@ -96,7 +98,8 @@ def classify(
     after it did.
     generalisation: validation improves while training is flat. memorisation: training improves
     and validation does not. simplification: λ̂ falls while training is flat. acquisition: training
-    and validation improve together, or λ̂ rises; without held-out data, also training alone.
+    and validation improve together, or λ̂ or prefix matching rises; without held-out data, also
+    training alone.
 
     Args:
         evidence: The alarms, by stream.
@@ -138,6 +141,8 @@ def move_of(name: str, alarm: Alarm, better: Mapping[str, Direction]) -> Move | 
     whole, _, part = name.partition("/")
     if whole == "llc" and part not in NOT_LLC:
         return Move.LLC_DOWN if down else Move.LLC_UP
+    if name == "prefix_matching":
+        return None if down else Move.PREFIX_MATCHING_UP
     if "restricted_loss" in name:
         return Move.RESTRICTED_BETTER if down else None
     if "excluded_loss" in name:

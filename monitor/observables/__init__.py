@@ -51,6 +51,11 @@ BUILTIN: Mapping[str, tuple[str, str]] = {
     "essential_dynamics": ("essential_dynamics", "EssentialDynamics"),
     "grokking": ("grokking", "GrokkingProgress"),
     "squared_weights": ("grokking", "SquaredWeights"),
+    "prefix_matching": ("heads", "PrefixMatching"),
+    "previous_token": ("heads", "PreviousToken"),
+    "copying_score": ("heads", "CopyingScore"),
+    "composition": ("heads", "Composition"),
+    "head_ablation": ("head_ablation", "HeadAblation"),
 }
 """Module and class of each, by name. A parameter `config` is given the run's `SamplerConfig`."""
 

@@ -42,6 +42,7 @@ def test_every_example_is_run_here() -> None:
         "in_context_regression.py",
         "grokking_llc.py",
         "grokking_phases.py",
+        "induction_heads.py",
         "plain_loop.py",
         "lottery_tickets.py",
     }
@@ -141,6 +142,26 @@ def test_grokking_llc_compares_the_falls_of_every_run(tmp_path: Path) -> None:
     with Store(tmp_path / "demo" / "phasewatch.db", create=False) as store:
         info = store.run("grokking-llc-p11-seed0")
         assert len(store.history(info.id, "llc")[0]) == 3
+
+
+def test_induction_heads_leave_every_stream_and_a_picture(tmp_path: Path) -> None:
+    said = run("induction_heads.py", "--fast", "--json", "--out", "demo", cwd=tmp_path)
+    facts = json.loads(said)["facts"]
+    assert facts["prefix_matching"]["first"] < 0.2
+    assert (tmp_path / "demo" / "figure.png").stat().st_size > 10_000
+    with Store(tmp_path / "demo" / "phasewatch.db", create=False) as store:
+        info = store.run("induction-heads-seed0")
+        assert (info.state, info.last_step) == (RunState.FINISHED, 40)
+        for name, points in (
+            ("train_loss", 40),
+            ("icl_score", 4),
+            ("prefix_matching/L1H1", 4),
+            ("previous_token", 4),
+            ("composition/k", 4),
+            ("copying_score/L1H0", 4),
+            ("head_ablation/L0H0", 2),
+        ):
+            assert len(store.history(info.id, name)[0]) == points, name
 
 
 def grok(seed: int, folder: Path) -> dict[str, Any]:
