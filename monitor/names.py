@@ -6,7 +6,16 @@ import re
 
 from phasewatch.detectors.types import Direction
 
-SUPPORTING = frozenset({"gradient_norm", "update_ratio", "weight_norm"})
+SUPPORTING = frozenset(
+    {
+        "gradient_norm",
+        "update_ratio",
+        "weight_norm",
+        # of all matrices or features together: they drift with the weights
+        "effective_rank",
+        "feature_dimensionality",
+    }
+)
 """These move with every change of the learning rate: evidence beside another stream, not alone."""
 
 HELD_OUT_WORDS = frozenset(

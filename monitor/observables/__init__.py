@@ -33,6 +33,11 @@ BUILTIN: Mapping[str, tuple[str, str]] = {
     "update_ratio": ("norms", "UpdateRatio"),
     "llc": ("llc", "LLC"),
     "refined_llc": ("llc", "RefinedLLC"),
+    "feature_dimensionality": ("superposition", "FeatureDimensionality"),
+    "represented_features": ("superposition", "RepresentedFeatures"),
+    "polygon": ("superposition", "Polygon"),
+    "singular_values": ("spectra", "SingularValues"),
+    "effective_rank": ("spectra", "EffectiveRank"),
 }
 """Module and class of each, by name. A parameter `config` is given the run's `SamplerConfig`."""
 
