@@ -41,17 +41,17 @@ SAMPLES = 10_000
 """n of nβ = n / log n. White inputs act through their covariance alone: ten inputs √10 e_i stand
 for so many."""
 
-SETTLED = 0.02
-"""On a plateau each singular value is within this of zero or of its goal."""
+HIDDEN = 0.03
+"""A singular value below 1/√nβ cannot be told from zero: nβ L changes by less than ½."""
 
 
 @dataclass(frozen=True)
 class Task:
     """How long is trained, and how closely it is watched."""
 
-    steps: int = 700
-    every: int = 10
-    llc_every: int = 20
+    steps: int = 1100
+    every: int = 5
+    llc_every: int = 25
     draws: int = 512
 
 
@@ -91,7 +91,7 @@ def make_model(seed: int) -> nn.Module:
     torch.manual_seed(seed)
     model = nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in pairwise(WIDTHS)))
     for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.003)
+        nn.init.normal_(parameter, std=1e-4)
     return model
 
 
@@ -110,9 +110,9 @@ def train(task: Task, options: Any) -> Watch:
         "store": str(options.out / "phasewatch.db"),
     }
     measured = [
-        SingularValues(top=len(TARGET) + 1),
+        SingularValues(top=len(TARGET) + 1, resolution=HIDDEN),
         EffectiveRank(),
-        LLC(sampler.model_copy(update={"max_draws": 0})),
+        LLC(sampler.model_copy(update={"num_draws": 32, "max_draws": 0})),
         FunctionLLC(sampler, name="function_llc"),
     ]
     watch = Watch(settings, probe=[batch], loss_fn=loss_fn, n_samples=SAMPLES, observables=measured)
@@ -134,8 +134,8 @@ def plateaus(watch: Watch) -> dict[str, float]:
     streams = [watch.history(f"singular_value_{i}") for i in range(1, len(TARGET) + 1)]
     learnt = np.array([values for _, values, _ in streams])
     goals = np.array(TARGET)[:, None]
-    settled = (np.minimum(learnt, np.abs(learnt - goals)) < SETTLED).all(axis=0)
-    rank = dict(zip(streams[0][0].tolist(), (learnt > goals / 2).sum(axis=0), strict=True))
+    settled = ((learnt < HIDDEN) | (learnt > 0.95 * goals)).all(axis=0)
+    rank = dict(zip(streams[0][0].tolist(), (learnt > HIDDEN).sum(axis=0), strict=True))
     quiet = set(streams[0][0][settled].tolist())
     facts: dict[str, float] = {}
     steps, values, errors = watch.history("function_llc")

@@ -11,8 +11,8 @@ features left over at positive bias, written k⁺.
 We start at a square, with two features left over that are dead, and train by Langevin dynamics,
 gradient descent with white noise of temperature T, which samples the posterior of n β = 1/T
 samples. Without noise nothing would happen: every polygon here is a local minimum. What is
-measured is a copy whose noise was quenched by a few hundred steps of plain descent, so that λ̂ is
-taken at the critical point itself.
+measured is a copy whose noise was quenched by 200 steps of descent, so that λ̂ is taken at the
+critical point itself.
 """
 
 from __future__ import annotations
@@ -74,13 +74,22 @@ def make_model(random: torch.Generator) -> nn.Module:
     return Superposition(weight, bias)
 
 
-def descend(model: nn.Module, x: Tensor, lr: float) -> Tensor:
+def descend(model: nn.Module, x: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
     """One step of gradient descent; gives the loss before it."""
-    parameters = list(model.parameters())
     loss = loss_fn(model, x).mean()
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.data -= lr * gradient
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
     return loss.detach()
+
+
+def quench(model: nn.Module, x: Tensor, lr: float, steps: int) -> Tensor:
+    """Take the noise out: descend to the critical point nearby; gives the loss there."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=True)
+    for _ in range(steps):
+        descend(model, x, optimizer)
+    with torch.no_grad():
+        return loss_fn(model, x).mean()
 
 
 def train(task: Task, options: Any) -> Watch:
@@ -88,6 +97,7 @@ def train(task: Task, options: Any) -> Watch:
     random = torch.Generator().manual_seed(options.seed)
     x, model = make_data(), make_model(random)
     quenched = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=task.lr)
     noise = math.sqrt(2 * task.lr * task.temperature)
     settings = {
         "run_name": f"superposition-seed{options.seed}",
@@ -99,19 +109,18 @@ def train(task: Task, options: Any) -> Watch:
             "llc": {"every_n_steps": task.llc_every},
         },
         # The polygon turns and jumps between measurements: chains cannot go on from one to another.
-        "sampler": {"num_draws": task.draws, "warm_start": False},
+        "sampler": {"num_draws": task.draws, "max_draws": 0, "warm_start": False},
         "store": str(options.out / "phasewatch.db"),
     }
     with Watch(settings, probe=[x], loss_fn=loss_fn, n_samples=SAMPLES) as watch:
         watch.check(quenched)
         for step in range(1, task.steps + 1):
-            descend(model, x, task.lr)
+            descend(model, x, optimizer)
             for parameter in model.parameters():
                 parameter.data += noise * torch.randn(parameter.shape, generator=random)
             if watch.due(step):
                 quenched.load_state_dict(model.state_dict())
-                for _ in range(task.quench):
-                    loss = descend(quenched, x, 2 * task.lr)
+                loss = quench(quenched, x, task.lr, task.quench)
                 watch.observe(step, {"quenched_loss": loss})
                 watch.probe(step, quenched)
     return watch

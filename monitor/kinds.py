@@ -19,6 +19,9 @@ FLAT = 0.1
 """A loss that falls by less than this share of what another falls by, in nats, is flat beside it:
 a training loss that goes from 1e-4 to 1e-7 nats has nothing left to learn."""
 
+COMPONENTS = ("singular_value_", "represented_features", "polygon")
+"""Streams that rise as something is learnt; that they fall says nothing by itself."""
+
 
 class Move(StrEnum):
     """What an alarm says about the model."""
@@ -32,6 +35,7 @@ class Move(StrEnum):
     LLC_DOWN = "λ̂ falls"
     RESTRICTED_BETTER = "restricted loss falls"
     EXCLUDED_WORSE = "excluded loss rises"
+    COMPONENT_GAINED = "a singular value or a feature is learnt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ RULES = (
     Rule(TransitionKind.GENERALISATION, _VALIDATES, _LEARNS),
     Rule(TransitionKind.MEMORISATION, _LEARNS, _VALIDATES, held_out=True),
     Rule(TransitionKind.SIMPLIFICATION, frozenset({Move.LLC_DOWN}), _LEARNS | {Move.TRAIN_WORSE}),
-    Rule(TransitionKind.ACQUISITION, _LEARNS | {Move.LLC_UP}),
+    Rule(TransitionKind.ACQUISITION, _LEARNS | {Move.LLC_UP, Move.COMPONENT_GAINED}),
 )
 """In order of precedence."""
 
@@ -90,7 +94,8 @@ def classify(
     formation: restricted loss falls or excluded loss rises, with validation improving or not.
     generalisation: validation improves while training is flat. memorisation: training improves
     and validation does not. simplification: λ̂ falls while training is flat. acquisition: training
-    and validation improve together, or λ̂ rises; without held-out data, also training alone.
+    and validation improve together, λ̂ rises, or a singular value or feature is learnt; without
+    held-out data, also training alone.
 
     Args:
         evidence: The alarms, by stream.
@@ -127,8 +132,10 @@ def move_of(name: str, alarm: Alarm, better: Mapping[str, Direction]) -> Move | 
     if alarm.kind is not AlarmKind.SHIFT:
         return Move.UNSTABLE if alarm.kind is AlarmKind.INSTABILITY else None
     down = alarm.direction is Direction.DOWN
-    if name == "llc" or name.startswith("llc/"):
+    if name == "llc" or name.startswith("llc/") or name.endswith("_llc"):
         return Move.LLC_DOWN if down else Move.LLC_UP
+    if name.startswith(COMPONENTS):
+        return None if down else Move.COMPONENT_GAINED
     if "restricted_loss" in name:
         return Move.RESTRICTED_BETTER if down else None
     if "excluded_loss" in name:

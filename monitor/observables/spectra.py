@@ -181,11 +181,17 @@ class SingularValues:
     an affine model. With no arguments it is that of the model's nn.Sequential of nothing but linear
     layers. With `weights` alone no end-to-end map is measured.
 
+    A singular value that begins near zero grows exponentially long before it matters, and detectors
+    see any change of an exact stream. `resolution` says what cannot be told from zero, such as
+    1/√nβ on white data with unit noise; it is given as the standard error of each value, and the
+    S-curves are found where they show.
+
     Args:
         layers: Modules or parameters of shape (outputs, inputs), the first to be applied first.
         input_size: Numbers in an input of shape (batch, input_size).
         weights: Matrices, by the name of their parameter or module.
         top: How many singular values of each.
+        resolution: See above; None takes the values for exact.
 
     Raises:
         ConfigError: `layers` and `input_size` are both given, or an argument makes no sense.
@@ -203,15 +209,19 @@ class SingularValues:
         input_size: int | None = None,
         weights: Sequence[str] = (),
         top: int = 5,
+        resolution: float | None = None,
     ) -> None:
         if top < 1:
             raise ConfigError(f"{self.name}: top is {top}; it must be at least 1")
+        if resolution is not None and not 0 < resolution < math.inf:
+            raise ConfigError(f"{self.name}: resolution is {resolution}; it must be above 0")
         if isinstance(weights, str):
             raise ConfigError(f"{self.name}: weights is {weights!r}; it must be a list of names")
         end_to_end = layers is not None or input_size is not None or not weights
         self._map = _EndToEnd(layers, input_size, self.name) if end_to_end else None
         self._weights = tuple(weights)
         self._top = top
+        self._resolution = resolution
         self.cost = Cost.WEIGHTS if self._map is None else self._map.cost
 
     def check(self, context: MeasureContext) -> None:
@@ -239,7 +249,7 @@ class SingularValues:
             _, weight = matrix(context, name, self.name)
             spectra[f"_of_{name}"] = _values(weight, name)
         return [
-            observed(context, f"singular_value_{i}{suffix}", self.unit, value)
+            observed(context, f"singular_value_{i}{suffix}", self.unit, value, self._resolution)
             for suffix, values in spectra.items()
             for i, value in enumerate(values[: self._top].tolist(), start=1)
         ]

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from phasewatch.detectors.types import Direction
 from phasewatch.monitor.errors import ConfigError, MeasurementError, RefusedError
 from phasewatch.monitor.isolation.context import measure_context
 from phasewatch.monitor.observables.spectra import EffectiveRank, SingularValues
+from phasewatch.monitor.streams import Streams
 from phasewatch.monitor.types import Cost
 
 
@@ -83,6 +85,40 @@ def test_chosen_matrices_have_streams_of_their_own() -> None:
     assert measured(SingularValues(weights=["0", "2.weight"], top=2), model) == close(expected)
     both = measured(SingularValues(["0"], weights=["0"], top=1), model)
     assert both == {"singular_value_1": 3.0, "singular_value_1_of_0": 3.0}
+
+
+def test_a_resolution_is_the_standard_error_of_each_value() -> None:
+    context = measure_context(deep(3, 3, 3), step=0)
+    for resolution in (None, 0.03):
+        found = SingularValues(resolution=resolution).measure(context)
+        assert [o.stderr for o in found] == [resolution] * 3
+
+
+def learnt(step, rate, delay):
+    """Singular value of a two-layer network at step: an S-curve from 1e-8 to 1."""
+    return 1.0 / (1.0 + 1e8 * math.exp(-rate * (step - delay)))
+
+
+def test_each_singular_value_has_a_detector_that_finds_its_s_curve() -> None:
+    streams = Streams({})
+    alarms = []
+    for step in range(5, 1001, 5):
+        values = [learnt(step, 0.08, 0), learnt(step, 0.06, 300), 1e-9 * step]
+        for i, value in enumerate(values, start=1):
+            name = f"singular_value_{i}"
+            stream = streams.get(name, 0.03, step=5, measured=True)
+            alarm = stream.update(step, value, 0.03)
+            if alarm is not None:
+                alarms.append((name, alarm.onset_step, alarm.direction))
+    (first, begin, up), (second, later, again) = alarms
+    assert (first, second, up, again) == (
+        "singular_value_1",
+        "singular_value_2",
+        *[Direction.UP] * 2,
+    )
+    half = math.log(1e8) / 0.08, 300 + math.log(1e8) / 0.06  # steps 230 and 607
+    assert half[0] - 60 < begin < half[0]
+    assert half[1] - 80 < later < half[1]
 
 
 def slow_effective_rank(weight):
@@ -194,6 +230,8 @@ def test_wrong_arguments_are_refused(arguments, words) -> None:
             make(**arguments)
     with pytest.raises(ConfigError, match="top is 0"):
         SingularValues(top=0)
+    with pytest.raises(ConfigError, match="resolution is -1"):
+        SingularValues(resolution=-1.0)
 
 
 def test_weights_that_are_not_finite_are_no_number() -> None:
