@@ -52,7 +52,7 @@ class Task:
     steps: int = 1100
     every: int = 5
     llc_every: int = 25
-    draws: int = 512
+    draws: int = 384
 
 
 FAST = Task(steps=40, every=10, llc_every=20, draws=32)

@@ -44,9 +44,9 @@ class Task:
     temperature: float = 1e-3
     lr: float = 0.2
     every: int = 100
-    llc_every: int = 200
+    llc_every: int = 300
     quench: int = 200
-    draws: int = 512
+    draws: int = 384
 
 
 FAST = Task(steps=60, every=20, llc_every=20, quench=20, draws=32)
