@@ -284,9 +284,18 @@ class Polygon(_Features):
             observed(context, f"{self.name}/positive", "features", float(positive)),
             observed(context, f"{self.name}/negative", "features", float(negative)),
         ]
-        reach = (vectors @ vectors.T).amax(dim=1).clamp_min(0) + bias
-        dead = bool((reach[rest & (bias <= 0)] <= 0).all())
-        value = polygon_lambda(corners, positive) if dead else None
-        if value is not None:
+        value = polygon_lambda(corners, positive)
+        if value is not None and _dead(vectors, bias, rest & (bias <= 0)):
             result.append(observed(context, f"{self.name}/llc", "1", value))
         return result
+
+
+def _dead(vectors: Tensor, bias: Tensor, which: Tensor) -> bool:
+    """Whether these left-over features stay off, whatever single feature in [0, 1] is on."""
+    if not which.any():
+        return True
+    lengths = vectors.norm(dim=1)
+    up = lengths > REPRESENTED
+    by_corner = (vectors[which] @ vectors[up].T).amax(dim=1)
+    by_another = lengths[which] * lengths[~up].max()  # at most
+    return bool((torch.maximum(by_corner, by_another) + bias[which] <= 0).all())
