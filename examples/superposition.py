@@ -155,7 +155,7 @@ def stages(watch: Watch) -> dict[str, Any]:
 
 PANELS = (
     Panel("loss at rest (nats)", {"quenched_loss": "quenched"}),
-    Panel("polygon (corners)", {"polygon": "corners", "polygon/positive": "⁺"}),
+    Panel("polygon", {"polygon": "corners", "polygon/positive": "left over, positive bias"}),
     Panel("represented features", {"represented_features": "‖W‖²"}),
     Panel("λ̂", {"llc": "λ̂", "polygon/llc": "closed form"}),
 )
@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = read_options(__doc__, "superposition", arguments)
     quieten()
     watch = train(FAST if options.fast else Task(), options)
-    title = "Six features in two dimensions: from the square to the hexagon"
+    title = "Six features in two dimensions: from one polygon to the next"
     conclude(watch, options, PANELS, stages(watch), title)
 
 
