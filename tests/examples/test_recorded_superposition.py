@@ -1,7 +1,7 @@
 """Full runs of examples/superposition.py, replayed: polygons, their λ̂, and the transitions.
 
-A polygon is told from the loss at rest alone: those of the closed forms, and 1/9 for the square with
-two dead features, 5/48 and 7/72 with one and two of them at positive bias.
+A polygon is told from the loss at rest alone: those of the closed forms, and for the square 1/9
+with two dead features, 5/48 and 7/72 with one and two of them at positive bias.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def stages(streams):
 
 SEEDS = {
     0: ["4", "5-gon", "5-gon+"],
+    1: ["4", "4+", "5-gon", "5-gon+", "6-gon"],
 }
 """The polygons that each run went through."""
 
