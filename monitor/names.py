@@ -11,8 +11,9 @@ SUPPORTING = frozenset(
         "gradient_norm",
         "update_ratio",
         "weight_norm",
-        # of all matrices or features together: they drift with the weights
+        # of all matrices or features together: they drift with the weights, at any scale
         "effective_rank",
+        "effective_rank_end_to_end",
         "feature_dimensionality",
     }
 )
