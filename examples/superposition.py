@@ -13,6 +13,24 @@ gradient descent with white noise of temperature T, which samples the posterior 
 samples. Without noise nothing would happen: every polygon here is a local minimum. What is
 measured is a copy whose noise was quenched by 200 steps of descent, so that λ̂ is taken at the
 critical point itself.
+
+We see the same journey, always downhill in loss. How far it goes in 12,000 steps is chance:
+
+    seed 0   4 → 5 → 5⁺             2 transitions, both acquisitions
+    seed 1   4 → 4⁺ → 5 → 5⁺ → 6    3 transitions, all acquisitions
+    seed 2   4                      none: the dead features never come back
+
+λ̂ on each, averaged over all measurements there (seed 0, seed 1, seed 2), beside the closed form:
+
+    5     7.12 ± 0.15,  6.97 ± 0.29                 7
+    5⁺    8.50 ± 0.16,  8.90 ± 0.38                 8.5
+    6                   8.49 ± 0.10                 8.5
+    4     7.54 ± 0.16,  7.71 ± 0.23,  7.58 ± 0.09   none is known: it sits on a kink of the ReLU
+
+So loss and λ̂ trade places from 5 to 5⁺, as in the paper; 5⁺ and 6 have one and the same λ. From 5
+to 5⁺ the loss falls by a tenth only: there it is λ̂ that tells, and only in hindsight.
+
+A run takes about 70 seconds on one CPU core.
 """
 
 from __future__ import annotations

@@ -39,8 +39,9 @@ def stages(streams):
 SEEDS = {
     0: ["4", "5-gon", "5-gon+"],
     1: ["4", "4+", "5-gon", "5-gon+", "6-gon"],
+    2: ["4"],
 }
-"""The polygons that each run went through."""
+"""The polygons that each run went through; the last never left the square."""
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -55,7 +56,7 @@ def test_a_run_goes_from_polygon_to_polygon_downhill(seed) -> None:
             assert streams["polygon"][step][0] == int(name[0]), step
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", [0, 1])
 def test_the_llc_on_a_plateau_is_the_closed_form_of_its_polygon(seed) -> None:
     streams = history(seed)
     found = stages(streams)
@@ -66,15 +67,19 @@ def test_the_llc_on_a_plateau_is_the_closed_form_of_its_polygon(seed) -> None:
         if len(measured) >= 3:
             assert abs(measured[:, 0].mean() - CLOSED_FORMS[name]) < 0.5, name
             compared += 1
-    assert compared >= 1
+    assert compared == 2
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_each_transition_is_an_acquisition_where_the_polygon_changes(seed) -> None:
+@pytest.mark.parametrize(("seed", "number"), [(0, 2), (1, 3)])
+def test_each_transition_is_an_acquisition_where_the_polygon_changes(seed, number) -> None:
     found = stages(history(seed))
     changes = [b for a, b in pairwise(found) if found[a] != found[b]]
     transitions = transitions_of(GOLDEN / f"superposition_{seed}.npz")
-    assert {t.kind for t in transitions} == {TransitionKind.ACQUISITION}
+    assert [t.kind for t in transitions] == [TransitionKind.ACQUISITION] * number
     assert {t.status for t in transitions} == {TransitionStatus.ENDED}
     for transition in transitions:
         assert min(abs(transition.onset_step - change) for change in changes) <= EVERY
+
+
+def test_a_run_that_stays_at_the_square_has_no_transition() -> None:
+    assert transitions_of(GOLDEN / "superposition_2.npz") == []
