@@ -24,7 +24,7 @@ to 2). λ̂ on the plateaus, beside the closed form:
 
 It is up to 3 % low: at n = 10,000, and with the pull back to w*, the most singular points are not
 measured in full. λ̂ of the loss at the same steps is far below zero: near -11,000 on the first
-plateau, -2,300 on the second and -450 on the third.
+plateau, -2,300 on the second and -130 to -470 on the third.
 
 A run takes about 45 seconds on one CPU core.
 """
