@@ -19,6 +19,9 @@ FLAT = 0.1
 """A loss that falls by less than this share of what another falls by, in nats, is flat beside it:
 a training loss that goes from 1e-4 to 1e-7 nats has nothing left to learn."""
 
+PARTS = ("prefix_matching", "singular_value_", "represented_features", "polygon")
+"""Streams that rise as something is learnt; that they fall says nothing by itself."""
+
 
 class Move(StrEnum):
     """What an alarm says about the model."""
@@ -33,7 +36,7 @@ class Move(StrEnum):
     RESTRICTED_BETTER = "restricted loss falls"
     EXCLUDED_WORSE = "excluded loss rises"
     FORMED = "circuits formed before"
-    PREFIX_MATCHING_UP = "prefix matching rises"
+    PART_LEARNT = "an attention pattern, a singular value or a feature is learnt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +79,7 @@ RULES = (
     Rule(TransitionKind.GENERALISATION, _VALIDATES, _LEARNS),
     Rule(TransitionKind.MEMORISATION, _LEARNS, _VALIDATES, held_out=True),
     Rule(TransitionKind.SIMPLIFICATION, frozenset({Move.LLC_DOWN}), _LEARNS | {Move.TRAIN_WORSE}),
-    # Olsson et al. 2022, arXiv 2209.11895: induction heads form as in-context learning is acquired.
-    Rule(TransitionKind.ACQUISITION, _LEARNS | {Move.LLC_UP, Move.PREFIX_MATCHING_UP}),
+    Rule(TransitionKind.ACQUISITION, _LEARNS | {Move.LLC_UP, Move.PART_LEARNT}),
 )
 """In order of precedence."""
 
@@ -98,8 +100,8 @@ def classify(
     after it did.
     generalisation: validation improves while training is flat. memorisation: training improves
     and validation does not. simplification: λ̂ falls while training is flat. acquisition: training
-    and validation improve together, or λ̂ or prefix matching rises; without held-out data, also
-    training alone.
+    and validation improve together, λ̂ rises, or an attention pattern, a singular value or a
+    feature is learnt; without held-out data, also training alone.
 
     Args:
         evidence: The alarms, by stream.
@@ -138,11 +140,10 @@ def move_of(name: str, alarm: Alarm, better: Mapping[str, Direction]) -> Move | 
     if alarm.kind is not AlarmKind.SHIFT:
         return Move.UNSTABLE if alarm.kind is AlarmKind.INSTABILITY else None
     down = alarm.direction is Direction.DOWN
-    whole, _, part = name.partition("/")
-    if whole == "llc" and part not in NOT_LLC:
+    if _is_llc(name):
         return Move.LLC_DOWN if down else Move.LLC_UP
-    if name == "prefix_matching":
-        return None if down else Move.PREFIX_MATCHING_UP
+    if name.startswith(PARTS):
+        return None if down else Move.PART_LEARNT
     if "restricted_loss" in name:
         return Move.RESTRICTED_BETTER if down else None
     if "excluded_loss" in name:
@@ -153,6 +154,12 @@ def move_of(name: str, alarm: Alarm, better: Mapping[str, Direction]) -> Move | 
     if is_validation(name):
         return Move.VALIDATION_BETTER if alarm.direction is good else Move.VALIDATION_WORSE
     return Move.TRAIN_BETTER if alarm.direction is good else Move.TRAIN_WORSE
+
+
+def _is_llc(name: str) -> bool:
+    """Whether a stream is a λ̂ on the data trained on: "llc", its parts, or one that ends so."""
+    whole, _, part = name.partition("/")
+    return part not in NOT_LLC and (whole == "llc" or whole.endswith("_llc"))
 
 
 def seen_by(transition: Transition) -> str:

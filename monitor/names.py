@@ -11,7 +11,8 @@ SUPPORTING = frozenset(
         *("gradient_norm", "update_ratio", "weight_norm", "spectral_norm", "kept_weights"),
         *("distance_from_init", "distance_from_init_relative", "distance_moved", "update_angle"),
         *("squared_weights", "gini_embedding", "gini_unembedding", "key_frequencies"),
-        *("excluded_loss_max", "composition", "copying_score"),
+        *("excluded_loss_max", "composition", "copying_score", "feature_dimensionality"),
+        *("effective_rank", "effective_rank_end_to_end"),
         *("mask_overlap", "dead_units", "nu_hat", "essential_dynamics"),
     }
 )

@@ -56,6 +56,11 @@ BUILTIN: Mapping[str, tuple[str, str]] = {
     "copying_score": ("heads", "CopyingScore"),
     "composition": ("heads", "Composition"),
     "head_ablation": ("head_ablation", "HeadAblation"),
+    "feature_dimensionality": ("superposition", "FeatureDimensionality"),
+    "represented_features": ("superposition", "RepresentedFeatures"),
+    "polygon": ("superposition", "Polygon"),
+    "singular_values": ("spectra", "SingularValues"),
+    "effective_rank": ("spectra", "EffectiveRank"),
 }
 """Module and class of each, by name. A parameter `config` is given the run's `SamplerConfig`."""
 

@@ -38,6 +38,7 @@ def run(script: str, *arguments: str, cwd: Path, timeout: float = 120) -> str:
 def test_every_example_is_run_here() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} - HELPERS == {
         "addition.py",
+        "deep_linear.py",
         "grokking.py",
         "in_context_regression.py",
         "grokking_llc.py",
@@ -45,6 +46,7 @@ def test_every_example_is_run_here() -> None:
         "induction_heads.py",
         "plain_loop.py",
         "lottery_tickets.py",
+        "superposition.py",
     }
 
 
@@ -162,6 +164,31 @@ def test_induction_heads_leave_every_stream_and_a_picture(tmp_path: Path) -> Non
             ("head_ablation/L0H0", 2),
         ):
             assert len(store.history(info.id, name)[0]) == points, name
+
+
+def test_superposition_says_which_polygons_it_saw(tmp_path: Path) -> None:
+    said = json.loads(run("superposition.py", "--fast", "--json", "--out", "demo", cwd=tmp_path))
+    assert said["facts"]["polygons"] == "4"
+    assert said["facts"]["4: measurements"] == 3
+    assert (tmp_path / "demo" / "figure.png").stat().st_size > 10_000
+    with Store(tmp_path / "demo" / "phasewatch.db", create=False) as store:
+        info = store.run("superposition-seed0")
+        assert info.state is RunState.FINISHED
+        assert store.history(info.id, "represented_features")[1][-1] == pytest.approx(4, abs=0.5)
+        assert len(store.history(info.id, "feature_dimensionality/5")[0]) == 3
+
+
+def test_a_deep_linear_network_starts_at_the_lambda_of_rank_zero(tmp_path: Path) -> None:
+    said = json.loads(run("deep_linear.py", "--fast", "--json", "--out", "demo", cwd=tmp_path))
+    facts = said["facts"]
+    assert (facts["rank 0: closed form"], facts["rank 0: measurements"]) == (18.0, 2)
+    assert facts["rank 0: λ̂"] == pytest.approx(18.0, abs=4.0)
+    assert (tmp_path / "demo" / "report.html").exists()
+    with Store(tmp_path / "demo" / "phasewatch.db", create=False) as store:
+        info = store.run("deep_linear-seed0")
+        assert info.state is RunState.FINISHED
+        assert len(store.history(info.id, "singular_value_1")[0]) == 4
+        assert {str(o.status) for o in store.observations(info.id, "llc")} == {"negative"}
 
 
 def grok(seed: int, folder: Path) -> dict[str, Any]:
