@@ -6,7 +6,10 @@ import re
 
 from phasewatch.detectors.types import Direction
 
-SUPPORTING = frozenset({"gradient_norm", "update_ratio", "weight_norm"})
+SUPPORTING = frozenset(
+    {"gradient_norm", "update_ratio", "weight_norm"}
+    | {"hessian_trace", "hessian_top", "hessian_rank", "basin_broadness", "gradient_noise_scale"}
+)
 """These move with every change of the learning rate: evidence beside another stream, not alone."""
 
 HELD_OUT_WORDS = frozenset(

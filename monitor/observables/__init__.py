@@ -33,6 +33,11 @@ BUILTIN: Mapping[str, tuple[str, str]] = {
     "update_ratio": ("norms", "UpdateRatio"),
     "llc": ("llc", "LLC"),
     "refined_llc": ("llc", "RefinedLLC"),
+    "hessian_trace": ("curvature", "HessianTrace"),
+    "hessian_top": ("curvature", "HessianTop"),
+    "hessian_rank": ("curvature", "HessianRank"),
+    "basin_broadness": ("basin", "BasinBroadness"),
+    "gradient_noise_scale": ("gradient_noise", "GradientNoiseScale"),
 }
 """Module and class of each, by name. A parameter `config` is given the run's `SamplerConfig`."""
 
