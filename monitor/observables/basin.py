@@ -19,8 +19,8 @@ from phasewatch.monitor.sampling.engine import plain_attention
 from phasewatch.monitor.sampling.posterior import Problem, checked_terms, pose
 from phasewatch.monitor.types import Cost, MeasureContext, Observation
 
-MAX_FORWARDS = 200
-"""Loss evaluations a measurement takes at most."""
+NUM_RADII = 12
+"""Radii on a ray, each half of the one before; one forward pass over the probe each, at most."""
 
 RELATIVE_RADIUS = 0.1
 """Radius where none is given, as a share of ‖w*‖."""
@@ -36,7 +36,7 @@ class BasinBroadness:
 
     - "basin_broadness": E_u[K(w* + r u)], the mean rise at radius r, in nats;
     - "basin_broadness/log_volume": ln V(c), V(c) = the share of the ball of radius r in which
-      K < c, by E_u[(min(r_c(u), r)/r)^d], with r_c(u) where the ray along u first rises to c;
+      K < c, by E_u[(min(r_c(u), r)/r)^d], with r_c(u) where the ray along u rises through c;
     - "basin_broadness/slope": d ln V / d ln c at c, by the difference from c/2 to 2c: for c → 0 it
       is the learning coefficient λ (up to ln ln terms; Watanabe 2009, theorem 7.1).
 
@@ -102,9 +102,7 @@ class BasinBroadness:
         radius = self._radius or RELATIVE_RADIUS * float(problem.center().norm())
         if not radius > 0:
             raise MeasurementError(f"{self.name}: all weights are zero, so give radius=")
-        # c/2, c and 2c must all lie on a ray; the grid of radii halves the distance each time.
-        num_radii = MAX_FORWARDS // self._num_rays - 1
-        radii = radius * 0.5 ** np.arange(num_radii)
+        radii = np.array([radius * 0.5**halvings for halvings in range(NUM_RADII)])
         low = 0.5 * self._threshold
         base = _loss(problem, None)
         rays: list[NDArray[np.float64]] = []
@@ -112,7 +110,7 @@ class BasinBroadness:
             if len(rays) > 1 and time.perf_counter() - begin > context.deadline_seconds:
                 break
             direction = _direction(context, problem)
-            rises = np.full(num_radii, -math.inf)  # further in than needed
+            rises = np.full(NUM_RADII, -math.inf)  # stays where nobody looks, further in
             for index, at in enumerate(radii):
                 rises[index] = _loss(problem, direction * at) - base
                 if rises[index] < low:
@@ -133,10 +131,10 @@ class BasinBroadness:
         # ln (r_c / r) of each ray, shape (3, rays).
         logs = np.array([[crossing(ray, radii, level) for ray in rays] for level in levels])
         terms = num_parameters * (logs - math.log(radii[0]))
-        volume = float(_log_mean_exp(terms[1]))
+        volume = _log_mean_exp(terms[1])
         slopes = _slope(terms)
         without = [np.delete(terms, index, axis=1) for index in range(len(rays))]
-        volume_error = _jackknife([float(_log_mean_exp(left[1])) for left in without])
+        volume_error = _jackknife([_log_mean_exp(left[1]) for left in without])
         slope_error = _jackknife([_slope(left) for left in without])
         few = min(_effective(row) for row in terms)
         reason = ""
@@ -157,7 +155,7 @@ class BasinBroadness:
 
 
 def crossing(rises: NDArray[np.float64], radii: NDArray[np.float64], level: float) -> float:
-    """Logarithm of the first radius at which the loss has risen by `level`.
+    """Logarithm of the outermost radius at which the loss rises through `level`.
 
     Between radii the rise is taken as a power of the radius, as it is near a minimum, singular or
     not. Where it is never reached, that of the largest radius.
@@ -203,16 +201,16 @@ def _direction(context: MeasureContext, problem: Problem) -> Tensor:
     drawn = torch.randn(
         size, generator=random, device=random.device, dtype=problem.layout.state_dtype
     )
-    return drawn / drawn.norm()
+    return drawn.div_(drawn.norm())
 
 
-def _log_mean_exp(terms: NDArray[np.float64]) -> np.float64:
-    return np.logaddexp.reduce(terms) - math.log(len(terms))
+def _log_mean_exp(terms: NDArray[np.float64]) -> float:
+    return float(np.logaddexp.reduce(terms)) - math.log(len(terms))
 
 
 def _slope(terms: NDArray[np.float64]) -> float:
     """From c/2 to 2c, on logarithmic scales."""
-    return float(_log_mean_exp(terms[2]) - _log_mean_exp(terms[0])) / math.log(4.0)
+    return (_log_mean_exp(terms[2]) - _log_mean_exp(terms[0])) / math.log(4.0)
 
 
 def _effective(terms: NDArray[np.float64]) -> float:

@@ -28,6 +28,9 @@ LOOKS = (8, 16, 32, MAX_PRODUCTS)
 """Numbers of probes after which the trace may be good enough: at few, for whoever stops as soon as
 an error happens to look small has stopped too soon."""
 
+SETTLING = 5
+"""Lanczos steps whose counts are compared."""
+
 MAX_TOP = 16
 """Eigenvalues that `hessian_top` reports at most."""
 
@@ -51,8 +54,8 @@ def checked(context: MeasureContext) -> None:
 def rademacher(context: MeasureContext, num: int, dtype: torch.dtype) -> Tensor:
     """Independent signs ±1, shape (num,), from the context's generator."""
     random = context.generator
-    bits = torch.randint(2, (num,), generator=random, device=random.device, dtype=torch.int8)
-    return bits.mul_(2).sub_(1).to(dtype)
+    bits = torch.randint(2, (num,), generator=random, device=random.device)
+    return 2 * bits.to(dtype) - 1
 
 
 def marked(observation: Observation, reason: str) -> Observation:
@@ -119,7 +122,8 @@ class HessianTrace:
             squares.append(float(product.double().square().sum()))
             if len(samples) > 1:
                 error = float(np.std(samples, ddof=1)) / math.sqrt(len(samples))
-                allowed = self._tolerance * max(abs(np.mean(samples)), math.sqrt(np.mean(squares)))
+                size = max(abs(float(np.mean(samples))), math.sqrt(float(np.mean(squares))))
+                allowed = self._tolerance * size
             if error <= allowed and len(samples) in LOOKS:
                 break
         found = observed(context, self.name, self.unit, float(np.mean(samples)), error)
@@ -132,8 +136,8 @@ class HessianTrace:
 class HessianTop:
     """Largest eigenvalues of the Hessian, by Lanczos with full reorthogonalisation.
 
-    The largest, the sharpness, as "hessian_top"; the next as "hessian_top/2" and so on; and the
-    smallest that showed, as "hessian_top/smallest". Unit: nats per squared unit of weight.
+    The largest, the sharpness, as "hessian_top"; the next as "hessian_top/2" and so on. Unit: nats
+    per squared unit of weight.
     The error given with each is the residual ‖H y − θ y‖ of its unit Ritz vector y: an eigenvalue
     lies within it. A multiple eigenvalue counts once. Where the residual is above `tolerance`
     times the largest |θ|, the value is marked unconverged.
@@ -202,7 +206,6 @@ class HessianTop:
             self._value(context, name, found, index, reason)
             for name, index in zip(names, top, strict=False)
         ]
-        result.append(self._value(context, f"{self.name}/smallest", found, 0, reason))
         if context.learning_rate:
             edge = 2.0 / context.learning_rate
             result.append(observed(context, f"{self.name}/2_over_lr", self.unit, edge))
@@ -216,7 +219,8 @@ class HessianTop:
         if warm is None or warm.shape != fresh.shape or warm.device != fresh.device:
             return fresh
         # Noise: from an exact eigenvector alone no other direction would ever be found.
-        return warm.to(dtype) / warm.norm() + 0.1 * fresh
+        mixed: Tensor = warm.to(dtype) / warm.norm() + 0.1 * fresh
+        return mixed
 
     def _allowed(self, found: Krylov) -> float:
         return self._tolerance * float(np.abs(found.values).max())
@@ -244,9 +248,10 @@ class HessianRank:
 
         rank ≈ mean over v of d Σ_j s_1j² 1[|θ_j| > τ max |θ|].
 
-    The standard error joins the spread over the probes with what the last third of the steps
-    changed, for few steps cannot tell eigenvalues near τ from others. Unit: eigenvalues, out of d.
-    It is marked unconverged where the error is above a quarter of the value.
+    The standard error joins that of Hutchinson's trace of a projection of rank r with random
+    directions, √(2 r (1 − r/d) / K), with what the last `SETTLING` steps still changed, for few
+    steps cannot tell eigenvalues near τ from others. Unit: eigenvalues, out of d. It is marked
+    unconverged where the error is above half the value.
 
     Args:
         tau: Tolerance τ, 0 < τ < 1.
@@ -262,9 +267,9 @@ class HessianRank:
     needs = "a probe loss"
     source = "Ubaru, Chen and Saad 2017, SIAM J. Matrix Anal. 38, 1075"
 
-    def __init__(self, tau: float = 0.01, num_probes: int = 3) -> None:
+    def __init__(self, tau: float = 0.01, num_probes: int = 2) -> None:
         _require(self.name, "tau", tau, 0 < tau < 1, "a number between 0 and 1")
-        _require(self.name, "num_probes", num_probes, 2 <= num_probes <= 8, "2 to 8")
+        _require(self.name, "num_probes", num_probes, 1 <= num_probes <= 6, "1 to 6")
         self._tau = tau
         self._num_probes = num_probes
 
@@ -281,44 +286,39 @@ class HessianRank:
 
         Raises:
             RefusedError: The loss cannot be differentiated, or there is no memory.
-            MeasurementError: The loss, or a product, is not finite; or no time was left.
+            MeasurementError: The loss, or a product, is not finite.
         """
         hessian = Hessian(context)
-        dtype = hessian.problem.layout.state_dtype
+        num, dtype = hessian.num_parameters, hessian.problem.layout.state_dtype
         num_steps = hessian.vectors_that_fit(MAX_PRODUCTS // self._num_probes)
-        runs: list[tuple[Rule, Rule]] = []
+        runs: list[list[Rule]] = []
         while len(runs) < self._num_probes and not hessian.exhausted:
-            start = rademacher(context, hessian.num_parameters, dtype)
             steps: list[Rule] = []
 
             def keep(found: Krylov, steps: list[Rule] = steps) -> bool:
                 steps.append((found.values, found.vectors[0] ** 2))
                 return bool(hessian.exhausted)
 
-            lanczos(hessian, start, num_steps, keep)
-            runs.append((steps[-1], steps[2 * len(steps) // 3 - 1 if len(steps) > 1 else 0]))
-        if len(runs) < 2:
-            raise MeasurementError(f"{self.name}: {hessian.exhausted}")
-        counts, fewer = self._counted(runs, hessian.num_parameters)
-        value, spread = float(counts.mean()), float(counts.std(ddof=1)) / math.sqrt(len(counts))
-        error = math.hypot(spread, value - float(fewer.mean()))
+            lanczos(hessian, rademacher(context, num, dtype), num_steps, keep)
+            runs.append(steps[-SETTLING:])
+        counts = num * self._counted(runs)
+        value = min(float(counts[-1]), float(num))
+        spread = math.sqrt(2.0 * value * (1.0 - value / num) / len(runs))
+        error = math.hypot(spread, float(counts.std()))
         found = observed(context, self.name, self.unit, value, error)
-        if error <= 0.25 * max(value, 1.0):
+        if error <= 0.5 * max(value, 1.0):
             return found
-        return marked(found, f"the error is {error:.3g}, above a quarter of the value")
+        return marked(found, f"the error is {error:.3g}, above half the value")
 
-    def _counted(
-        self, runs: Sequence[tuple[Rule, Rule]], num: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The count of each probe, by all its steps and by two thirds of them."""
-        largest = max(float(np.abs(values).max()) for (values, _), _ in runs)
-        if largest == 0.0:
-            return np.zeros(len(runs)), np.zeros(len(runs))
-        both = [
-            [float(w[np.abs(v) > self._tau * largest].sum()) * num for v, w in pair]
-            for pair in runs
-        ]
-        return np.array(both)[:, 0], np.array(both)[:, 1]
+    def _counted(self, runs: Sequence[Sequence[Rule]]) -> NDArray[np.float64]:
+        """Share of the eigenvalues that count, by the last steps; mean over the probes."""
+        largest = max(float(np.abs(values).max()) for steps in runs for values, _ in steps)
+        shares = []
+        for back in range(SETTLING, 0, -1):
+            rules = [steps[-min(back, len(steps))] for steps in runs]
+            counting = [weights[np.abs(v) > self._tau * largest].sum() for v, weights in rules]
+            shares.append(float(np.mean(counting)))
+        return np.array(shares)
 
 
 Rule = tuple[NDArray[np.float64], NDArray[np.float64]]

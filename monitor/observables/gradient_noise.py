@@ -32,12 +32,13 @@ CHUNK = 2**20
 class GradientNoiseScale:
     """Gradient noise scale B = tr Σ / |G|², in samples.
 
-    G is the mean of single samples' gradients, Σ their covariance. With g_s the gradient of a small batch of B_s samples and g_b that of a big one of B_b,
+    G is the mean of single samples' gradients, Σ their covariance. With g_s the gradient of a small
+    batch of B_s samples and g_b that of a big one of B_b,
 
         |G|² = (B_b |g_b|² − B_s |g_s|²) / (B_b − B_s),   S = (|g_s|² − |g_b|²) / (1/B_s − 1/B_b),
 
     unbiased for |G|² and tr Σ; each is averaged before the ratio B = S̄ / Ḡ² is taken. The error is
-    a jackknife's. S and |G|² are given beside it, as "gradient_noise_scale/noise" and "/signal".
+    that of a ratio, from a jackknife. S and |G|² are given beside it, as "gradient_noise_scale/noise" and "/signal".
 
     Where a step accumulates its gradient over micro-batches, the first of them is the small batch
     and the whole step the big one: two norms, no further pass. They are averaged over the last
@@ -48,6 +49,10 @@ class GradientNoiseScale:
     process, the gradients of parts of the probe are taken, in the probe's mode, at the cost of
     one each; S and |G|² are then the U-statistics of these gradients, of which the above is the
     mean over all ways to choose one of them as the small batch.
+
+    Drawn without replacement from N samples, as in an epoch or a probe, the mean gradient of n of
+    them has E|g_n|² = |G|² + S (1/n − 1/N), G being that of all N; so S (1/N) is added to |G|² above
+    where N is known. Without it |G|² comes out below zero where training has fitted the data.
 
     Samples are counted by the leading dimension of a batch's first tensor. Values are marked
     unconverged while there are fewer than four, or |G|² is not told from zero.
@@ -112,10 +117,11 @@ class GradientNoiseScale:
         """
         micro = None if self._source == "probe" else _usable(context.record)
         if micro is not None and context.record is not None:
-            self._seen.append(noise_and_signal(context.record.gradient_norm, micro))
+            found = noise_and_signal(context.record.gradient_norm, micro, context.n_data)
+            self._seen.append(found)
             noise, signal = np.array(self._seen).T
-            pairs = np.stack([_left_out(noise), _left_out(signal)])
-            return self._values(context, noise.mean(), signal.mean(), pairs, "steps")
+            without = np.stack([_left_out(noise), _left_out(signal)])
+            return self._values(context, noise.mean(), signal.mean(), without, "steps")
         if self._source == "training" or self._seen:
             raise MeasurementError(
                 f"{self.name}: looked for a step that accumulates its gradient over at least two "
@@ -129,11 +135,14 @@ class GradientNoiseScale:
         problem, size = _in_parts(context, self._num_gradients)
         products = _products(problem)
         own, total = np.diag(products), products.sum()
-        noise, signal = _u_statistics(own.sum(), total, len(own), size)
+        n_data = context.n_data
+        noise, signal = _u_statistics(own.sum(), total, len(own), size, n_data)
         # Without gradient i: its own square leaves the first, its products leave the second.
-        without = [own.sum() - own, total - 2 * products.sum(axis=1) + own]
-        pairs = np.stack(_u_statistics(*without, len(own) - 1, size))
-        return self._values(context, noise, signal, pairs, "gradients")
+        squares, totals = own.sum() - own, total - 2 * products.sum(axis=1) + own
+        without = np.stack(_u_statistics(squares, totals, len(own) - 1, size, n_data))
+        # What is left of the data is all that chance can still change of |G|².
+        left = 1.0 if n_data is None else max(1.0 - len(own) * size / n_data, 0.0)
+        return self._values(context, noise, signal, without, "gradients", left)
 
     def _values(
         self,
@@ -142,6 +151,7 @@ class GradientNoiseScale:
         signal: float,
         without: NDArray[np.float64],
         what: str,
+        left: float = 1.0,
     ) -> list[Observation]:
         """The ratio and its parts.
 
@@ -151,22 +161,25 @@ class GradientNoiseScale:
             signal: |G|².
             without: Both, with one of what was averaged left out at a time, shape (2, n).
             what: What was averaged.
+            left: Share of the data that it did not see.
         """
         num = without.shape[1]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = np.vstack([without, without[0] / without[1]])
-            value = float(np.float64(noise) / signal)
-        errors = np.sqrt((num - 1) * ratios.var(axis=1))
+        covariance = (num - 1) * np.cov(without, bias=True)
+        covariance *= np.outer([1.0, math.sqrt(left)], [1.0, math.sqrt(left)])
+        errors = np.sqrt(np.diag(covariance))
+        value = noise / signal if signal else math.inf
+        slopes = np.array([1.0, -value]) / (signal or 1.0)
+        error = math.sqrt(max(float(slopes @ covariance @ slopes), 0.0))
         reason = ""
         if num < FEWEST:
             reason = f"{num} {what} so far; {FEWEST} tell an error"
         elif not signal > 2 * errors[1]:
             reason = f"|G|² is {signal:.3g} ± {errors[1]:.3g}: not told from zero in {num} {what}"
-        known = [float(error) if num > 1 else math.inf for error in errors]
+        known = [float(e) if num > 1 else math.inf for e in (error, *errors)]
         return [
-            marked(observed(context, self.name, self.unit, value, known[2]), reason),
-            observed(context, f"{self.name}/noise", "nats²/weight²", float(noise), known[0]),
-            observed(context, f"{self.name}/signal", "nats²/weight²", float(signal), known[1]),
+            marked(observed(context, self.name, self.unit, value, known[0]), reason),
+            observed(context, f"{self.name}/noise", "nats²/weight²", float(noise), known[1]),
+            observed(context, f"{self.name}/signal", "nats²/weight²", float(signal), known[2]),
         ]
 
     def state_dict(self) -> dict[str, Any]:
@@ -179,12 +192,15 @@ class GradientNoiseScale:
         self._seen.extend((float(noise), float(signal)) for noise, signal in state["seen"])
 
 
-def noise_and_signal(gradient_norm: Tensor, micro: MicroBatches) -> tuple[float, float]:
+def noise_and_signal(
+    gradient_norm: Tensor, micro: MicroBatches, n_data: int | None = None
+) -> tuple[float, float]:
     """Unbiased S and |G|² of one accumulated step, in units of the step's own gradient.
 
     Args:
         gradient_norm: Norm of the accumulated gradient, the mean of the micro-batches'.
         micro: What it was accumulated from; its first norm is that of a k-th of its gradient.
+        n_data: Samples that they were drawn from without replacement; None for no end of them.
     """
     num = len(micro.num_samples)
     small = (num * float(micro.first_norm)) ** 2
@@ -192,7 +208,11 @@ def noise_and_signal(gradient_norm: Tensor, micro: MicroBatches) -> tuple[float,
     small_share = 1.0 / micro.num_samples[0]
     big_share = sum(1.0 / size for size in micro.num_samples) / num**2 / micro.num_replicas
     noise = (small - big) / (small_share - big_share)
-    return noise, big - noise * big_share
+    return noise, big - noise * (big_share - _share_of(n_data))
+
+
+def _share_of(n_data: int | None) -> float:
+    return 1.0 / n_data if n_data else 0.0
 
 
 def _usable(record: StepRecord | None) -> MicroBatches | None:
@@ -209,10 +229,13 @@ def _left_out(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return (values.sum() - values) / max(len(values) - 1, 1)
 
 
-def _u_statistics(squares: Any, total: Any, num: int, size: int) -> tuple[Any, Any]:
+def _u_statistics(
+    squares: Any, total: Any, num: int, size: int, n_data: int | None
+) -> tuple[Any, Any]:
     """S and |G|² from Σ |g_i|² and |Σ g_i|², for `num` gradients of `size` samples each."""
     spread = (squares - total / num) / (num - 1)
-    return size * spread, total / num**2 - spread / num
+    noise = size * spread
+    return noise, total / num**2 - noise * (1.0 / (num * size) - _share_of(n_data))
 
 
 def _in_parts(context: MeasureContext, num_wanted: int) -> tuple[Problem, int]:
@@ -277,4 +300,5 @@ def _products(problem: Problem) -> NDArray[np.float64]:
     for part in gradients.split(CHUNK, dim=1):
         wide = part.double()
         products += (wide @ wide.T).cpu()
-    return products.numpy()
+    found: NDArray[np.float64] = products.numpy()
+    return found
