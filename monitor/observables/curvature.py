@@ -19,7 +19,7 @@ from torch import Tensor
 
 from phasewatch.monitor.errors import ConfigError, MeasurementError, RefusedError
 from phasewatch.monitor.observables.norms import observed
-from phasewatch.monitor.sampling.hessian import MAX_PRODUCTS, Hessian, Krylov, lanczos
+from phasewatch.monitor.sampling.hessian import MAX_PRODUCTS, Hessian, Krylov, Way, lanczos
 from phasewatch.monitor.types import Cost, EstimateStatus, MeasureContext, Observation
 
 UNIT = "nats/weight²"
@@ -33,22 +33,6 @@ SETTLING = 5
 
 MAX_TOP = 16
 """Eigenvalues that `hessian_top` reports at most."""
-
-
-def checked(context: MeasureContext) -> None:
-    """Take one product, to see whether this model's loss has any.
-
-    Raises:
-        RefusedError: Says what was looked for, and the way out.
-    """
-    try:
-        hessian = Hessian(context)
-        hessian.vectors_that_fit(4)
-        hessian(rademacher(context, hessian.num_parameters, hessian.problem.layout.state_dtype))
-    except RefusedError:
-        raise
-    except MeasurementError:
-        return  # what is not finite now may be finite later
 
 
 def rademacher(context: MeasureContext, num: int, dtype: torch.dtype) -> Tensor:
@@ -65,7 +49,33 @@ def marked(observation: Observation, reason: str) -> Observation:
     return replace(observation, status=EstimateStatus.UNCONVERGED, reason=reason)
 
 
-class HessianTrace:
+class _Curvature:
+    """What the observables of this file share: how products are taken, found out once."""
+
+    def __init__(self) -> None:
+        self._way: Way | None = None
+
+    def check(self, context: MeasureContext) -> None:
+        """Refuse before the first step what cannot be measured, by taking one product.
+
+        Raises:
+            RefusedError: Says what was looked for, and the way out.
+        """
+        try:
+            hessian = Hessian(context)
+            hessian.vectors_that_fit(4)
+            hessian(rademacher(context, hessian.num_parameters, hessian.problem.layout.state_dtype))
+        except RefusedError:
+            raise
+        except MeasurementError:
+            return  # what is not finite now may be finite later
+        self._way = hessian.way
+
+    def _hessian(self, context: MeasureContext, max_products: int = MAX_PRODUCTS) -> Hessian:
+        return Hessian(context, max_products, self._way)
+
+
+class HessianTrace(_Curvature):
     """Trace of the Hessian, by Hutchinson's estimator with Rademacher probes.
 
     tr H = E[vᵀ H v] for v with independent entries ±1; the standard error is that of the mean over
@@ -92,16 +102,9 @@ class HessianTrace:
     def __init__(self, tolerance: float = 0.15, max_probes: int = MAX_PRODUCTS) -> None:
         _require(self.name, "tolerance", tolerance, tolerance > 0, "a number above 0")
         _require(self.name, "max_probes", max_probes, 2 <= max_probes <= MAX_PRODUCTS, PROBES)
+        super().__init__()
         self._tolerance = tolerance
         self._max_probes = max_probes
-
-    def check(self, context: MeasureContext) -> None:
-        """Refuse before the first step what cannot be measured.
-
-        Raises:
-            RefusedError: Says what was looked for, and the way out.
-        """
-        checked(context)
 
     def measure(self, context: MeasureContext) -> Observation:
         """Probe until the error is small enough, within `context.deadline_seconds`.
@@ -110,7 +113,7 @@ class HessianTrace:
             RefusedError: The loss cannot be differentiated.
             MeasurementError: The loss, or a product, is not finite.
         """
-        hessian = Hessian(context, self._max_probes)
+        hessian = self._hessian(context, self._max_probes)
         dtype = hessian.problem.layout.state_dtype
         samples: list[float] = []
         squares: list[float] = []
@@ -133,7 +136,7 @@ class HessianTrace:
         return marked(found, reason)
 
 
-class HessianTop:
+class HessianTop(_Curvature):
     """Largest eigenvalues of the Hessian, by Lanczos with full reorthogonalisation.
 
     The largest, the sharpness, as "hessian_top"; the next as "hessian_top/2" and so on. Unit: nats
@@ -171,18 +174,11 @@ class HessianTop:
         _require(self.name, "num_values", num_values, 1 <= num_values <= MAX_TOP, allowed)
         _require(self.name, "tolerance", tolerance, tolerance > 0, "a number above 0")
         _require(self.name, "max_products", max_products, 2 <= max_products <= MAX_PRODUCTS, PROBES)
+        super().__init__()
         self._num_values = num_values
         self._tolerance = tolerance
         self._max_products = max_products
         self._warm: Tensor | None = None
-
-    def check(self, context: MeasureContext) -> None:
-        """Refuse before the first step what cannot be measured.
-
-        Raises:
-            RefusedError: Says what was looked for, and the way out.
-        """
-        checked(context)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Iterate until the residuals are small enough, within `context.deadline_seconds`.
@@ -191,7 +187,7 @@ class HessianTop:
             RefusedError: The loss cannot be differentiated, or there is no memory.
             MeasurementError: The loss, or a product, is not finite.
         """
-        hessian = Hessian(context, self._max_products)
+        hessian = self._hessian(context, self._max_products)
         num_steps = hessian.vectors_that_fit(self._max_products)
 
         def done(found: Krylov) -> bool:
@@ -240,7 +236,7 @@ class HessianTop:
         return marked(value, f"the residual is {residual:.3g}, more than {allowed:.3g}: {reason}")
 
 
-class HessianRank:
+class HessianRank(_Curvature):
     """How many eigenvalues of the Hessian count: #{i : |λ_i| > τ max_j |λ_j|}.
 
     By stochastic Lanczos quadrature. From each of K Rademacher probes v, m Lanczos steps give Ritz
@@ -270,16 +266,9 @@ class HessianRank:
     def __init__(self, tau: float = 0.01, num_probes: int = 2) -> None:
         _require(self.name, "tau", tau, 0 < tau < 1, "a number between 0 and 1")
         _require(self.name, "num_probes", num_probes, 1 <= num_probes <= 6, "1 to 6")
+        super().__init__()
         self._tau = tau
         self._num_probes = num_probes
-
-    def check(self, context: MeasureContext) -> None:
-        """Refuse before the first step what cannot be measured.
-
-        Raises:
-            RefusedError: Says what was looked for, and the way out.
-        """
-        checked(context)
 
     def measure(self, context: MeasureContext) -> Observation:
         """Count, within `context.deadline_seconds`.
@@ -288,7 +277,7 @@ class HessianRank:
             RefusedError: The loss cannot be differentiated, or there is no memory.
             MeasurementError: The loss, or a product, is not finite.
         """
-        hessian = Hessian(context)
+        hessian = self._hessian(context)
         num, dtype = hessian.num_parameters, hessian.problem.layout.state_dtype
         num_steps = hessian.vectors_that_fit(MAX_PRODUCTS // self._num_probes)
         runs: list[list[Rule]] = []

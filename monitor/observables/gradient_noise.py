@@ -38,7 +38,8 @@ class GradientNoiseScale:
         |G|² = (B_b |g_b|² − B_s |g_s|²) / (B_b − B_s),   S = (|g_s|² − |g_b|²) / (1/B_s − 1/B_b),
 
     unbiased for |G|² and tr Σ; each is averaged before the ratio B = S̄ / Ḡ² is taken. The error is
-    that of a ratio, from a jackknife. S and |G|² are given beside it, as "gradient_noise_scale/noise" and "/signal".
+    that of a ratio, from a jackknife. S and |G|² are given beside it, as
+    "gradient_noise_scale/noise" and "gradient_noise_scale/signal".
 
     Where a step accumulates its gradient over micro-batches, the first of them is the small batch
     and the whole step the big one: two norms, no further pass. They are averaged over the last
@@ -51,7 +52,7 @@ class GradientNoiseScale:
     mean over all ways to choose one of them as the small batch.
 
     Drawn without replacement from N samples, as in an epoch or a probe, the mean gradient of n of
-    them has E|g_n|² = |G|² + S (1/n − 1/N), G being that of all N; so S (1/N) is added to |G|² above
+    them has E|g_n|² = |G|² + S (1/n − 1/N), G being that of all N; so S/N is added to |G|² above
     where N is known. Without it |G|² comes out below zero where training has fitted the data.
 
     Samples are counted by the leading dimension of a batch's first tensor. Values are marked
@@ -226,7 +227,8 @@ def _usable(record: StepRecord | None) -> MicroBatches | None:
 
 def _left_out(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Means of all but one."""
-    return (values.sum() - values) / max(len(values) - 1, 1)
+    means: NDArray[np.float64] = (values.sum() - values) / max(len(values) - 1, 1)
+    return means
 
 
 def _u_statistics(

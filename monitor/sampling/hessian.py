@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,6 +35,12 @@ MAX_PRODUCTS = 48
 COARSEST = 1e-5
 """Unit roundoff above which differences of gradients tell nothing."""
 
+DISAGREEMENT = 0.5
+"""Relative gap between the two ways above which the second derivative is not believed. Kinks make
+some gap; a function whose backward pass hides from autograd, most."""
+
+Way = Literal["exact", "differences"]
+
 _TINY = 1e-30
 
 
@@ -43,24 +50,33 @@ class Hessian:
     Args:
         context: What is measured.
         max_products: Products at most.
+        way: How to take them, where an earlier measurement found out; None tries both once, for
+            a derivative of the user's own may lack its second part without a word.
 
     Attributes:
         problem: The posed problem.
         num_products: Products taken so far.
+        way: How they are taken; None before the first.
 
     Raises:
         RefusedError: There is no loss, or it cannot be differentiated.
         MeasurementError: The loss is not finite at w*.
     """
 
-    def __init__(self, context: MeasureContext, max_products: int = MAX_PRODUCTS) -> None:
+    def __init__(
+        self,
+        context: MeasureContext,
+        max_products: int = MAX_PRODUCTS,
+        way: Way | None = None,
+    ) -> None:
         self._started = time.perf_counter()
         self.problem = pose(context)
         self.num_products = 0
         self._max_products = max_products
         self._deadline = context.deadline_seconds
         self._slowest = 0.0
-        self._loop: LoopEngine | None = None  # in use once differences must do
+        self.way = way
+        self._loop: LoopEngine | None = None
         self._center = self.problem.center()
 
     @property
@@ -104,31 +120,51 @@ class Hessian:
             MeasurementError: The product is not finite.
         """
         begin = time.perf_counter()
-        loop = self._loop
-        found = self._exact(vector) if loop is None else self._by_differences(loop, vector)
+        if self.way is None:
+            found = self._settle(vector)
+        elif self.way == "exact":
+            found = self._twice_differentiated(vector)
+        else:
+            found = self._by_differences(vector)
         self.num_products += 1
         if not bool(torch.isfinite(found).all()):
             raise MeasurementError("a Hessian-vector product of the probe loss is not finite")
         self._slowest = max(self._slowest, time.perf_counter() - begin)
         return found
 
-    def _exact(self, vector: Tensor) -> Tensor:
+    def _settle(self, vector: Tensor) -> Tensor:
+        """H v, and which way to take it from now on."""
+        exact = None
         try:
-            with plain_attention():
-                return self._twice_differentiated(vector)
+            exact = self._twice_differentiated(vector)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:  # no second derivative: checkpointing, a function of the user's own
+        except RuntimeError as error:  # no second derivative: checkpointing, the user's own
             if self.problem.precision > COARSEST:
                 raise RefusedError(
-                    "the loss has no second derivative, and gradients with a roundoff of "
-                    f"{self.problem.precision:.0e} are too coarse for differences of them; give a "
-                    "loss_fn= that can be differentiated twice, or works in float32"
-                ) from None
-            self._loop = working_loop(self.problem)
-            return self._by_differences(self._loop, vector)
+                    f"the loss has no second derivative ({error}), and gradients with a roundoff "
+                    f"of {self.problem.precision:.0e} are too coarse for differences of them; give "
+                    "a loss_fn= that can be differentiated twice, or works in float32"
+                ) from error
+        if exact is not None and self.problem.precision > COARSEST:
+            self.way = "exact"
+            return exact
+        near = self._by_differences(vector)
+        if exact is not None and self._agree(exact, near):
+            self.way = "exact"
+            return exact
+        self.way = "differences"
+        return near
+
+    def _agree(self, exact: Tensor, near: Tensor) -> bool:
+        larger = max(float(exact.norm()), float(near.norm()))
+        return float((exact - near).norm()) <= DISAGREEMENT * larger or larger <= _TINY
 
     def _twice_differentiated(self, vector: Tensor) -> Tensor:
+        with plain_attention():
+            return self._over_batches(vector)
+
+    def _over_batches(self, vector: Tensor) -> Tensor:
         problem = self.problem
         total = torch.zeros_like(self._center)
         shares = [weight / sum(problem.weights) for weight in problem.weights]
@@ -140,7 +176,8 @@ class Hessian:
                 total.add_(product, alpha=share)
         return total
 
-    def _by_differences(self, loop: LoopEngine, vector: Tensor) -> Tensor:
+    def _by_differences(self, vector: Tensor) -> Tensor:
+        loop = self._loop = self._loop or working_loop(self.problem)
         length = float(vector.norm())
         if length == 0.0:
             return torch.zeros_like(vector)
@@ -210,7 +247,7 @@ def lanczos(
         found = _krylov(diagonal, beside, known)
         scale = max(float(np.abs(found.values).max()), _TINY)
         closed = beside[-1] <= 10 * torch.finfo(rest.dtype).eps * math.sqrt(len(start)) * scale
-        if size == num_steps or closed or stop(found):
+        if stop(found) or size == num_steps or closed:
             return found
         basis[size] = rest / beside[-1]
 
