@@ -22,6 +22,7 @@ import torch
 from common import Panel, conclude, first_crossing, quieten, read_options
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from phasewatch.monitor import Watch
 
@@ -103,7 +104,7 @@ def train(task: Task, seed: int, out: Path) -> Watch:
             "probe": {"num_samples": NUM_TRAIN},
             "store": str(out / "phasewatch.db"),
         },
-        probe=[train_batch],
+        probe=TensorDataset(*train_batch),
         loss_fn=squared_errors,
     )
     with watch:

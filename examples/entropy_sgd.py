@@ -25,6 +25,7 @@ from common import Panel, conclude, draw, quieten, read_options
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from phasewatch.monitor import Watch
 
@@ -139,11 +140,12 @@ def train(name: str, task: Task, seed: int, out: Path) -> Watch:
             "probe": {"num_samples": NUM_TRAIN},
             "store": str(out / "phasewatch.db"),
         },
-        probe=[train_batch],
+        probe=TensorDataset(*train_batch),
         loss_fn=losses_of,
     )
     with watch:
-        for step, _ in zip(range(1, task.rounds + 1), OPTIMIZERS[name](model, task, gradients)):
+        rounds = OPTIMIZERS[name](model, task, gradients)
+        for step, _ in zip(range(1, task.rounds + 1), rounds, strict=False):
             with torch.no_grad():
                 train_loss = losses_of(model, train_batch).mean()
                 val_loss = losses_of(model, val_batch).mean()

@@ -375,3 +375,15 @@ def test_it_is_told_which_part_of_the_model_moved_more_than_before(settings) -> 
     assert [group for group, _ in transition.where] == ["1", "0"]
     assert transition.where[0][1] == pytest.approx(10.0, rel=0.5)
     assert transition.where[1][1] < 1.5
+
+
+def test_a_logged_learning_rate_reaches_what_is_measured(settings) -> None:
+    settings["observables"] = ["hessian_top"]
+    model = torch.nn.Linear(2, 1)
+    loss = lambda model, batch: model(batch).square().mean(dim=1)  # noqa: E731
+    with Watch(settings, probe=[torch.ones(8, 2)], loss_fn=loss) as watch:
+        watch.probe(10, model)
+        watch.observe(20, {"train_loss": 0.1, "lr": 0.5})
+        watch.probe(20, model)
+        steps, values, _ = watch.history("hessian_top/2_over_lr")
+    assert (steps.tolist(), values.tolist()) == ([20], [4.0])
