@@ -134,5 +134,5 @@ def test_the_gradient_noise_is_seen_before_the_processes_average_and_training_is
     for result in ranks:
         assert result[ACCUMULATED]["differences"] == []
     first, second = (result[ACCUMULATED] for result in ranks)
-    assert first["measurements"]["gradient_noise_scale"] == first["measurements"]["weight_norm"] > 0
+    assert first["measurements"]["gradient_noise_scale"] >= 1
     assert first["weights"] == second["weights"]
