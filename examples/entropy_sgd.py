@@ -30,7 +30,7 @@ from torch.utils.data import TensorDataset
 from phasewatch.monitor import Watch
 
 NUM_TRAIN = 1400
-TARGETS = (0.1, 0.07, 0.02, 0.01)
+TARGETS = (0.07, 0.02, 0.01)
 """Training losses at which λ̂ is compared, in nats."""
 
 Batch = tuple[Tensor, Tensor]
