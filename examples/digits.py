@@ -49,7 +49,7 @@ class Task:
     validate_every: int = 10
 
 
-FAST = Task(hidden=8, steps=60, curvature_every=20)
+FAST = Task(hidden=8, steps=60, curvature_every=10)
 """Shows that everything works, comes to no edge."""
 
 

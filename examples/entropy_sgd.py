@@ -6,9 +6,21 @@ Entropy-SGD (Chaudhari et al. 2017, arXiv 1611.01838, algorithm 1) descends on t
 the loss: each of its steps explores the neighbourhood by L steps of Langevin dynamics and moves to
 their running mean, so that it should prefer broad valleys. The local free energy that it lowers is
 nL + λ log n to leading order, so λ̂ should come out lower than for SGD where the training loss is
-the same; Lau et al. 2023 (arXiv 2308.12108) saw that on MNIST.
+the same: the order that Lau et al. 2023 (arXiv 2308.12108) expect.
 
-RESULTS
+Here, on scikit-learn's digits, it does not at the paper's noise ε = 10⁻⁴, which is next to none: λ̂
+with seeds 0, 1 and 2, at equal training loss and for as many gradients, is
+
+    training loss   SGD                Entropy-SGD        hot Entropy-SGD
+    0.07 nats       13.7  13.6  13.0   13.8  13.8  13.0   5.8  6.4  5.4
+    0.02 nats        9.5   9.5   9.3    9.4   9.5   9.3   not reached
+    0.01 nats        7.3   7.3   7.4    7.5   7.3   7.4   not reached
+
+with standard errors of 0.2 to 0.7. At the temperature of the Bayesian posterior, ε² = 2/n, λ̂ is less
+than half of SGD's. That is no proof of a broader valley: noise holds these weights above its floor,
+which lowers λ̂ by itself, and the validation accuracy is lower too (0.94 to 0.95 against 0.96 to 0.97).
+
+It takes three quarters of a minute of one CPU core a seed.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def test_the_digits_leave_their_curvature_and_the_loss_of_each_digit(tmp_path: P
     with Store(tmp_path / "demo" / "phasewatch.db", create=False) as store:
         info = store.run("digits-seed0")
         for stream in ("hessian_top", "hessian_top/2_over_lr", "hessian_top/3"):
-            assert len(store.history(info.id, stream)[0]) == 3, stream
+            assert len(store.history(info.id, stream)[0]) == 6, stream
         for stream in ("hessian_trace", "hessian_rank", "basin_broadness", "gradient_noise_scale"):
             assert len(store.history(info.id, stream)[0]) >= 1, stream
         assert len(store.history(info.id, "val_loss_digit_9")[0]) == 6
