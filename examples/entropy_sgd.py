@@ -16,9 +16,10 @@ with seeds 0, 1 and 2, at equal training loss and for as many gradients, is
     0.02 nats        9.5   9.5   9.3    9.4   9.5   9.3   not reached
     0.01 nats        7.3   7.3   7.4    7.5   7.3   7.4   not reached
 
-with standard errors of 0.2 to 0.7. At the temperature of the Bayesian posterior, ε² = 2/n, λ̂ is less
-than half of SGD's. That is no proof of a broader valley: noise holds these weights above its floor,
-which lowers λ̂ by itself, and the validation accuracy is lower too (0.94 to 0.95 against 0.96 to 0.97).
+with standard errors of 0.2 to 0.7. At the temperature of the Bayesian posterior, ε² = 2/n, λ̂ is
+less than half of SGD's. That is no proof of a broader valley: noise may hold these weights above
+its floor, which alone would lower λ̂, and the validation accuracy is lower too (0.94 to 0.95 against
+0.96 to 0.97).
 
 It takes three quarters of a minute of one CPU core a seed.
 """
