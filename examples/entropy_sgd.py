@@ -11,17 +11,18 @@ the same: the order that Lau et al. 2023 (arXiv 2308.12108) expect.
 Here, on scikit-learn's digits, it does not at the paper's noise ε = 10⁻⁴, which is next to none: λ̂
 with seeds 0, 1 and 2, at equal training loss and for as many gradients, is
 
-    training loss   SGD                Entropy-SGD        hot Entropy-SGD
-    0.07 nats       13.7  13.6  13.0   13.8  13.8  13.0   5.8  6.4  5.4
-    0.02 nats        9.5   9.5   9.3    9.4   9.5   9.3   not reached
-    0.01 nats        7.3   7.3   7.4    7.5   7.3   7.4   not reached
+    training loss   SGD                Entropy-SGD        hot            cooled
+    0.07 nats       13.7  13.6  13.0   13.8  13.8  13.0   5.8  6.4  5.4  6.4  7.9  6.9
+    0.02 nats        9.5   9.5   9.3    9.4   9.5   9.3   not reached    6.1  7.0  6.1
+    0.01 nats        7.3   7.3   7.4    7.5   7.3   7.4   not reached    5.2  5.3  4.7
 
-with standard errors of 0.2 to 0.7. At the temperature of the Bayesian posterior, ε² = 2/n, λ̂ is
-less than half of SGD's. That is no proof of a broader valley: noise may hold these weights above
-its floor, which alone would lower λ̂, and the validation accuracy is lower too (0.94 to 0.95 against
-0.96 to 0.97).
+with standard errors of 0.2 to 0.7. "Hot" is Entropy-SGD at the temperature of the Bayesian
+posterior, ε² = 2/n, at which noise holds the weights above the valley's floor; "cooled" the same for
+two fifths of the run, then plain SGD. λ̂ stays lower by a third once the noise is gone: there the
+order is the expected one. It does not generalise better for it: at 0.01 nats the validation
+accuracy is 0.95 to 0.97 against SGD's 0.97 to 0.98.
 
-It takes three quarters of a minute of one CPU core a seed.
+It takes about a minute of one CPU core a seed.
 """
 
 from __future__ import annotations
@@ -119,7 +120,21 @@ def hot_entropy_sgd(model: nn.Module, task: Task, gradients: Gradients) -> Itera
     return entropy_sgd(model, task, gradients, noise=math.sqrt(2 / NUM_TRAIN), averaging=0.25)
 
 
-OPTIMIZERS = {"SGD": sgd, "Entropy-SGD": entropy_sgd, "hot Entropy-SGD": hot_entropy_sgd}
+def cooled_entropy_sgd(model: nn.Module, task: Task, gradients: Gradients) -> Iterator[None]:
+    """The same for two fifths of the rounds, then plain SGD: what is left without the noise."""
+    hot = hot_entropy_sgd(model, task, gradients)
+    for _ in range(2 * task.rounds // 5):
+        next(hot)
+        yield
+    yield from sgd(model, task, gradients)
+
+
+OPTIMIZERS = {
+    "SGD": sgd,
+    "Entropy-SGD": entropy_sgd,
+    "hot Entropy-SGD": hot_entropy_sgd,
+    "cooled Entropy-SGD": cooled_entropy_sgd,
+}
 
 
 def load(seed: int) -> tuple[Batch, Batch]:

@@ -92,7 +92,7 @@ def test_entropy_sgd_and_sgd_are_measured_on_the_same_data(tmp_path: Path) -> No
     assert {"last losses of SGD", "last losses of Entropy-SGD"} <= result["facts"].keys()
     assert (tmp_path / "demo" / "figure.png").stat().st_size > 10_000
     with Store(tmp_path / "demo" / "phasewatch.db", create=False) as store:
-        for name in ("sgd-seed0", "entropy-sgd-seed0"):
+        for name in ("sgd-seed0", "entropy-sgd-seed0", "cooled-entropy-sgd-seed0"):
             info = store.run(name)
             assert len(store.history(info.id, "train_loss")[0]) == 10
             assert len(store.observations(info.id, "llc")) == 2

@@ -37,8 +37,15 @@ def test_at_the_temperature_of_the_posterior_the_llc_is_far_lower_and_so_is_the_
 
 
 @SEEDS
+@pytest.mark.parametrize("target", [0.02, 0.01])
+def test_the_llc_stays_lower_when_plain_sgd_has_taken_the_noise_away(seed, target):
+    plain, cooled = (at_loss(run, seed, "llc", target) for run in ("sgd", "cooled_entropy_sgd"))
+    assert 0.5 * plain < cooled < 0.8 * plain
+
+
+@SEEDS
 def test_nearly_all_estimates_may_be_trusted(seed):
-    for run in ("sgd", "entropy_sgd", "hot_entropy_sgd"):
+    for run in ("sgd", "entropy_sgd", "hot_entropy_sgd", "cooled_entropy_sgd"):
         good = [o.status == "ok" for o in read(GOLDEN / f"{run}_{seed}.npz") if o.name == "llc"]
         assert len(good) == 12
         assert sum(good) >= 10
