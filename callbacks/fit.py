@@ -16,6 +16,7 @@ from phasewatch.callbacks.subject import Subject
 from phasewatch.monitor.errors import ConfigError, RefusedError
 from phasewatch.monitor.isolation import guard, refuse_unmeasurable
 from phasewatch.monitor.isolation.batches import num_bytes
+from phasewatch.monitor.sampling.batches import leading_size
 from phasewatch.monitor.watch import Watch
 
 log = logging.getLogger("phasewatch")
@@ -54,6 +55,7 @@ class Fit:
         self._failures = 0
         self._told: set[str] = set()
         self.wants_batches = False
+        self.num_backwards = 0
 
     # ---- life cycle
 
@@ -120,8 +122,9 @@ class Fit:
         except Exception as error:
             self._failed(step, error)
 
-    def batch_ended(self, outputs: Any) -> None:
+    def batch_ended(self, outputs: Any, batch: Any) -> None:
         """Keep the loss, read what was logged, measure what is due."""
+        num_backwards, self.num_backwards = self.num_backwards, 0
         loss = outputs.get("loss") if outputs.__class__ is dict else None
         steps, trainer = self._steps, self._trainer
         step = trainer.global_step
@@ -139,6 +142,9 @@ class Fit:
                 before = steps.step
                 self._observe_losses(step, loss)
                 step = steps.step
+                if not steps.counting:
+                    coming = step if step != before else step + 1
+                    self._micro_batch_ended(coming, batch, num_backwards)
                 if step == before:
                     return
             if step >= self._next_log:
@@ -147,6 +153,27 @@ class Fit:
                 self._measure(step)
         except Exception as error:
             self._failed(step, error)
+
+    def _micro_batch_ended(self, step: int, batch: Any, num_backwards: int) -> None:
+        """Let the watch look at the gradient of a part of the coming step, if it is due."""
+        if step < self._measures_from or not self._watch.due(step) or not self._accumulates():
+            return
+        scaler = getattr(self._trainer.precision_plugin, "scaler", None)
+        self._watch.after_backward(
+            step,
+            self._module.named_parameters(),
+            leading_size(batch) if num_backwards == 1 else 0,
+            loss_scale=1.0 if scaler is None else scaler.get_scale(),
+            num_replicas=self._trainer.world_size,
+        )
+
+    def _accumulates(self) -> bool:
+        """Whether what a held-back batch leaves in `.grad` is that micro-batch's own gradient."""
+        trainer = self._trainer
+        if len(trainer.optimizers) != 1 or trainer.strategy.handles_gradient_accumulation:
+            return False
+        # Lightning keeps processes from averaging until the last one, a user's own loop may not.
+        return bool(trainer.world_size == 1 or self._module.automatic_optimization)
 
     def _observe_losses(self, global_step: int, loss: Any) -> None:
         accumulate = self._trainer.accumulate_grad_batches

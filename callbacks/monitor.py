@@ -223,6 +223,11 @@ class MonitorHooks:
         if self._fit is not None and self._fit.wants_batches:
             self._fit.batch_passes(batch)
 
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        """Count: a batch with one backward pass may be a micro-batch of the coming step."""
+        if self._fit is not None:
+            self._fit.num_backwards += 1
+
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Look at the unclipped gradient, if the coming step is due."""
         if self._fit is not None:
@@ -233,7 +238,7 @@ class MonitorHooks:
     ) -> None:
         """Keep the loss; measure if it is time. The only hook in which weights are final."""
         if self._fit is not None:
-            self._fit.batch_ended(outputs)
+            self._fit.batch_ended(outputs, batch)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Take the values of the last epoch."""

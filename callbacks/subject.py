@@ -124,6 +124,7 @@ class Subject:
             seed=self._config.seed,
             substitutes=stand_ins,
         )
+        context = replace(context, learning_rate=self._learning_rate())
         if self._loss is not None:
             self._loss.attach(context.model, stand_ins)
         if self.reason or self._probe is None:
@@ -137,6 +138,13 @@ class Subject:
             n_data=self._probe.n_data,
             sample_unit=self._probe.sample_unit,
         )
+
+    def _learning_rate(self) -> float | None:
+        """The largest of all parameter groups: where plain descent is closest to its edge."""
+        optimizers = getattr(self._trainer, "optimizers", ())
+        rates = [group.get("lr") for optimizer in optimizers for group in optimizer.param_groups]
+        known = [float(rate) for rate in rates if rate is not None]
+        return max(known, default=None)
 
     def context_to_check(self, step: int) -> MeasureContext:
         """The same, for asking what can be measured. Call it inside a guard.

@@ -13,6 +13,8 @@ SUPPORTING = frozenset(
         *("squared_weights", "gini_embedding", "gini_unembedding", "key_frequencies"),
         *("excluded_loss_max", "composition", "copying_score", "feature_dimensionality"),
         *("effective_rank", "effective_rank_end_to_end"),
+        *("hessian_trace", "hessian_top", "hessian_rank", "basin_broadness"),
+        *("gradient_noise_scale",),
         *("mask_overlap", "dead_units", "nu_hat", "essential_dynamics"),
     }
 )
@@ -24,18 +26,8 @@ HELD_OUT_WORDS = frozenset(
 )
 LOSS_WORDS = frozenset(
     {
-        "loss",
-        "losses",
-        "nll",
-        "perplexity",
-        "ppl",
-        "error",
-        "err",
-        "mse",
-        "rmse",
-        "mae",
-        "wer",
-        "icl",
+        *("loss", "losses", "nll", "perplexity", "ppl", "error", "err", "mse", "rmse", "mae"),
+        *("wer", "icl"),
     }
 )
 """The score of in-context learning, "icl_score", is a difference of losses."""

@@ -310,6 +310,24 @@ class Transition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatches:
+    """Gradients of the micro-batches of one optimizer step, as far as they cost nothing to see.
+
+    Attributes:
+        first_norm: L2 norm of the gradient that was there after the first; a 0-dim tensor, not yet
+            read. Like the step's own, it is in units of the accumulated gradient, which is the sum
+            of the micro-batches'.
+        num_samples: Samples of each micro-batch seen so far.
+        num_replicas: Processes over which the accumulated gradient is averaged, and the first
+            micro-batch's is not.
+    """
+
+    first_norm: torch.Tensor
+    num_samples: tuple[int, ...]
+    num_replicas: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
     """What can only be seen just before an optimizer step.
 
@@ -317,11 +335,14 @@ class StepRecord:
         step: The step this record leads to (the count after the optimizer has stepped).
         gradient_norm: L2 norm of the whole gradient before clipping; a 0-dim tensor, not yet read.
         params_before: Copies of the trainable parameters before the step, by name.
+        micro_batches: What the gradient was accumulated from; None where it was not, or nobody
+            looked.
     """
 
     step: int
     gradient_norm: torch.Tensor
     params_before: Mapping[str, torch.Tensor]
+    micro_batches: MicroBatches | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,6 +371,7 @@ class MeasureContext:
         previous: The last estimate of the same observable in this process, if any.
         record: What was seen before the step; None where the training loop did not call
             `Watch.before_step`.
+        learning_rate: Of the coming step, the largest of all parameter groups; None if unknown.
     """
 
     step: int
@@ -369,6 +391,7 @@ class MeasureContext:
     deadline_seconds: float = float("inf")
     previous: Estimate | None = None
     record: StepRecord | None = None
+    learning_rate: float | None = None
 
 
 @runtime_checkable

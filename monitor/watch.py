@@ -36,6 +36,7 @@ from phasewatch.monitor.store import Store
 from phasewatch.monitor.types import (
     LossFn,
     MeasureContext,
+    MicroBatches,
     Observable,
     RunState,
     Sink,
@@ -121,6 +122,8 @@ class Watch:
         )
         self._buffer = ScalarBuffer()
         self._record: StepRecord | None = None
+        self._micro_batches: tuple[int, MicroBatches] | None = None
+        self._learning_rate: float | None = None
         self._outlets: Outlets | None = None
         self._ended_store: Store | None = None
         self._expected_steps: float = math.inf
@@ -281,9 +284,12 @@ class Watch:
 
         Args:
             step: Optimizer steps completed.
-            scalars: Floats or detached 0-dim tensors, by stream name; not read here.
+            scalars: Floats or detached 0-dim tensors, by stream name; not read here. A float
+                named "lr" is the learning rate of the coming step, for observables that ask.
             epoch: Epoch, if known.
         """
+        if "lr" in scalars and isinstance(scalars["lr"], float):
+            self._learning_rate = scalars["lr"]
         if self._buffer.append(step, scalars, epoch):
             self.drain()
 
@@ -304,6 +310,39 @@ class Watch:
 
         with self.spending():
             self._record = record_step(step, named_parameters)
+
+    def after_backward(
+        self,
+        step: int,
+        named_parameters: Iterable[tuple[str, Any]],
+        num_samples: int,
+        *,
+        loss_scale: float = 1.0,
+        num_replicas: int = 1,
+    ) -> None:
+        """Look at the gradient of the first of several micro-batches that make up a step.
+
+        For the gradient noise scale: call it after the backward pass of each micro-batch.
+
+        Args:
+            step: Count of optimizer steps after the coming one.
+            named_parameters: The live parameters; read, never written.
+            num_samples: Samples of this micro-batch; 0 spoils the step, for it is not known.
+            loss_scale: What a gradient scaler multiplied the loss by: `scaler.get_scale()`.
+            num_replicas: Processes whose gradients are averaged only after the last micro-batch.
+        """
+        if not self._planner.due(step):
+            return
+        if self._micro_batches is None or self._micro_batches[0] != step:
+            from phasewatch.monitor.observables.norms import gradient_norm  # imports torch
+
+            with self.spending():
+                norm = gradient_norm(named_parameters) / loss_scale
+            seen = MicroBatches(first_norm=norm, num_samples=(), num_replicas=num_replicas)
+        else:
+            seen = self._micro_batches[1]
+        seen = replace(seen, num_samples=(*seen.num_samples, num_samples))
+        self._micro_batches = (step, seen)
 
     def spending(self) -> AbstractContextManager[None]:
         """Count the time inside as overhead."""
@@ -362,10 +401,14 @@ class Watch:
         return self._subject
 
     def _measure(self, step: int, context: MeasureContext) -> None:
-        record = self._record
+        record, micro = self._record, self._micro_batches
+        self._record = self._micro_batches = None
         if record is not None and record.step == step and context.record is None:
+            if micro is not None and micro[0] == step:
+                record = replace(record, micro_batches=micro[1])
             context = replace(context, record=record)
-        self._record = None
+        if context.learning_rate is None:
+            context = replace(context, learning_rate=self._learning_rate)
         observations = self._measuring.measure(step, context)
         if self._agree is not None and not self._agree(bool(observations)):
             self.health.measurement_failures["joint"] += 1

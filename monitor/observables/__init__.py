@@ -61,6 +61,11 @@ BUILTIN: Mapping[str, tuple[str, str]] = {
     "polygon": ("superposition", "Polygon"),
     "singular_values": ("spectra", "SingularValues"),
     "effective_rank": ("spectra", "EffectiveRank"),
+    "hessian_trace": ("curvature", "HessianTrace"),
+    "hessian_top": ("curvature", "HessianTop"),
+    "hessian_rank": ("curvature", "HessianRank"),
+    "basin_broadness": ("basin", "BasinBroadness"),
+    "gradient_noise_scale": ("gradient_noise", "GradientNoiseScale"),
 }
 """Module and class of each, by name. A parameter `config` is given the run's `SamplerConfig`."""
 

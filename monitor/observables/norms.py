@@ -58,12 +58,18 @@ def record_step(
     """
     trainable = [(name, p) for name, p in named_parameters if p.requires_grad]
     with torch.no_grad():
-        gradients = [p.grad for _, p in trainable if p.grad is not None]
         return StepRecord(
             step=step,
-            gradient_norm=l2_norm(_dense(gradient) for gradient in gradients),
+            gradient_norm=gradient_norm(trainable),
             params_before={name: p.detach().clone() for name, p in trainable},
         )
+
+
+def gradient_norm(named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.Tensor:
+    """L2 norm of the gradients that trainable parameters hold now; a 0-dim tensor, not read."""
+    with torch.no_grad():
+        held = [p.grad for _, p in named_parameters if p.requires_grad and p.grad is not None]
+        return l2_norm(_dense(gradient) for gradient in held)
 
 
 def _dense(gradient: torch.Tensor) -> torch.Tensor:

@@ -100,8 +100,7 @@ def _decide(problem: Problem, plan: Plan) -> Verdict:
     if plan.engine == "inplace":
         _check_reaction(InPlaceEngine(problem), problem, x[:1])
         return Verdict("inplace", plan.reason)
-    loop = _working_loop(problem, x[:1])
-    _check_reaction(loop, problem, x[:1])
+    loop = working_loop(problem, x[:1])
     if plan.engine == "loop":
         return Verdict("loop", plan.reason, backward=loop.backward)
     few = x[:2]
@@ -154,8 +153,18 @@ def _check_reaction(engine: Engine, problem: Problem, x: Tensor) -> None:
     )
 
 
-def _working_loop(problem: Problem, x: Tensor) -> LoopEngine:
-    """`autograd.grad` if it yields a gradient, else `.backward()`."""
+def working_loop(problem: Problem, x: Tensor | None = None) -> LoopEngine:
+    """A loop by `autograd.grad` if that yields a gradient, else by `.backward()`.
+
+    Args:
+        problem: What to evaluate.
+        x: Where to try it, shape (1, d); None takes a place beside w*.
+
+    Raises:
+        RefusedError: Neither does, or the loss does not react to the copied weights.
+    """
+    if x is None:
+        x = _perturbed(problem, 1)
     failure: RuntimeError | None = None
     for loop in (LoopEngine(problem), LoopEngine(problem, backward=True)):
         try:
@@ -163,6 +172,7 @@ def _working_loop(problem: Problem, x: Tensor) -> LoopEngine:
         except RuntimeError as error:  # reentrant checkpointing refuses autograd.grad
             failure = error
         else:
+            _check_reaction(loop, problem, x)
             return loop
     raise RefusedError(f"the loss cannot be differentiated: {failure}") from failure
 

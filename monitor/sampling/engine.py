@@ -93,7 +93,7 @@ class VmapEngine:
 
     def session(self) -> AbstractContextManager[None]:
         """Attention by plain matrix products: its fused kernels have no batching rule."""
-        return _plain_attention()
+        return plain_attention()
 
     def batch(self, x: Tensor, index: int) -> tuple[Tensor, Tensor]:
         """Terms and gradients of batch `index` at the displacements `x` (width, d)."""
@@ -237,7 +237,8 @@ NO_GRADIENT = (
 
 
 @contextmanager
-def _plain_attention() -> Iterator[None]:
+def plain_attention() -> Iterator[None]:
+    """Attention by plain matrix products, which can be vectorised and differentiated twice."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

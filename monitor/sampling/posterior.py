@@ -126,15 +126,24 @@ class ProbeLoss(nn.Module):
         self._loss_fn = (loss_fn,)  # in a tuple: a loss that is a module must not become a child
 
     def forward(
-        self, batch: Any, leaf: Tensor | None = None, backward: bool = False
+        self,
+        batch: Any,
+        leaf: Tensor | None = None,
+        backward: bool = False,
+        direction: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor | None]:
-        """Losses of `batch`; with the gradient for `leaf`, if one is given."""
+        """Losses of `batch`; with the gradient for `leaf`, or the Hessian times `direction`."""
         losses = self._loss_fn[0](self.model, batch)
         if leaf is None:
             return losses
         total = losses.mean()
         if not total.requires_grad:
             return losses.detach(), None
+        if direction is not None:
+            (gradient,) = torch.autograd.grad(total, leaf, create_graph=True)
+            if not gradient.requires_grad:  # the loss is linear in the weights
+                return losses.detach(), torch.zeros_like(leaf)
+            return losses.detach(), torch.autograd.grad(gradient, leaf, direction)[0]
         if backward:  # reentrant checkpointing knows only this way
             total.backward()
             return losses.detach(), leaf.grad

@@ -27,6 +27,7 @@ def _free_port():
 
 
 SHARDED = "sharded parameters"
+ACCUMULATED = "accumulated"
 
 
 def _train(folder, modes):
@@ -63,7 +64,7 @@ def quick(tmp_path_factory):
 @pytest.fixture(scope="module")
 def thorough(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp-thorough")
-    return folder, _train(folder, (*THOROUGH, SHARDED))
+    return folder, _train(folder, (*THOROUGH, SHARDED, ACCUMULATED))
 
 
 def _check(ranks, mode):
@@ -122,3 +123,16 @@ def test_sharded_parameters_are_skipped_with_the_reason_and_train_untouched(thor
     assert "sharded" in first["skipped"]["llc"]
     assert first["emitted"] > 0  # losses and metrics
     assert second["emitted"] == 0
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+def test_the_gradient_noise_is_seen_before_the_processes_average_and_training_is_untouched(
+    thorough,
+):
+    _, ranks = thorough
+    for result in ranks:
+        assert result[ACCUMULATED]["differences"] == []
+    first, second = (result[ACCUMULATED] for result in ranks)
+    assert first["measurements"]["gradient_noise_scale"] >= 1
+    assert first["weights"] == second["weights"]

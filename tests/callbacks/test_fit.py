@@ -97,7 +97,7 @@ def make_fit(due=(), module=None, **settings):
 def step(fit, trainer, loss=1.0):
     fit.before_step(trainer.optimizers[0])
     trainer.global_step += 1
-    fit.batch_ended({"loss": torch.tensor(loss)})
+    fit.batch_ended({"loss": torch.tensor(loss)}, None)
 
 
 def test_a_step_with_nothing_due_asks_and_keeps_and_does_no_more(monkeypatch):

@@ -39,6 +39,8 @@ def test_every_example_is_run_here() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} - HELPERS == {
         "addition.py",
         "deep_linear.py",
+        "digits.py",
+        "entropy_sgd.py",
         "grokking.py",
         "in_context_regression.py",
         "grokking_llc.py",
@@ -189,6 +191,30 @@ def test_a_deep_linear_network_starts_at_the_lambda_of_rank_zero(tmp_path: Path)
         assert info.state is RunState.FINISHED
         assert len(store.history(info.id, "singular_value_1")[0]) == 4
         assert {str(o.status) for o in store.observations(info.id, "llc")} == {"negative"}
+
+
+def test_the_digits_leave_their_curvature_and_the_loss_of_each_digit(tmp_path: Path) -> None:
+    result = json.loads(run("digits.py", "--fast", "--json", "--out", "demo", cwd=tmp_path))
+    assert result["facts"]["2/lr"] == pytest.approx(2 / 0.15)
+    assert (tmp_path / "demo" / "figure.png").stat().st_size > 10_000
+    with Store(tmp_path / "demo" / "phasewatch.db", create=False) as store:
+        info = store.run("digits-seed0")
+        for stream in ("hessian_top", "hessian_top/2_over_lr", "hessian_top/3"):
+            assert len(store.history(info.id, stream)[0]) == 6, stream
+        for stream in ("hessian_trace", "hessian_rank", "basin_broadness", "gradient_noise_scale"):
+            assert len(store.history(info.id, stream)[0]) >= 1, stream
+        assert len(store.history(info.id, "val_loss_digit_9")[0]) == 6
+
+
+def test_entropy_sgd_and_sgd_are_measured_on_the_same_data(tmp_path: Path) -> None:
+    result = json.loads(run("entropy_sgd.py", "--fast", "--json", "--out", "demo", cwd=tmp_path))
+    assert {"last losses of SGD", "last losses of Entropy-SGD"} <= result["facts"].keys()
+    assert (tmp_path / "demo" / "figure.png").stat().st_size > 10_000
+    with Store(tmp_path / "demo" / "phasewatch.db", create=False) as store:
+        for name in ("sgd-seed0", "entropy-sgd-seed0", "cooled-entropy-sgd-seed0"):
+            info = store.run(name)
+            assert len(store.history(info.id, "train_loss")[0]) == 10
+            assert len(store.observations(info.id, "llc")) == 2
 
 
 def grok(seed: int, folder: Path) -> dict[str, Any]:

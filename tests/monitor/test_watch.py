@@ -399,3 +399,15 @@ def test_asking_changes_nothing_and_skips_what_nobody_named(settings) -> None:
         assert watch.history("weight_norm")[0].tolist() == [10]
     assert torch.equal(model.weight, before)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_logged_learning_rate_reaches_what_is_measured(settings) -> None:
+    settings["observables"] = ["hessian_top"]
+    model = torch.nn.Linear(2, 1)
+    loss = lambda model, batch: model(batch).square().mean(dim=1)  # noqa: E731
+    with Watch(settings, probe=[torch.ones(8, 2)], loss_fn=loss) as watch:
+        watch.probe(10, model)
+        watch.observe(20, {"train_loss": 0.1, "lr": 0.5})
+        watch.probe(20, model)
+        steps, values, _ = watch.history("hessian_top/2_over_lr")
+    assert (steps.tolist(), values.tolist()) == ([20], [4.0])
