@@ -34,9 +34,11 @@ from phasewatch.callbacks import TransitionMonitor
 from phasewatch.monitor import Watch
 from phasewatch.monitor.config import MonitorConfig
 
-EARLY, LATE = 8, 50
-"""Tokens, counted from 1, between which the in-context-learning score is taken: no block is over at
-the first of them, all are at the second."""
+EARLY, LATE = 7, 49
+"""Predictions, counted from 1, between which the in-context-learning score is taken: no block is
+over at the first of them, all are at the second."""
+
+SCORE = f"icl_score_{EARLY}_{LATE}"
 
 
 @dataclass(frozen=True)
@@ -109,22 +111,21 @@ class AttentionOnly(pl.LightningModule):
         logits: Tensor = self.unembed(self.final_norm(stream))
         return logits
 
-    def token_losses(self, tokens: Tensor) -> Tensor:
+    def probe_token_losses(self, batch: list[Tensor]) -> Tensor:
         """Cross-entropy in nats of each token but the first, shape (batch, length − 1)."""
+        (tokens,) = batch
         logits = self(tokens)[:, :-1].transpose(1, 2)
         return nn.functional.cross_entropy(logits, tokens[:, 1:], reduction="none")
 
     def training_step(self, batch: list[Tensor], _: int) -> Tensor:
         """Mean cross-entropy in nats."""
-        loss = self.token_losses(batch[0]).mean()
+        loss = self.probe_token_losses(batch).mean()
         self.log("train_loss", loss)
         return loss
 
     def validation_step(self, batch: list[Tensor], _: int) -> None:
-        """Log the loss on new sequences, and how much less it is late in them than early."""
-        by_token = self.token_losses(batch[0]).mean(dim=0)
-        self.log("val_loss", by_token.mean())
-        self.log("icl_score", by_token[LATE - 2] - by_token[EARLY - 2])  # the first has no loss
+        """Log the loss on new sequences."""
+        self.log("val_loss", self.probe_token_losses(batch).mean())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW."""
@@ -180,7 +181,7 @@ def halfway(watch: Watch, stream: str, since: int) -> int | None:
 def facts(watch: Watch, task: Task) -> dict[str, Any]:
     """When each measure was half of its way up or down from the plateau, and where it ended."""
     found: dict[str, Any] = {}
-    for stream in ("val_loss", "icl_score", "prefix_matching", "previous_token"):
+    for stream in ("val_loss", SCORE, "prefix_matching", "previous_token"):
         _, values, _ = watch.history(stream)
         found[stream] = {
             "first": round(float(values[0]), 2),
@@ -192,7 +193,7 @@ def facts(watch: Watch, task: Task) -> dict[str, Any]:
 
 PANELS = (
     Panel("cross-entropy in nats", {"train_loss": "training", "val_loss": "new sequences"}),
-    Panel(f"in-context learning: loss of token {LATE} − token {EARLY}", {"icl_score": "score"}),
+    Panel(f"in-context learning: loss {LATE} − loss {EARLY}, nats", {SCORE: "score"}),
     Panel(
         "attention on random repeated blocks, best head",
         {"prefix_matching": "prefix matching", "previous_token": "previous token"},
@@ -220,6 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
         MonitorConfig(
             run_name=f"induction-heads-seed{options.seed}",
             observables={
+                "icl_score": often | {"parameters": {"early": EARLY, "late": LATE}},
                 "prefix_matching": often,
                 "previous_token": often,
                 "composition": often,

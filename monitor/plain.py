@@ -27,6 +27,9 @@ class PlainSubject:
         loss_fn: `loss_fn(model, batch)`, in nats.
         n_samples: Number of loss terms in the probe, where it is not the number of samples.
         config: The run's configuration.
+
+    Attributes:
+        model: The live model.
     """
 
     def __init__(
@@ -38,7 +41,7 @@ class PlainSubject:
         n_samples: int | None,
         config: MonitorConfig,
     ) -> None:
-        self._model = model
+        self.model = model
         self._source = source
         self._val_source = val_source
         self._loss_fn = loss_fn
@@ -53,10 +56,10 @@ class PlainSubject:
         seed = zlib.crc32(f"{self._config.seed}/{step}".encode())
         sources = [] if self._probe is not None else [self._source, self._val_source]
         extra = [source for source in sources if source is not None]
-        with guard(self._model, seed=seed, extra=extra) as report:
+        with guard(self.model, seed=seed, extra=extra) as report:
             probe = self._ready_probe()
             yield measure_context(
-                self._model,
+                self.model,
                 step=step,
                 loss_fn=self._loss_fn,
                 batches=probe.batches,

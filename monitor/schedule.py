@@ -92,8 +92,9 @@ class Planner:
     Every second of wall time earns `budget` seconds of credit, split equally over the
     observables; what an observable has no use for goes to the others. An observable is due when
     its cadence says so and its credit covers its predicted cost. The first measurement of each
-    always runs: its cost sets the prediction, and the ledger starts after it. First measurements of
-    what may be dear come one at a time, lest many of them together hold up the training.
+    always runs: its cost sets the prediction, and the ledger starts after it. Those of what may be
+    dear come one at a time, lest many of them together hold up the training, and each has
+    `FIRST_SECONDS`, or more in a run that is long enough.
 
     Args:
         cadences: Cadence by observable; None is "as often as the budget allows".
@@ -297,8 +298,10 @@ class Planner:
     def deadline(self, name: str) -> float:
         """Seconds that the coming measurement of `name` should take at most."""
         account = self._accounts[name]
-        if self._budget >= 1.0 or account.cost is None:
+        if self._budget >= 1.0:
             return math.inf
+        if account.cost is None:  # longer only where the run is so long that it will see enough
+            return max(FIRST_SECONDS, self._target(account))
         return max(min(account.credit, account.first_cost), self._predicted(account))
 
     def expected_measurements(self, name: str) -> float:

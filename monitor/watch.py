@@ -394,7 +394,7 @@ class Watch:
     def _subject_of(self, model: nn.Module) -> PlainSubject:
         from phasewatch.monitor.plain import PlainSubject  # imports torch
 
-        if self._subject is None:
+        if self._subject is None or self._subject.model is not model:
             self._subject = PlainSubject(
                 model, self._probe, self._val_probe, self._loss_fn, self._n_samples, self.config
             )
@@ -409,11 +409,11 @@ class Watch:
             context = replace(context, record=record)
         if context.learning_rate is None:
             context = replace(context, learning_rate=self._learning_rate)
+        self.drain()  # before, so that the planner knows how fast training is
         observations = self._measuring.measure(step, context)
         if self._agree is not None and not self._agree(bool(observations)):
             self.health.measurement_failures["joint"] += 1
             return
-        self.drain()
         if self._outlets is None:
             return
         for observation in observations:

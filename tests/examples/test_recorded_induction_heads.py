@@ -18,6 +18,7 @@ from phasewatch.monitor.types import TransitionKind
 from support.recorded import GOLDEN, read, transitions_of
 
 STEPS, PLATEAU = 1200, 300
+SCORE = "icl_score_7_49"
 TOGETHER = 120
 """Steps within which all measures are half of their way: a tenth of the run."""
 
@@ -42,8 +43,7 @@ def halfway(seed, name):
 @seeds
 def test_in_context_learning_prefix_matching_and_the_fall_of_the_loss_coincide(seed):
     middles = [
-        halfway(seed, name)
-        for name in ("val_loss", "icl_score", "prefix_matching", "previous_token")
+        halfway(seed, name) for name in ("val_loss", SCORE, "prefix_matching", "previous_token")
     ]
     assert max(middles) - min(middles) <= TOGETHER
     assert STEPS / 2 < min(middles) < 3 * STEPS / 4
@@ -57,8 +57,8 @@ def test_prefix_matching_jumps_from_chance_and_in_context_learning_from_nothing(
     assert len(plateau) >= 15
     assert plateau.max() < 0.1  # even attention has 0.06, for tokens come again in a block
     assert matching[-1] > 0.7
-    assert streams(seed)["icl_score"][1][0] > -0.2
-    assert streams(seed)["icl_score"][1][-1] < -1.8
+    assert streams(seed)[SCORE][1][0] > -0.2
+    assert streams(seed)[SCORE][1][-1] < -1.8
 
 
 @seeds

@@ -253,3 +253,16 @@ def test_one_that_waits_for_its_first_turn_costs_a_step_nothing(monkeypatch) -> 
     monkeypatch.setattr(loop.planner, "_affordable", lambda names: asked.append(names) or ())
     loop.run(100)
     assert len(asked) <= 1
+
+
+@pytest.mark.parametrize(
+    ("expected_seconds", "deadline"),
+    [(math.inf, math.inf), (60.0, 5.0), (86_400.0, 86_400.0 * 0.05 / 2 / 10)],
+)
+def test_a_first_measurement_has_five_seconds_or_what_the_run_can_afford_ten_times(
+    expected_seconds: float, deadline: float
+) -> None:
+    planner = Planner({"llc": None, "weight_norm": None}, 0.05)
+    planner.expect(expected_seconds)
+    assert planner.deadline("llc") == pytest.approx(deadline)
+    assert Planner({"llc": None}, 1.0).deadline("llc") == math.inf, "without a budget"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -411,3 +412,38 @@ def test_a_logged_learning_rate_reaches_what_is_measured(settings) -> None:
         watch.probe(20, model)
         steps, values, _ = watch.history("hessian_top/2_over_lr")
     assert (steps.tolist(), values.tolist()) == ([20], [4.0])
+
+
+def test_the_first_measurement_knows_how_long_the_run_will_be(settings) -> None:
+    deadlines = []
+
+    class Noting:
+        name, unit = "noting", "1"
+
+        def measure(self, context):
+            deadlines.append(context.deadline_seconds)
+            return Observation(name="noting", step=context.step, value=1.0)
+
+    del settings["observables"]
+    for steps in (100, math.inf):
+        watch = Watch(settings | {"overhead": 0.05, "every_n_steps": 1}, observables=[Noting()])
+        watch.start(expected_steps=steps)
+        watch.observe(1, {"train_loss": 0.5})
+        assert watch.due(1)
+        watch.probe(1, torch.nn.Linear(2, 1))
+        watch.finish()
+    assert 5.0 <= deadlines[0] < 3600.0
+    assert deadlines[1] == math.inf
+
+
+def test_the_model_that_is_given_is_the_one_that_is_measured(settings) -> None:
+    first, second = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    torch.nn.init.constant_(first.weight, 1.0)
+    torch.nn.init.constant_(second.weight, 3.0)
+    with Watch(settings) as watch:
+        for step, model in ((10, first), (20, second)):
+            torch.nn.init.zeros_(model.bias)
+            watch.due(step)
+            watch.probe(step, model)
+        _, values, _ = watch.history("weight_norm")
+    assert values.tolist() == pytest.approx([2**0.5, 3 * 2**0.5])
