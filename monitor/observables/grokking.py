@@ -207,7 +207,7 @@ class SquaredWeights:
     """
 
     name = "squared_weights"
-    unit = "weight^2"
+    unit = "weight²"
     cost = Cost.WEIGHTS
     source = "Nanda et al. 2023, arXiv 2301.05217, §5.2"
 

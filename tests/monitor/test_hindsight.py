@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from phasewatch import detectors
+from phasewatch.detectors.changes import find_changes
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 from phasewatch.monitor import Watch
 from phasewatch.monitor import hindsight as module
@@ -141,6 +142,16 @@ def test_what_the_stream_missed_is_added_once_with_its_evidence():
     assert list(found.evidence) == ["val_loss"]
     assert found.before["val_loss"] > 1.5
     assert found.severity == pytest.approx(0.9, abs=0.2)
+
+
+@pytest.mark.parametrize(("scatter", "found"), [(0.005, 1), (0.1, 0)])
+def test_a_jump_of_one_point_must_stand_out_of_its_neighbours(scatter, found) -> None:
+    level = np.where(np.arange(400) < 250, 0.0, -0.2)
+    noise = scatter * np.random.default_rng(5).standard_normal(400)
+    values = 10.0 ** (level + noise)
+    (change,) = find_changes(np.arange(400), values, gate=0.1)  # seen in the whole history
+    assert change.end_step - change.onset_step <= 2
+    assert len(look([], val_loss=values)) == found
 
 
 def test_one_change_of_two_streams_is_one_transition():

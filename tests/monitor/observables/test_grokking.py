@@ -358,7 +358,7 @@ def test_squared_weights_are_those_of_all_parameters_frozen_and_tied_once() -> N
     model[2].running_var.fill_(100.0)
     found = SquaredWeights().measure(measure_context(model, step=0))
     assert found.value == pytest.approx(4 * 4.0 + 9.0 + 16.0 + 2.0)
-    assert found.unit == "weight^2"
+    assert found.unit == "weight²"
 
 
 def test_squared_weights_of_complex_and_half_precision() -> None:

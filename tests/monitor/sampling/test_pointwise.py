@@ -76,6 +76,7 @@ def test_one_block_of_draws_tells_no_error(terms):
     assert math.isnan(found.waic_stderr)
 
 
+@pytest.mark.slow
 def test_waic_estimates_the_loss_on_new_data(loss):
     """Regular regression: the Bayes generalisation loss exceeds the entropy by λ/n at β = 1."""
     generator = torch.Generator().manual_seed(1)

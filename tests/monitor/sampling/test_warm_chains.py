@@ -34,6 +34,7 @@ def rms(errors):
     return float(np.sqrt(np.mean(np.square(errors))))
 
 
+@pytest.mark.slow
 def test_warm_chains_agree_with_the_truth_at_half_the_draws(measure):
     memory = Memory()
     first = measure(memory)
