@@ -33,41 +33,44 @@ BUILTIN: Mapping[str, tuple[str, str]] = {
     "weight_norm": ("norms", "WeightNorm"),
     "update_ratio": ("norms", "UpdateRatio"),
     "llc": ("llc", "LLC"),
-    "refined_llc": ("llc", "RefinedLLC"),
+    "grokking": ("grokking", "GrokkingProgress"),
+    "squared_weights": ("grokking", "SquaredWeights"),
     "mask_overlap": ("tickets", "MaskOverlap"),
     "kept_weights": ("tickets", "KeptWeights"),
     "frequency_entropy": ("frequency_entropy", "FrequencyEntropy"),
-    "distance_from_init": ("weights", "DistanceFromInit"),
-    "distance_moved": ("weights", "DistanceMoved"),
-    "update_angle": ("weights", "UpdateAngle"),
-    "spectral_norm": ("layers", "SpectralNorm"),
-    "dead_units": ("layers", "DeadUnits"),
-    "llc_validation": ("llc_data", "LLCValidation"),
-    "llc_slices": ("llc_data", "LLCSlices"),
-    "icl_score": ("in_context", "IclScore"),
-    "dloss_dlog_token": ("in_context", "DlossDlogToken"),
-    "token_loss": ("in_context", "TokenLoss"),
-    "component_loss": ("components", "ComponentLoss"),
-    "essential_dynamics": ("essential_dynamics", "EssentialDynamics"),
-    "grokking": ("grokking", "GrokkingProgress"),
-    "squared_weights": ("grokking", "SquaredWeights"),
     "prefix_matching": ("heads", "PrefixMatching"),
     "previous_token": ("heads", "PreviousToken"),
     "copying_score": ("heads", "CopyingScore"),
     "composition": ("heads", "Composition"),
     "head_ablation": ("head_ablation", "HeadAblation"),
+    "icl_score": ("in_context", "IclScore"),
+    "dloss_dlog_token": ("in_context", "DlossDlogToken"),
+    "token_loss": ("in_context", "TokenLoss"),
+    "component_loss": ("components", "ComponentLoss"),
+    "essential_dynamics": ("essential_dynamics", "EssentialDynamics"),
     "feature_dimensionality": ("superposition", "FeatureDimensionality"),
     "represented_features": ("superposition", "RepresentedFeatures"),
     "polygon": ("superposition", "Polygon"),
     "singular_values": ("spectra", "SingularValues"),
     "effective_rank": ("spectra", "EffectiveRank"),
-    "hessian_trace": ("curvature", "HessianTrace"),
+    "distance_from_init": ("weights", "DistanceFromInit"),
+    "distance_moved": ("weights", "DistanceMoved"),
+    "update_angle": ("weights", "UpdateAngle"),
+    "spectral_norm": ("layers", "SpectralNorm"),
+    "dead_units": ("layers", "DeadUnits"),
+    "gradient_noise_scale": ("gradient_noise", "GradientNoiseScale"),
     "hessian_top": ("curvature", "HessianTop"),
+    "hessian_trace": ("curvature", "HessianTrace"),
     "hessian_rank": ("curvature", "HessianRank"),
     "basin_broadness": ("basin", "BasinBroadness"),
-    "gradient_noise_scale": ("gradient_noise", "GradientNoiseScale"),
+    "llc_validation": ("llc_data", "LLCValidation"),
+    "llc_slices": ("llc_data", "LLCSlices"),
+    "refined_llc": ("llc", "RefinedLLC"),
 }
-"""Module and class of each, by name. A parameter `config` is given the run's `SamplerConfig`."""
+"""Module and class of each, by name. A parameter `config` is given the run's `SamplerConfig`.
+
+"all" begins with the first: what is dear waits for those before it, so λ̂ comes early.
+"""
 
 _registered: dict[str, Factory] = {}
 
@@ -117,7 +120,10 @@ def names() -> list[str]:
 
 def selected(name: str) -> list[str]:
     """The names that a name in a configuration stands for: itself, but for "all"."""
-    return [n for n in names() if not _required(factory_of(n))] if name == ALL else [name]
+    if name != ALL:
+        return [name]
+    every = dict.fromkeys([*BUILTIN, *names()])
+    return [one for one in every if not _required(factory_of(one))]
 
 
 def create(name: str, config: MonitorConfig) -> Observable:

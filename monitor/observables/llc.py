@@ -193,9 +193,11 @@ class RefinedLLC:
         self._turns = None
 
     def _check_part(self, context: MeasureContext, part: str) -> None:
-        memory = self._memories.setdefault(part, Memory())
+        # The quickest engine is looked for when a part is measured: for all at once it takes long.
+        engine = "loop" if self._config.engine == "auto" else self._config.engine
+        config = self._config.model_copy(update={"engine": engine})
         with refusals():
-            check_llc(context, self._config, parameters=self._parts[part], memory=memory)
+            check_llc(context, config, parameters=self._parts[part])
 
     def _find(self, context: MeasureContext) -> None:
         self._parts = find_parts(context, self._wanted, self._max_parts)

@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 IDLE_SECONDS = 5.0
 """How long a connection may say nothing."""
 
+POLL_SECONDS = 0.1
+"""How soon the server notices that it is to stop: the end of a run waits for it."""
+
 MAX_CONNECTIONS = 32
 """Connections served at once; what comes beyond is closed."""
 
@@ -210,7 +213,10 @@ def serve(
             logger.info("port %d is in use, trying another for the metrics", port)
         else:
             thread = threading.Thread(
-                target=server.serve_forever, name="phasewatch-metrics", daemon=True
+                target=server.serve_forever,
+                args=(POLL_SECONDS,),
+                name="phasewatch-metrics",
+                daemon=True,
             )
             thread.start()
             return server, thread

@@ -54,6 +54,7 @@ def test_baoab_and_lm_are_exact_for_every_stable_step(scheme, share_of_stability
     assert value == pytest.approx(0.4, rel=5e-3)
 
 
+@pytest.mark.slow
 def test_a_preconditioned_step_is_inflated_by_the_euler_factor_of_its_metric():
     # At these gradients V settles at E[ĝ²]; P = 1/(√V + 0.1) follows from the variance itself.
     step, n_beta, gamma, h = 0.02, 10.0, 5.0, 2.0

@@ -25,6 +25,7 @@ def estimate():
     return estimate_llc(Quadratic(SPECTRUM), batches, plain_loss, n_samples=500, config=config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_beta", [30.0, 40.0, 50.0, 65.0, 80.0])
 def test_a_quadratic_is_right_at_all_close_temperatures(estimate, n_beta):
     found = reweight(estimate, n_beta)

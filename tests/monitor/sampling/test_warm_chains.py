@@ -111,7 +111,9 @@ def test_a_blow_up_of_warm_chains_starts_them_cold(measure, monkeypatch):
     assert estimate.num_draws + estimate.num_burnin == 64
 
 
-@pytest.mark.parametrize("engine", ["vmap", "loop", "inplace"])
+@pytest.mark.parametrize(
+    "engine", ["vmap", "loop", pytest.param("inplace", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("scheme", ["baoab", "lm"])
 def test_a_measurement_is_freed_without_the_cycle_collector(measure, engine, scheme):
     """Cycles wait for the collector, which counts objects, not the gigabytes they hold."""
