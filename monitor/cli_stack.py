@@ -45,7 +45,8 @@ def up(
         alertmanager_port=alertmanager_port,
         interval_seconds=interval,
     )
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a script's background jobs ignore the first
+        signal.signal(number, _interrupt)
     try:
         with stack.running() as servers:
             typer.echo(f"Prometheus    {stack.prometheus_url}")
