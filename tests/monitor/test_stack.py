@@ -106,6 +106,8 @@ def test_a_server_that_does_not_start_is_told_with_its_last_words(stack, monkeyp
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_starts_both_and_stops_both(stack, number):
     need_servers()
+    # What a script starts in the background inherits this.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     command = subprocess.Popen(
         [sys.executable, "-m", "phasewatch.monitor.cli", "stack", "up",
          f"--folder={stack.folder}", f"--prometheus-port={stack.prometheus_port}",
@@ -114,6 +116,7 @@ def test_the_command_starts_both_and_stops_both(stack, number):
         stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
+    signal.signal(signal.SIGINT, before)
     said = ""
     while "Ctrl-C stops both" not in said:
         line = command.stdout.readline()

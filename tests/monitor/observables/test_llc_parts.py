@@ -225,3 +225,12 @@ def test_a_part_goes_on_from_its_own_chains_whatever_is_measured_beside_it(monke
     assert all(one.detail.warm for one in observable.measure(context_of(Bowls(**BOWLS))))
     assert before.shape[1] == sum(size for _, size in BOWLS.values())
     assert observable._memories["hard"].displacement.shape[1] == 700
+
+
+@pytest.mark.parametrize(("engine", "checked"), [("auto", "loop"), ("vmap", "vmap")])
+def test_the_check_of_parts_looks_for_no_quickest_engine(monkeypatch, engine, checked):
+    asked = []
+    monkeypatch.setattr(module, "check_llc", lambda _, config, **__: asked.append(config.engine))
+    sampler = QUICK.model_copy(update={"engine": engine})
+    RefinedLLC(config=sampler).check(context_of(Bowls(a=(1.0, 2), b=(2.0, 3))))
+    assert asked == [checked, checked]
