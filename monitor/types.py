@@ -7,10 +7,10 @@ durations are monotonic seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,56 @@ class Cost(StrEnum):
     FORWARD = "forward"
     GRADIENT = "gradient"
     SAMPLING = "sampling"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What one measurement takes, in evaluations of the whole probe; costs are predicted from it.
+
+    Attributes:
+        forwards: Forward passes without a gradient.
+        gradients: Forward and backward passes; of chains, each chain's counts.
+        hessian_products: Products of the Hessian with a vector.
+        weight_passes: Passes over the weights: norms, copies, singular values by their own count.
+    """
+
+    forwards: float = 0.0
+    gradients: float = 0.0
+    hessian_products: float = 0.0
+    weight_passes: float = 0.0
+
+
+T = TypeVar("T")
+
+Steps = Generator[None, None, T]
+"""A measurement in steps of one evaluation each. After each it may be left, for ever or until
+the budget has earned the next ones; its result is what the generator returns. No context manager
+that changes global state (`torch.no_grad`, a kernel setting) may be open across a step: training
+goes on in between."""
+
+
+def run_through(steps: Steps[T]) -> T:
+    """Take all steps of a measurement at once.
+
+    Args:
+        steps: The measurement.
+
+    Returns:
+        What it found.
+
+    Example:
+        >>> def halves():
+        ...     yield
+        ...     return 0.5
+        >>> run_through(halves())
+        0.5
+    """
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            result: T = done.value
+            return result
 
 
 class RunState(StrEnum):
@@ -398,10 +448,11 @@ class MeasureContext:
 class Observable(Protocol):
     """Something that is measured on a copy of the model.
 
-    Optional members: `cost` (a `Cost`), `source` (paper and equation), `needs` (what it looks for
-    in model, probe and arguments), `better`
-    ("up" or "down": which way is better, if the name does not say it), `locate(onset, end)` (the
-    parameter groups that moved most between two steps, each with a number, largest first),
+    Optional members: `cost` (a `Cost`), `work(context)` (the `Work` of one measurement),
+    `steps(context)` (the same measurement as `Steps`, which may be spread over the training),
+    `source` (paper and equation), `needs` (what it looks for in model, probe and arguments),
+    `better` ("up" or "down": which way is better, if the name does not say it), `locate(onset,
+    end)` (the parameter groups that moved most between two steps, each with a number, largest first),
     `check(context)`, which raises `RefusedError` before the first step when the model lacks what
     is needed, and `state_dict()` / `load_state_dict(state)`.
     """
