@@ -451,8 +451,9 @@ class Observable(Protocol):
     Optional members: `cost` (a `Cost`), `work(context)` (the `Work` of one measurement),
     `steps(context)` (the same measurement as `Steps`, which may be spread over the training),
     `source` (paper and equation), `needs` (what it looks for in model, probe and arguments),
-    `better` ("up" or "down": which way is better, if the name does not say it), `locate(onset,
-    end)` (the parameter groups that moved most between two steps, each with a number, largest first),
+    `better` ("up" or "down": which way is better, if the name does not say it),
+    `locate(onset, end)` (the parameter groups that moved most between two steps, each with a
+    number, largest first),
     `check(context)`, which raises `RefusedError` before the first step when the model lacks what
     is needed, and `state_dict()` / `load_state_dict(state)`.
     """
