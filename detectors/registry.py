@@ -17,10 +17,10 @@ _DEFAULTS: dict[StreamKind, str] = {
 }
 
 
-def _shipped(name: str, attribute: str) -> Callable[..., Detector]:
+def _shipped(module: str, attribute: str) -> Callable[..., Detector]:
     # Imported when made: who only reads a run's history need not wait for scipy and ruptures.
     def make(**parameters: Any) -> Detector:
-        kind = getattr(import_module(f"phasewatch.detectors.{name}"), attribute)
+        kind = getattr(import_module(f"phasewatch.detectors.{module}"), attribute)
         detector: Detector = kind(**parameters)
         return detector
 
@@ -28,16 +28,16 @@ def _shipped(name: str, attribute: str) -> Callable[..., Detector]:
 
 
 _FACTORIES: dict[str, Callable[..., Detector]] = {
-    name: _shipped(name, attribute)
-    for name, attribute in (
-        ("bocpd", "Bocpd"),
-        ("cusum", "Cusum"),
-        ("focus", "Focus"),
-        ("level_shift", "LevelShift"),
-        ("page_hinkley", "PageHinkley"),
-        ("precursor", "Precursor"),
-        ("ruptures_window", "RupturesWindow"),
-        ("slope_shift", "SlopeShift"),
+    name: _shipped(module, attribute)
+    for name, module, attribute in (
+        ("bocpd", "online.bocpd", "Bocpd"),
+        ("cusum", "online.cusum", "Cusum"),
+        ("focus", "online.focus", "Focus"),
+        ("level_shift", "online.level_shift", "LevelShift"),
+        ("page_hinkley", "online.page_hinkley", "PageHinkley"),
+        ("precursor", "online.early_warning", "Precursor"),
+        ("ruptures_window", "online.ruptures_window", "RupturesWindow"),
+        ("slope_shift", "online.slope_shift", "SlopeShift"),
     )
 }
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from phasewatch.monitor.isolation.skeleton import Skeleton, original_of, skeleton
-from phasewatch.monitor.types import LossFn, MeasureContext
+from phasewatch.monitor.core.types import LossFn, MeasureContext
+from phasewatch.monitor.isolation.meta_copy import Skeleton, original_of, skeleton
 
 
 def measure_context(

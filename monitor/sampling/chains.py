@@ -14,10 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from phasewatch.monitor.sampling.acceptance import EVERY, WatchedStep
-from phasewatch.monitor.sampling.calibration import Sharpness, measure_sharpness
-from phasewatch.monitor.sampling.diagnostics import Descent
-from phasewatch.monitor.sampling.engine import Engine, Evaluation, evaluate
-from phasewatch.monitor.sampling.inflation import (
+from phasewatch.monitor.sampling.bias import (
     NOISE_EVERY,
     Inflation,
     euler_heat,
@@ -25,9 +22,12 @@ from phasewatch.monitor.sampling.inflation import (
     noise_share,
     predict,
 )
+from phasewatch.monitor.sampling.diagnostics import Descent
+from phasewatch.monitor.sampling.engine import Engine, Evaluation, evaluate
 from phasewatch.monitor.sampling.integrators import Chains, Integrator
 from phasewatch.monitor.sampling.pointwise import TermSums
 from phasewatch.monitor.sampling.posterior import Problem
+from phasewatch.monitor.sampling.sharpness import Sharpness, measure_sharpness
 from phasewatch.monitor.sampling.traces import Trace
 
 BLOW_UP_PER_PARAMETER, BLOW_UP = 5.0, 50.0

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from phasewatch.monitor.config import SamplerConfig
-from phasewatch.monitor.errors import RefusedError
+from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.core.errors import RefusedError
+from phasewatch.monitor.core.types import Estimate, EstimateStatus, LossFn, MeasureContext
 from phasewatch.monitor.isolation import guard, measure_context
 from phasewatch.monitor.sampling import diagnostics, estimators
 from phasewatch.monitor.sampling.burnin import plateau
 from phasewatch.monitor.sampling.chains import MIN_DRAWS, OneByOne, Run, extend_together
-from phasewatch.monitor.sampling.choice import Verdicts
 from phasewatch.monitor.sampling.diagnostics import Summary
+from phasewatch.monitor.sampling.engine_choice import Verdicts
 from phasewatch.monitor.sampling.integrators import (
     Baoab,
     Integrator,
@@ -27,7 +28,7 @@ from phasewatch.monitor.sampling.integrators import (
     RmspropSgld,
     Sgld,
 )
-from phasewatch.monitor.sampling.memory import Plan, plan_memory
+from phasewatch.monitor.sampling.memory_budget import Plan, plan_memory
 from phasewatch.monitor.sampling.pointwise import pointwise
 from phasewatch.monitor.sampling.posterior import Layout, Problem, pose
 from phasewatch.monitor.sampling.restrictions import (
@@ -37,7 +38,6 @@ from phasewatch.monitor.sampling.restrictions import (
     names_of,
     resolve,
 )
-from phasewatch.monitor.types import Estimate, EstimateStatus, LossFn, MeasureContext
 
 logger = logging.getLogger("phasewatch.monitor.sampling")
 

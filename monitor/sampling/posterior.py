@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from phasewatch.monitor.errors import MeasurementError, RefusedError
+from phasewatch.monitor.core.errors import MeasurementError, RefusedError
+from phasewatch.monitor.core.types import LossFn, MeasureContext
 from phasewatch.monitor.sampling.batches import describe, in_double, leading_size, same, tensors_in
-from phasewatch.monitor.types import LossFn, MeasureContext
 
 PREFIX = "model."
 

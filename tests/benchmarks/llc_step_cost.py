@@ -104,12 +104,12 @@ def bare(index: int, repeats: int) -> Callable[[], float]:
 
 def ours(index: int, steps: int) -> tuple[Callable[[], float], str]:
     """Seconds a chain step, and the engine that was chosen."""
-    from phasewatch.monitor.config import SamplerConfig
+    from phasewatch.monitor.config.monitor import SamplerConfig
     from phasewatch.monitor.isolation import measure_context
     from phasewatch.monitor.sampling.chains import Run
-    from phasewatch.monitor.sampling.choice import Verdicts
+    from phasewatch.monitor.sampling.engine_choice import Verdicts
     from phasewatch.monitor.sampling.integrators import Baoab
-    from phasewatch.monitor.sampling.memory import plan_memory
+    from phasewatch.monitor.sampling.memory_budget import plan_memory
     from phasewatch.monitor.sampling.posterior import pose
 
     model, batch = case(index)

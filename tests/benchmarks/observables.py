@@ -50,9 +50,9 @@ from torch.utils.data import DataLoader
 
 from phasewatch.callbacks import TransitionMonitor
 from phasewatch.monitor import observables as registry
-from phasewatch.monitor.config import MonitorConfig
+from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.core.types import Cost, MeasureContext, Observable
 from phasewatch.monitor.observables import costs
-from phasewatch.monitor.types import Cost, MeasureContext, Observable
 from support.observable_cases import SIZES, ObservableCase, every_case
 
 RESULT = Path(registry.__file__).parent / costs.TABLE

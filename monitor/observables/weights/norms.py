@@ -1,0 +1,248 @@
+"""Gradient norm, weight norm and update-to-weight ratio.
+
+All are L2 norms over the trainable parameters, computed in fp32 or better.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from phasewatch.monitor.core.errors import RefusedError
+from phasewatch.monitor.core.types import (
+    Cost,
+    EstimateStatus,
+    MeasureContext,
+    Observation,
+    StepRecord,
+)
+from phasewatch.monitor.observables.weights.displacement import Displacements
+
+MAX_GROUPS = 32
+"""Weight norms are reported for so many parameter groups at most; the rest is one more group."""
+
+OTHER = "other"
+
+
+def l2_norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """L2 norm of all entries together, as a 0-dim fp32 (or fp64) tensor."""
+    norms = [
+        torch.linalg.vector_norm(t, dtype=_wide(t.dtype)).to(torch.float64)
+        for t in map(_real, tensors)
+    ]
+    if not norms:
+        return torch.zeros((), dtype=torch.float64)
+    device = norms[0].device
+    total: torch.Tensor = torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]))
+    return total
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _real(tensor: torch.Tensor) -> torch.Tensor:
+    real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return real.detach()
+
+
+def record_step(
+    step: int, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]
+) -> StepRecord:
+    """Look at gradients and weights just before an optimizer step.
+
+    Args:
+        step: Count of optimizer steps after the coming one.
+        named_parameters: The live parameters. They are read, never written.
+
+    Returns:
+        Norm of the whole gradient, unclipped, and copies of the trainable parameters.
+    """
+    trainable = [(name, p) for name, p in named_parameters if p.requires_grad]
+    with torch.no_grad():
+        return StepRecord(
+            step=step,
+            gradient_norm=gradient_norm(trainable),
+            params_before={name: p.detach().clone() for name, p in trainable},
+        )
+
+
+def gradient_norm(named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.Tensor:
+    """L2 norm of the gradients that trainable parameters hold now; a 0-dim tensor, not read."""
+    with torch.no_grad():
+        held = [p.grad for _, p in named_parameters if p.requires_grad and p.grad is not None]
+        return l2_norm(_dense(gradient) for gradient in held)
+
+
+def _dense(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def group_of(name: str) -> str:
+    """Parameter group of a parameter: its module's path, up to two levels."""
+    return ".".join(name.split(".")[:-1][:2]) or name
+
+
+def grouped(params: Mapping[str, torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+    """Parameters by group, in order; beyond `MAX_GROUPS` they share the group "other"."""
+    groups: dict[str, list[torch.Tensor]] = {}
+    for name, tensor in params.items():
+        group = group_of(name)
+        if group not in groups and len(groups) >= MAX_GROUPS:
+            group = OTHER
+        groups.setdefault(group, []).append(tensor)
+    return groups
+
+
+def to_floats(values: Sequence[Any]) -> list[float]:
+    """Floats of numbers and 0-dim tensors; tensors come over in one transfer from each device.
+
+    A value that is neither becomes NaN: it is counted as non-finite where it is observed.
+    """
+    result = [math.nan] * len(values)
+    by_device: dict[torch.device, list[int]] = {}
+    for index, value in enumerate(values):
+        if isinstance(value, torch.Tensor) and not value.is_cpu:
+            if value.numel() == 1 and not value.is_complex():
+                by_device.setdefault(value.device, []).append(index)
+        else:
+            with contextlib.suppress(TypeError, ValueError, RuntimeError):
+                result[index] = float(value.item() if isinstance(value, torch.Tensor) else value)
+    for indices in by_device.values():
+        stacked = torch.stack([values[i].detach().reshape(()).to(torch.float64) for i in indices])
+        for index, number in zip(indices, stacked.tolist(), strict=True):
+            result[index] = number
+    return result
+
+
+def observed(
+    context: MeasureContext, name: str, unit: str, value: float, stderr: float | None = None
+) -> Observation:
+    """One value of an observable, marked where it is not finite.
+
+    Args:
+        context: The measurement's context.
+        name: Name of the stream.
+        unit: Unit of the value.
+        value: The value.
+        stderr: Its standard error; None where the value is exact.
+    """
+    finite = math.isfinite(value)
+    return Observation(
+        name=name,
+        step=context.step,
+        epoch=context.epoch,
+        value=value,
+        unit=unit,
+        stderr=stderr,
+        status=EstimateStatus.OK if finite else EstimateStatus.DIVERGED,
+        reason="" if finite else f"{name} is {value}",
+    )
+
+
+def _record(context: MeasureContext, name: str) -> StepRecord:
+    if context.record is None:
+        raise RefusedError(
+            f"{name} needs a look at the model just before the optimizer step. In a loop of your "
+            "own, call Watch.before_step(step, model.named_parameters()) there; in a "
+            "LightningModule, step the optimizers that self.optimizers() gives"
+        )
+    return context.record
+
+
+class GradientNorm:
+    """L2 norm of the gradient of all trainable parameters, before clipping.
+
+    ‖g‖ = (Σ_i g_i²)^½, as it stands just before the optimizer step: accumulated over
+    micro-batches, unscaled, unclipped. Unit: nats per unit of weight.
+    """
+
+    name = "gradient_norm"
+    unit = "nats/weight"
+    cost = Cost.STEP
+    needs = "a look at the model just before the optimizer step"
+    source = "L2 norm"
+
+    def measure(self, context: MeasureContext) -> Observation:
+        """Read the recorded norm.
+
+        Raises:
+            RefusedError: The training loop did not call `Watch.before_step`.
+        """
+        record = _record(context, self.name)
+        return observed(context, self.name, self.unit, float(record.gradient_norm))
+
+
+class WeightNorm:
+    """L2 norm of the trainable parameters, in total and per parameter group.
+
+    ‖w‖ = (Σ_i w_i²)^½ over all, as "weight_norm", and over each group, as "weight_norm/<group>".
+    A group is the path of the module that owns the parameter, two levels deep. Each measurement
+    also records where the groups are, so that `locate` can tell which of them a transition moved.
+    """
+
+    name = "weight_norm"
+    unit = "weight"
+    cost = Cost.WEIGHTS
+    source = "L2 norm"
+
+    def __init__(self) -> None:
+        self._displacements = Displacements()
+
+    def measure(self, context: MeasureContext) -> list[Observation]:
+        """Norms at w*: the total first, then each group."""
+        groups = grouped(context.params)
+        if groups:
+            real = {group: [_real(t) for t in tensors] for group, tensors in groups.items()}
+            self._displacements.record(context.step, real)
+        norms = torch.stack([l2_norm(tensors).cpu() for tensors in groups.values()])
+        total = float(torch.linalg.vector_norm(norms))
+        result = [observed(context, self.name, self.unit, total)]
+        for group, norm in zip(groups, norms.tolist(), strict=True):
+            result.append(observed(context, f"{self.name}/{group}", self.unit, norm))
+        return result
+
+    def locate(self, onset: int, end: int) -> tuple[tuple[str, float], ...]:
+        """Groups by how many times as far they moved from `onset` to `end` as before it."""
+        return self._displacements.locate(onset, end)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the groups were, as plain containers."""
+        return self._displacements.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self._displacements.load_state_dict(state)
+
+
+class UpdateRatio:
+    """Update-to-weight ratio of the last optimizer step.
+
+    r = ‖w_t − w_{t−1}‖ / ‖w_{t−1}‖ over all trainable parameters, dimensionless.
+    """
+
+    name = "update_ratio"
+    unit = "1"
+    cost = Cost.STEP
+    needs = "a look at the model just before the optimizer step"
+    source = "ratio of L2 norms"
+
+    def measure(self, context: MeasureContext) -> Observation:
+        """Compare the weights with those before the step.
+
+        Raises:
+            RefusedError: The training loop did not call `Watch.before_step`.
+        """
+        before = _record(context, self.name).params_before
+        update = l2_norm(
+            context.params[name].to(old.device, _wide(old.dtype)) - old.to(_wide(old.dtype))
+            for name, old in before.items()
+            if name in context.params
+        )
+        size = float(l2_norm(before.values()))
+        ratio = float(update) / size if size else math.inf
+        return observed(context, self.name, self.unit, ratio)

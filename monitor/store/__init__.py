@@ -1,0 +1,1 @@
+"""The history: tables, writer, reader, outbox."""
