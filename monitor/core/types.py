@@ -421,6 +421,8 @@ class MeasureContext:
             is spread over the training counts its own seconds only.
         pause: Asked between two evaluations of a measurement in steps: whether training is to go
             on before the next one.
+        over: Whether a measurement in steps is to end at once, with what it has.
+        max_bytes: Memory that a measurement should take at most; None leaves it to the sampler.
         previous: The last estimate of the same observable in this process, if any.
         record: What was seen before the step; None where the training loop did not call
             `Watch.before_step`.
@@ -443,6 +445,8 @@ class MeasureContext:
     generator: torch.Generator
     deadline_seconds: float = float("inf")
     pause: Callable[[], bool] = lambda: False
+    over: Callable[[], bool] = lambda: False
+    max_bytes: int | None = None
     previous: Estimate | None = None
     record: StepRecord | None = None
     learning_rate: float | None = None

@@ -288,7 +288,9 @@ class Run:
         """Whether to go on to `num_draws`."""
         if len(self.record) >= num_draws or not any(self.alive):
             return False
-        return len(self.record) < MIN_DRAWS or self.stopwatch.seconds <= self.last_second
+        if len(self.record) < MIN_DRAWS:
+            return True
+        return self.stopwatch.seconds <= self.last_second and not self.stopwatch.over()
 
     def pick(self) -> Sequence[int]:
         """The batches of the next step."""

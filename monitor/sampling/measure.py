@@ -311,7 +311,7 @@ def _measured(
     keeps_chains: bool,
 ) -> Steps[dict[str, Estimate]]:
     """All parts side by side."""
-    stopwatch = Stopwatch(context.deadline_seconds)
+    stopwatch = Stopwatch(context.deadline_seconds, context.over)
     with stopwatch.running():
         problem, plan = _plan(context, config, list(selections.values()))
     choosing = memories[next(iter(selections))].verdicts.engine_for(problem, plan)
