@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from phasewatch.monitor.core.types import LossFn, MeasureContext
+from phasewatch.monitor.core.types import LossFn, MeasureContext, SharedWork
 from phasewatch.monitor.isolation.meta_copy import Skeleton, original_of, skeleton
 
 
@@ -65,6 +65,7 @@ def measure_context(
         sample_unit=sample_unit,
         probe_mode=mode,
         generator=own_generator(copied, seed),
+        shared=SharedWork(seed),
     )
 
 
