@@ -17,10 +17,13 @@ from phasewatch.monitor.observables.curvature import marked
 from phasewatch.monitor.observables.norms import observed
 from phasewatch.monitor.sampling.engine import plain_attention
 from phasewatch.monitor.sampling.posterior import Problem, checked_terms, pose
-from phasewatch.monitor.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.types import Cost, MeasureContext, Observation, Work
 
 NUM_RADII = 12
 """Radii on a ray, each half of the one before; one forward pass over the probe each, at most."""
+
+USUAL_RADII = 2.4
+"""So many radii of a ray are looked at where the loss rises by a tenth of a nat or so."""
 
 RELATIVE_RADIUS = 0.1
 """Radius where none is given, as a share of ‖w*‖."""
@@ -76,6 +79,7 @@ class BasinBroadness:
         self._radius = radius
         self._threshold = threshold
         self._num_rays = num_rays
+        self._num_losses = 0
 
     def check(self, context: MeasureContext) -> None:
         """Refuse before the first step what cannot be measured.
@@ -89,6 +93,11 @@ class BasinBroadness:
             raise
         except MeasurementError:
             return  # a loss that is not finite now may be finite later
+
+    def work(self, _: MeasureContext) -> Work:
+        """As many losses as the last measurement took; before the first, as many as usual."""
+        usual = USUAL_RADII * self._num_rays
+        return Work(forwards=2.0 + (self._num_losses or usual))
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Walk along the rays, within `context.deadline_seconds`.
@@ -116,6 +125,7 @@ class BasinBroadness:
                 if rises[index] < low:
                     break
             rays.append(rises)
+        self._num_losses = sum(int((ray != -math.inf).sum()) for ray in rays)
         return self._values(context, np.array(rays), radii, problem.layout.num_parameters)
 
     def _values(

@@ -14,13 +14,15 @@ from phasewatch.monitor.errors import ConfigError, RefusedError
 from phasewatch.monitor.observables.evaluation import listed
 from phasewatch.monitor.observables.norms import MAX_GROUPS, OTHER, observed
 from phasewatch.monitor.observables.token_losses import (
+    METHOD,
     LossesFn,
     batches_of,
     evaluated,
+    forwards_of_losses,
     losses_of,
     source_of,
 )
-from phasewatch.monitor.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.types import Cost, MeasureContext, Observation, Work
 
 log = logging.getLogger("phasewatch")
 
@@ -105,6 +107,15 @@ class ComponentLoss:
             RefusedError: There are no such losses, or the batch does not hold what `by` names.
         """
         self.measure(context)
+
+    def work(self, context: MeasureContext) -> Work:
+        """A forward pass over the data; where the loss is averaged, one over each slice more.
+
+        Whether it is averaged is not known before it was taken: then it counts as averaged.
+        """
+        forwards = forwards_of_losses(context, validation=self._validation)
+        single = self._losses is not None or callable(getattr(context.model, METHOD, None))
+        return Work(forwards=forwards if self._by == POSITION or single else 2 * forwards)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """The mean loss of each component.

@@ -20,7 +20,7 @@ from torch import Tensor
 from phasewatch.monitor.errors import ConfigError, MeasurementError, RefusedError
 from phasewatch.monitor.observables.norms import observed
 from phasewatch.monitor.sampling.hessian import MAX_PRODUCTS, Hessian, Krylov, Way, lanczos
-from phasewatch.monitor.types import Cost, EstimateStatus, MeasureContext, Observation
+from phasewatch.monitor.types import Cost, EstimateStatus, MeasureContext, Observation, Work
 
 UNIT = "nats/weight²"
 
@@ -52,8 +52,11 @@ def marked(observation: Observation, reason: str) -> Observation:
 class _Curvature:
     """What the observables of this file share: how products are taken, found out once."""
 
+    _usual: float
+
     def __init__(self) -> None:
         self._way: Way | None = None
+        self._num_products = 0
 
     def check(self, context: MeasureContext) -> None:
         """Refuse before the first step what cannot be measured, by taking one product.
@@ -70,6 +73,10 @@ class _Curvature:
         except MeasurementError:
             return  # what is not finite now may be finite later
         self._way = hessian.way
+
+    def work(self, _: MeasureContext) -> Work:
+        """As many products as the last measurement took; before the first, as many as usual."""
+        return Work(forwards=1.0, hessian_products=self._num_products or self._usual)
 
     def _hessian(self, context: MeasureContext, max_products: int = MAX_PRODUCTS) -> Hessian:
         return Hessian(context, max_products, self._way)
@@ -98,6 +105,7 @@ class HessianTrace(_Curvature):
     cost = Cost.GRADIENT
     needs = "a probe loss"
     source = "Hutchinson 1990, Commun. Stat. 19, 433"
+    _usual = 16.0
 
     def __init__(self, tolerance: float = 0.15, max_probes: int = MAX_PRODUCTS) -> None:
         _require(self.name, "tolerance", tolerance, tolerance > 0, "a number above 0")
@@ -166,6 +174,7 @@ class HessianTop(_Curvature):
     cost = Cost.GRADIENT
     needs = "a probe loss"
     source = "Lanczos 1950; edge of stability: Cohen et al. 2021, arXiv 2103.00065"
+    _usual = 12.0
 
     def __init__(
         self, num_values: int = 3, tolerance: float = 0.01, max_products: int = MAX_PRODUCTS
@@ -194,6 +203,7 @@ class HessianTop(_Curvature):
             return bool(hessian.exhausted) or self._converged(found)
 
         found = lanczos(hessian, self._start(context, hessian), num_steps, done)
+        self._num_products = hessian.num_products
         top = range(len(found.values) - 1, -1, -1)[: self._num_values]
         self._warm = torch.stack([found.ritz(index) for index in top]).sum(dim=0)
         reason = hessian.exhausted or f"there is memory for {num_steps} vectors only"
@@ -262,6 +272,7 @@ class HessianRank(_Curvature):
     cost = Cost.GRADIENT
     needs = "a probe loss"
     source = "Ubaru, Chen and Saad 2017, SIAM J. Matrix Anal. 38, 1075"
+    _usual = 48.0
 
     def __init__(self, tau: float = 0.01, num_probes: int = 2) -> None:
         _require(self.name, "tau", tau, 0 < tau < 1, "a number between 0 and 1")
@@ -290,6 +301,7 @@ class HessianRank(_Curvature):
 
             lanczos(hessian, rademacher(context, num, dtype), num_steps, keep)
             runs.append(steps[-SETTLING:])
+        self._num_products = hessian.num_products
         counts = num * self._counted(runs)
         value = min(float(counts[-1]), float(num))
         spread = math.sqrt(2.0 * value * (1.0 - value / num) / len(runs))

@@ -15,8 +15,14 @@ from numpy.typing import NDArray
 from phasewatch.monitor.errors import MeasurementError
 from phasewatch.monitor.observables.evaluation import finite
 from phasewatch.monitor.observables.norms import observed
-from phasewatch.monitor.observables.token_losses import LossesFn, batches_of, evaluated, losses_of
-from phasewatch.monitor.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.observables.token_losses import (
+    LossesFn,
+    batches_of,
+    evaluated,
+    forwards_of_losses,
+    losses_of,
+)
+from phasewatch.monitor.types import Cost, MeasureContext, Observation, Work
 
 Array = NDArray[np.float64]
 
@@ -184,6 +190,10 @@ class EssentialDynamics:
             RefusedError: There are no losses per token or sample.
         """
         self._outputs(context)
+
+    def work(self, context: MeasureContext) -> Work:
+        """A forward pass over the data; the analysis of the path takes milliseconds."""
+        return Work(forwards=forwards_of_losses(context, validation=self._validation))
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """The turn of the path, then its scores and shares.

@@ -11,10 +11,15 @@ from phasewatch.monitor.errors import ConfigError, RefusedError
 from phasewatch.monitor.observables.evaluation import finite, named_weight
 from phasewatch.monitor.observables.norms import observed
 from phasewatch.monitor.observables.tickets import MINEGISHI, check_share, magnitude_mask
-from phasewatch.monitor.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.observables.work import MULTIPLIED, SELECTED, reads
+from phasewatch.monitor.types import Cost, MeasureContext, Observation, Work
 
 MAX_ENTRIES = 2**26
 """Entries of an effective matrix at most: 0.3 GB, and as much again for its spectrum."""
+
+
+SPECTRUM = 50.0
+"""Reads for each entry of a matrix whose rows' spectra are taken."""
 
 
 class FrequencyEntropy:
@@ -78,6 +83,19 @@ class FrequencyEntropy:
             RefusedError: Says which, with their shapes.
         """
         self._fitting(self._weights(context))
+
+    def work(self, context: MeasureContext) -> Work:
+        """Two effective matrices and their spectra; the ranking where they are pruned."""
+        weights = self._weights(context)
+        tokens = self._fitting(weights)
+        units, joined = weights["hidden"].shape
+        rows = units * (joined // weights["embed"].shape[1])
+        products = MULTIPLIED * tokens * weights["hidden"].numel()
+        if "out" in weights:
+            products += MULTIPLIED * tokens * weights["out"].numel()
+        spectra = SPECTRUM * tokens * (rows + units)
+        ranked = 0 if self._keep is None else sum(w.numel() for w in weights.values())
+        return reads(context, products + spectra + SELECTED * ranked)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Entropies at w*.

@@ -16,11 +16,19 @@ from torch import Tensor
 from phasewatch.monitor.errors import ConfigError, MeasurementError, RefusedError
 from phasewatch.monitor.observables.curvature import marked
 from phasewatch.monitor.observables.norms import observed
+from phasewatch.monitor.observables.work import of_probe
 from phasewatch.monitor.sampling.batches import describe, leading_size
 from phasewatch.monitor.sampling.choice import working_loop
 from phasewatch.monitor.sampling.memory import FREE_SHARE, free_bytes, loop_bytes, mebibytes
 from phasewatch.monitor.sampling.posterior import Problem, pose
-from phasewatch.monitor.types import Cost, MeasureContext, MicroBatches, Observation, StepRecord
+from phasewatch.monitor.types import (
+    Cost,
+    MeasureContext,
+    MicroBatches,
+    Observation,
+    StepRecord,
+    Work,
+)
 
 FEWEST = 4
 """Steps, or gradients of the probe, below which nothing is said of the error."""
@@ -108,6 +116,15 @@ class GradientNoiseScale:
             ) from error
         except MeasurementError:
             return  # a loss that is not finite now may be finite later
+
+    def work(self, context: MeasureContext) -> Work:
+        """Nothing where steps accumulate; else a forward pass and the gradients of the parts."""
+        micro = None if self._source == "probe" else _usable(context.record)
+        if micro is not None or self._source == "training" or self._seen:
+            return Work()
+        parts, size = _parts(context, self._num_gradients)
+        share = of_probe(context, len(parts) * size)
+        return Work(forwards=share, gradients=share * (1.0 + 2.0 / max(len(parts), 1)))
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Take what the step recorded, or gradients of the probe.
@@ -240,24 +257,34 @@ def _u_statistics(
     return noise, total / num**2 - noise * (1.0 / (num * size) - _share_of(n_data))
 
 
-def _in_parts(context: MeasureContext, num_wanted: int) -> tuple[Problem, int]:
-    """The probe in parts of one size, and that size.
+def _parts(context: MeasureContext, num_wanted: int) -> tuple[list[Any], int]:
+    """The probe in at most so many parts of one size, and that size.
 
     Raises:
-        RefusedError: It cannot be cut, or there is no loss or memory.
+        RefusedError: It cannot be cut.
     """
     parts: Sequence[Any] = context.batches
     if 0 < len(parts) < num_wanted:
         share = math.ceil(num_wanted / len(parts))
         parts = [part for batch in parts for part in _cut(batch, share)]
     sizes = [leading_size(part) for part in parts]
-    parts = [part for part, size in zip(parts, sizes, strict=True) if size == sizes[0]]
+    alike = [part for part, size in zip(parts, sizes, strict=True) if size == sizes[0]]
+    return alike[:num_wanted], sizes[0] if sizes else 0
+
+
+def _in_parts(context: MeasureContext, num_wanted: int) -> tuple[Problem, int]:
+    """The problem of the probe in parts of one size, and that size.
+
+    Raises:
+        RefusedError: It cannot be cut, or there is no loss or memory.
+    """
+    parts, size = _parts(context, num_wanted)
     if 0 < len(parts) < FEWEST:
         raise RefusedError(
             f"the gradient noise needs a probe in at least {FEWEST} parts of one size; it has "
             f"{len(parts)}. Give a larger probe, or one in several batches (probe.batch_size)"
         )
-    problem = pose(replace(context, batches=tuple(parts[:num_wanted])))
+    problem = pose(replace(context, batches=tuple(parts)))
     needed = loop_bytes(problem, 1) + len(problem.batches) * problem.state_bytes
     limit = int(FREE_SHARE * free_bytes(problem.device))
     if needed > limit:
@@ -265,7 +292,7 @@ def _in_parts(context: MeasureContext, num_wanted: int) -> tuple[Problem, int]:
             f"the gradient noise needs {mebibytes(needed)} for {len(problem.batches)} gradients, "
             f"and may take {mebibytes(limit)}; set num_gradients lower"
         )
-    return problem, sizes[0]
+    return problem, size
 
 
 def _cut(batch: Any, num_parts: int) -> list[Any]:

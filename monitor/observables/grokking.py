@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -27,7 +28,11 @@ from phasewatch.monitor.observables.modular_addition import (
     read_task,
 )
 from phasewatch.monitor.observables.norms import MAX_GROUPS, l2_norm, observed
-from phasewatch.monitor.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.observables.work import of_probe, reads
+from phasewatch.monitor.types import Cost, MeasureContext, Observation, Work
+
+LOSS_READS = 60.0
+"""Reads for each logit, in double precision, of a loss without a frequency."""
 
 KEY_SHARE = 0.25
 """A frequency is key where its norm exceeds this share of the largest."""
@@ -129,6 +134,15 @@ class GrokkingProgress:
         """
         self.measure(context)
 
+    def work(self, context: MeasureContext) -> Work:
+        """A forward pass over all pairs; two losses for each frequency and train pair."""
+        task = read_task(context, self._p, self._train_pairs)
+        losses = (task.p // 2 + 2) * len(task.train) + 4 * task.p**2
+        return replace(
+            reads(context, LOSS_READS * losses * task.p),
+            forwards=of_probe(context, task.p**2),
+        )
+
     @torch.no_grad()
     def measure(self, context: MeasureContext) -> list[Observation]:
         """All streams at w*, from one pass over the grid.
@@ -210,6 +224,10 @@ class SquaredWeights:
     unit = "weight²"
     cost = Cost.WEIGHTS
     source = "Nanda et al. 2023, arXiv 2301.05217, §5.2"
+
+    def work(self, _: MeasureContext) -> Work:
+        """A norm of all weights."""
+        return Work(weight_passes=1.0)
 
     def measure(self, context: MeasureContext) -> Observation:
         """The sum at w*."""

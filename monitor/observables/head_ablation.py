@@ -14,7 +14,7 @@ from phasewatch.monitor.observables.attention import WAY_OUT, Attention, attenti
 from phasewatch.monitor.observables.attention_layers import Heads
 from phasewatch.monitor.observables.evaluation import at_weights, named_weight
 from phasewatch.monitor.observables.heads import OLSSON, by_head
-from phasewatch.monitor.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.types import Cost, MeasureContext, Observation, Work
 
 
 class HeadAblation:
@@ -68,6 +68,11 @@ class HeadAblation:
             raise RefusedError(
                 f"{self.name}: the loss without a head failed ({type(error).__name__}: {error})"
             ) from error
+
+    def work(self, context: MeasureContext) -> Work:
+        """The loss, and for each head once or twice without it."""
+        heads = sum(len(layer.w_o) for layer in self._layers(context))
+        return Work(forwards=1.0 + heads * (2.0 if self._mean else 1.0))
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """The largest increase of the loss, then that of each head.

@@ -24,7 +24,8 @@ from phasewatch.monitor.observables.head_scores import (
     previous_token_scores,
 )
 from phasewatch.monitor.observables.norms import MAX_GROUPS, observed
-from phasewatch.monitor.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.observables.work import DIAGONALISED, MULTIPLIED, reads
+from phasewatch.monitor.types import Cost, MeasureContext, Observation, Work
 
 OLSSON = "Olsson et al. 2022, arXiv 2209.11895"
 ELHAGE = "Elhage et al. 2021, transformer-circuits.pub/2021/framework"
@@ -80,6 +81,16 @@ class _PatternScore:
         attention = attention_of(context, self._attention)
         try_forward(context, attention, self._tokens(context))
 
+    def work(self, context: MeasureContext) -> Work:
+        """A forward pass over the drawn sequences.
+
+        Raises:
+            RefusedError: The probe holds no tokens, or too few.
+        """
+        seen = self._seen(context)
+        drawn = self._sequences * (2 * self._block(seen) + 1)
+        return Work(forwards=drawn / sum(tokens.numel() for tokens in seen))
+
     def measure(self, context: MeasureContext) -> list[Observation]:
         """The maximum over the heads, then each head, with the error of the random sequences.
 
@@ -100,14 +111,23 @@ class _PatternScore:
     def _scores(self, pattern: Tensor, tokens: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _tokens(self, context: MeasureContext) -> Tensor:
+    def _seen(self, context: MeasureContext) -> list[Tensor]:
+        """The tokens of the probe."""
         seen = [tokens.to(device_of(context)) for tokens in token_batches(context)]
         if not seen:
             raise RefusedError(
                 f"{self.name}: looked for tokens in the probe, whole numbers of shape (batch, "
                 "length), and found none; give a probe= whose batches hold them"
             )
-        length = self._length or min(BLOCK, (min(t.shape[1] for t in seen) - 1) // 2)
+        return seen
+
+    def _block(self, seen: Sequence[Tensor]) -> int:
+        """Tokens of a block."""
+        return self._length or min(BLOCK, (min(t.shape[1] for t in seen) - 1) // 2)
+
+    def _tokens(self, context: MeasureContext) -> Tensor:
+        seen = self._seen(context)
+        length = self._block(seen)
         vocabulary = torch.cat([tokens.unique() for tokens in seen]).unique()
         first = torch.cat([tokens[:, 0] for tokens in seen]).unique()
         bos = self._bos if self._bos is not None else int(first[0]) if len(first) == 1 else None
@@ -183,6 +203,22 @@ class CopyingScore:
         """
         self._scores(context)
 
+    def work(self, context: MeasureContext) -> Work:
+        """For each head, products with both embeddings, and eigenvalues of d_head rows."""
+        attention = attention_of(context, self._attention)
+
+        def count(model: nn.Module) -> float:
+            w_u = attention.unembedding(model)
+            layers = attention.heads(model)
+            width = int(layers[0].w_o.shape[1])
+            between = MULTIPLIED * w_u.numel() * width
+            shapes = [heads.w_v.shape for heads in layers]
+            small = sum(h * (MULTIPLIED * e * d * d + DIAGONALISED * e**3) for h, e, d in shapes)
+            return len(layers) * between + small
+
+        with torch.no_grad():
+            return reads(context, at_weights(context, count))
+
     def measure(self, context: MeasureContext) -> list[Observation]:
         """The maximum over the heads, then each head.
 
@@ -239,6 +275,21 @@ class Composition:
             RefusedError: There are fewer than two, or their widths differ.
         """
         self._compositions(context)
+
+    def work(self, context: MeasureContext) -> Work:
+        """For each pair of heads three products of d_head rows with d_model columns."""
+        attention = attention_of(context, self._attention)
+
+        def count(model: nn.Module) -> float:
+            shapes = [heads.w_v.shape for heads in attention.heads(model)]
+            pairs = [(a, b) for index, b in enumerate(shapes) for a in shapes[:index]]
+            return sum(
+                3 * MULTIPLIED * first * last * e * (f * d + 2 * e * f)
+                for (first, e, d), (last, f, _) in pairs
+            )
+
+        with torch.no_grad():
+            return reads(context, at_weights(context, count))
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """The largest composition, then that of each kind.

@@ -17,8 +17,12 @@ from torch import Tensor
 
 from phasewatch.monitor.errors import ConfigError, RefusedError
 from phasewatch.monitor.observables.norms import MAX_GROUPS, observed
-from phasewatch.monitor.observables.token_losses import LossesFn, losses_of
-from phasewatch.monitor.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.observables.token_losses import (
+    LossesFn,
+    forwards_of_losses,
+    losses_of,
+)
+from phasewatch.monitor.types import Cost, MeasureContext, Observation, Work
 
 LATE, EARLY = 500, 50
 """Positions of Olsson et al., 1-indexed; shorter contexts take their last and the same ratio."""
@@ -57,6 +61,10 @@ class _TokenLosses:
         self._validation = validation
         if name is not None:
             self.name = name
+
+    def work(self, context: MeasureContext) -> Work:
+        """A forward pass over the probe, or over the validation probe."""
+        return Work(forwards=forwards_of_losses(context, validation=self._validation))
 
     def _matrix(self, context: MeasureContext) -> Tensor:
         """Losses, shape (sequences, tokens)."""

@@ -13,7 +13,15 @@ from torch.nn.modules.conv import _ConvNd
 from phasewatch.monitor.errors import RefusedError
 from phasewatch.monitor.observables.evaluation import at_weights, finite, listed
 from phasewatch.monitor.observables.norms import grouped, observed
-from phasewatch.monitor.types import Cost, EstimateStatus, LossFn, MeasureContext, Observation
+from phasewatch.monitor.observables.work import decomposition, reads
+from phasewatch.monitor.types import (
+    Cost,
+    EstimateStatus,
+    LossFn,
+    MeasureContext,
+    Observation,
+    Work,
+)
 
 EXACT_SIDE = 128
 """A matrix whose shorter side is no longer than this is decomposed."""
@@ -68,6 +76,14 @@ class SpectralNorm:
                 f"{self.name} looked for trainable parameters of two or more dimensions; the model "
                 f"has {listed(context.params)}"
             )
+
+    def work(self, context: MeasureContext) -> Work:
+        """Singular values of small matrices; of large ones a round of the search."""
+        total = 0.0
+        for matrix in _matrices(context).values():
+            small = min(matrix.shape) <= EXACT_SIDE
+            total += decomposition(matrix) if small else (3 * SEARCHED + 4) * matrix.numel()
+        return reads(context, total)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Norms at w*, the largest first.
@@ -164,6 +180,10 @@ class DeadUnits:
                 f"the model has {listed(kinds)}. An activation that is called as a function, such "
                 "as F.relu, is not seen: make it a module"
             )
+
+    def work(self, _: MeasureContext) -> Work:
+        """A forward pass over the probe."""
+        return Work(forwards=1.0)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Shares at w*, that of all units first.

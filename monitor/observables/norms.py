@@ -14,7 +14,15 @@ import torch
 
 from phasewatch.monitor.errors import RefusedError
 from phasewatch.monitor.observables.displacement import Displacements
-from phasewatch.monitor.types import Cost, EstimateStatus, MeasureContext, Observation, StepRecord
+from phasewatch.monitor.observables.work import COPIED, SKETCHED
+from phasewatch.monitor.types import (
+    Cost,
+    EstimateStatus,
+    MeasureContext,
+    Observation,
+    StepRecord,
+    Work,
+)
 
 MAX_GROUPS = 32
 """Weight norms are reported for so many parameter groups at most; the rest is one more group."""
@@ -161,6 +169,10 @@ class GradientNorm:
     needs = "a look at the model just before the optimizer step"
     source = "L2 norm"
 
+    def work(self, _: MeasureContext) -> Work:
+        """The norm, taken before the step."""
+        return Work(weight_passes=1.0)
+
     def measure(self, context: MeasureContext) -> Observation:
         """Read the recorded norm.
 
@@ -186,6 +198,10 @@ class WeightNorm:
 
     def __init__(self) -> None:
         self._displacements = Displacements()
+
+    def work(self, _: MeasureContext) -> Work:
+        """A norm and a sketch of all weights."""
+        return Work(weight_passes=1.0 + SKETCHED)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Norms at w*: the total first, then each group."""
@@ -224,6 +240,10 @@ class UpdateRatio:
     cost = Cost.STEP
     needs = "a look at the model just before the optimizer step"
     source = "ratio of L2 norms"
+
+    def work(self, _: MeasureContext) -> Work:
+        """The copy before the step, the difference, two norms."""
+        return Work(weight_passes=2 * COPIED + 2.0)
 
     def measure(self, context: MeasureContext) -> Observation:
         """Compare the weights with those before the step.

@@ -21,13 +21,17 @@ from phasewatch.monitor.errors import RefusedError
 from phasewatch.monitor.observables.displacement import ROUNDING, sketch
 from phasewatch.monitor.observables.evaluation import finite
 from phasewatch.monitor.observables.norms import grouped
-from phasewatch.monitor.types import MeasureContext
+from phasewatch.monitor.observables.work import SKETCHED, num_trainable
+from phasewatch.monitor.types import MeasureContext, Work
 
 EXACT = 2**18
 """Trainable weights (real numbers) of which full copies are kept: 1 MB each in float32."""
 
 WIDTH = 4096
 """Numbers in the sketch of a larger model's parameter group."""
+
+COMPARED = 12.0
+"""Passes that a copy takes, and its distance from another."""
 
 Groups = Mapping[str, Tensor]
 """A vector for each parameter group: its weights, or their sketch. Sums of weights are sums of
@@ -64,6 +68,12 @@ class Position:
         for group, vector in vectors.items():
             finite(vector, f"a weight of {group}")
         return cls(context.step, exact, vectors)
+
+    @staticmethod
+    def work(context: MeasureContext) -> Work:
+        """What it takes to find, and to compare with another."""
+        exact = num_trainable(context) <= EXACT
+        return Work(weight_passes=COMPARED if exact else SKETCHED)
 
     def comparable(self, other: Position | None) -> bool:
         """Whether the other is of the same groups, in the same form."""

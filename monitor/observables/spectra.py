@@ -17,7 +17,16 @@ from phasewatch.monitor.errors import ConfigError, RefusedError
 from phasewatch.monitor.observables.evaluation import at_weights, device_of, finite
 from phasewatch.monitor.observables.matrices import matrices, matrix, shapes, wide
 from phasewatch.monitor.observables.norms import observed
-from phasewatch.monitor.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.observables.work import (
+    COPIED,
+    DECOMPOSED,
+    MULTIPLIED,
+    added,
+    decomposition,
+    of_probe,
+    reads,
+)
+from phasewatch.monitor.types import Cost, MeasureContext, Observation, Work
 
 MAX_MATRICES = 16
 """Effective ranks are reported for so many matrices, the largest; one of n×n costs n³."""
@@ -100,6 +109,18 @@ class _EndToEnd:
             self.chain(context)
         else:
             self._measured(context, self._input_size)
+
+    def work(self, context: MeasureContext) -> Work:
+        """The products of the chain, or the unit vectors' forward passes; singular values."""
+        if self._input_size is not None:
+            return Work(forwards=of_probe(context, self._input_size + 2))
+        first, *rest = self.chain(context)
+        inputs, total = first.shape[1], COPIED * first.numel()
+        for weight in rest:
+            total += COPIED * weight.numel() + MULTIPLIED * weight.numel() * inputs
+        outputs = (rest or [first])[-1].shape[0]
+        total += DECOMPOSED * outputs * inputs * min(outputs, inputs)
+        return reads(context, total)
 
     def values(self, context: MeasureContext) -> Tensor:
         """Singular values, float64, the largest first.
@@ -235,6 +256,12 @@ class SingularValues:
         for name in self._weights:
             matrix(context, name, self.name)
 
+    def work(self, context: MeasureContext) -> Work:
+        """Singular values of each matrix, and what the end-to-end map takes."""
+        chosen = [matrix(context, name, self.name)[1] for name in self._weights]
+        own = reads(context, sum(map(decomposition, chosen)))
+        return own if self._map is None else added(own, self._map.work(context))
+
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Those of the end-to-end map first, then those of each matrix.
 
@@ -319,6 +346,11 @@ class EffectiveRank:
         }
         largest = sorted(found, key=lambda name: -found[name].numel())[:MAX_MATRICES]
         return {name: found[name] for name in largest}
+
+    def work(self, context: MeasureContext) -> Work:
+        """Singular values of each matrix, and what the end-to-end map takes."""
+        own = reads(context, sum(map(decomposition, self._matrices(context).values())))
+        return added(own, self._map.work(context)) if self._has_map(context) else own
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """The mean first, then the end-to-end map's, then each matrix's.

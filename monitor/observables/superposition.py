@@ -15,10 +15,14 @@ from phasewatch.monitor.errors import ConfigError, RefusedError
 from phasewatch.monitor.observables.evaluation import finite, named_weight
 from phasewatch.monitor.observables.matrices import matrix, wide
 from phasewatch.monitor.observables.norms import MAX_GROUPS, OTHER, observed
-from phasewatch.monitor.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.observables.work import MULTIPLIED, reads
+from phasewatch.monitor.types import Cost, MeasureContext, Observation, Work
 
 REPRESENTED = 0.5
 """A feature is represented where ‖W_i‖ is above this."""
+
+READS = 30.0
+"""Reads for each entry of the matrix."""
 
 MIN_CORNERS = 3
 RIGID_CORNERS = 5
@@ -99,6 +103,14 @@ class _Features:
             RefusedError: Names what was looked for, and what the model has.
         """
         self._find(context)
+
+    def work(self, context: MeasureContext) -> Work:
+        """The matrix in double precision, and some dozen looks at it."""
+        vectors = self._shape(context)
+        return reads(context, vectors.numel() * (READS + MULTIPLIED * 2 * min(vectors.shape)))
+
+    def _shape(self, context: MeasureContext) -> Tensor:
+        return matrix(context, self._weight, self.name)[1]
 
     def _find(self, context: MeasureContext) -> Tensor:
         """W_i as rows, shape (features, hidden), float64 or complex128."""

@@ -21,8 +21,9 @@ from torch import Tensor
 from phasewatch.monitor.errors import ConfigError, RefusedError
 from phasewatch.monitor.observables.evaluation import device_of, finite
 from phasewatch.monitor.observables.norms import observed
+from phasewatch.monitor.observables.work import SELECTED, reads
 from phasewatch.monitor.sampling.restrictions import names_of
-from phasewatch.monitor.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.types import Cost, MeasureContext, Observation, Work
 
 LARGEST = 2**23
 """Weights that are ranked at most: 1 MB for a mask, some 150 ms on one CPU core."""
@@ -84,6 +85,11 @@ class _Masked:
             RefusedError: It has none, or `parameters` names none of them.
         """
         self._names(context)
+
+    def _num_ranked(self, context: MeasureContext) -> float:
+        """Weights that are ranked."""
+        total = sum(context.params[name].numel() for name in self._names(context))
+        return total / _stride(total)
 
     def _names(self, context: MeasureContext) -> list[str]:
         matrices = [name for name, p in context.params.items() if p.dim() >= 2]
@@ -181,6 +187,10 @@ class MaskOverlap(_Masked):
         self._previous: _Mask | None = None
         self._reference: _Mask | None = None
 
+    def work(self, context: MeasureContext) -> Work:
+        """The ranking, and two comparisons of masks."""
+        return reads(context, (SELECTED + 10.0) * self._num_ranked(context))
+
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Overlaps with the masks that were kept: none before the second measurement.
 
@@ -251,6 +261,10 @@ class KeptWeights(_Masked):
 
     def __init__(self, keep: float = KEEP, parameters: str | Sequence[str] | None = None) -> None:
         super().__init__(keep, parameters)
+
+    def work(self, context: MeasureContext) -> Work:
+        """The ranking, and six norms of what is kept and pruned."""
+        return reads(context, (SELECTED + 24.0) * self._num_ranked(context))
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Norms at w*, the L2 norm of what is kept first.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from phasewatch.monitor.errors import RefusedError
 from phasewatch.monitor.isolation.batches import clone_batch
 from phasewatch.monitor.observables.evaluation import at_weights
+from phasewatch.monitor.observables.work import of_probe, samples_in
 from phasewatch.monitor.types import MeasureContext
 
 METHOD = "probe_token_losses"
@@ -84,6 +85,11 @@ def batches_of(context: MeasureContext, what: str, *, validation: bool = False) 
         name = "val_probe" if validation else "probe"
         raise RefusedError(f"{what}: looked for data; there is no {name}. Give {name}=")
     return batches
+
+
+def forwards_of_losses(context: MeasureContext, *, validation: bool = False) -> float:
+    """Forward passes over the whole probe that the losses take."""
+    return of_probe(context, samples_in(context.val_batches)) if validation else 1.0
 
 
 def evaluated(context: MeasureContext, function: LossesFn, batch: Any, what: str) -> Tensor:

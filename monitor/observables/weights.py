@@ -18,7 +18,7 @@ from phasewatch.monitor.observables.positions import (
     refuse_untrained,
     squares,
 )
-from phasewatch.monitor.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.types import Cost, MeasureContext, Observation, Work
 
 
 class DistanceFromInit:
@@ -53,6 +53,10 @@ class DistanceFromInit:
         if self._start is None or not position.comparable(self._start):
             self._start = position
         return self._start
+
+    def work(self, context: MeasureContext) -> Work:
+        """Where the weights are, and how far that is."""
+        return Position.work(context)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Distances at w*, the total first.
@@ -117,6 +121,10 @@ class DistanceMoved:
         refuse_untrained(context, self.name)
         self._previous = self._previous or Position.of(context)
 
+    def work(self, context: MeasureContext) -> Work:
+        """Where the weights are, and how far that is."""
+        return Position.work(context)
+
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Distances, the total first; none before a second look at the weights.
 
@@ -167,6 +175,10 @@ class UpdateAngle:
         """
         refuse_untrained(context, self.name)
         self._trail = self._trail or [Position.of(context)]
+
+    def work(self, context: MeasureContext) -> Work:
+        """Where the weights are, and how far that is."""
+        return Position.work(context)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Angles, the total first; none before a third look at the weights.
