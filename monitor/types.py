@@ -417,7 +417,10 @@ class MeasureContext:
         sample_unit: What one term of the loss is.
         probe_mode: "eval" or "train".
         generator: A generator of our own on the model's device, seeded from (seed, step).
-        deadline_seconds: How long the measurement should take at most; inf without a budget.
+        deadline_seconds: How long the measurement should take at most; inf without a budget. What
+            is spread over the training counts its own seconds only.
+        pause: Asked between two evaluations of a measurement in steps: whether training is to go
+            on before the next one.
         previous: The last estimate of the same observable in this process, if any.
         record: What was seen before the step; None where the training loop did not call
             `Watch.before_step`.
@@ -439,6 +442,7 @@ class MeasureContext:
     probe_mode: str = "eval"
     generator: torch.Generator
     deadline_seconds: float = float("inf")
+    pause: Callable[[], bool] = lambda: False
     previous: Estimate | None = None
     record: StepRecord | None = None
     learning_rate: float | None = None
@@ -451,8 +455,9 @@ class Observable(Protocol):
     Optional members: `cost` (a `Cost`), `work(context)` (the `Work` of one measurement),
     `steps(context)` (the same measurement as `Steps`, which may be spread over the training),
     `source` (paper and equation), `needs` (what it looks for in model, probe and arguments),
-    `better` ("up" or "down": which way is better, if the name does not say it), `locate(onset,
-    end)` (the parameter groups that moved most between two steps, each with a number, largest first),
+    `better` ("up" or "down": which way is better, if the name does not say it),
+    `locate(onset, end)` (the parameter groups that moved most between two steps, each with a
+    number, largest first),
     `check(context)`, which raises `RefusedError` before the first step when the model lacks what
     is needed, and `state_dict()` / `load_state_dict(state)`.
     """

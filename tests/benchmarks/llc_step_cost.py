@@ -111,12 +111,13 @@ def ours(index: int, steps: int) -> tuple[Callable[[], float], str]:
     from phasewatch.monitor.sampling.integrators import Baoab
     from phasewatch.monitor.sampling.memory import plan_memory
     from phasewatch.monitor.sampling.posterior import pose
+    from phasewatch.monitor.types import run_through
 
     model, batch = case(index)
     context = measure_context(model, step=0, loss_fn=loss, batches=[batch], n_samples=1024)
     problem = pose(context)
     plan = plan_memory(problem, SamplerConfig(num_chains=NUM_CHAINS))
-    engine = Verdicts().engine_for(problem, plan)
+    engine = run_through(Verdicts().engine_for(problem, plan))
     n_beta = 1024 / math.log(1024)
     run = Run(
         problem,
@@ -129,13 +130,13 @@ def ours(index: int, steps: int) -> tuple[Callable[[], float], str]:
         num_chains=NUM_CHAINS,
     )
     with engine.session():
-        run.prepare()
-        run.extend(40)  # past the early sharpness checks; the next is at draw 64
+        run_through(run.prepare())
+        run_through(run.extend(40))  # past the early sharpness checks; the next is at draw 64
         run.adaptive = False
 
     def measured() -> float:
         with engine.session():
-            return clocked(lambda: run.extend(len(run.record) + steps)) / steps / NUM_CHAINS
+            return clocked(lambda: run_through(run.extend(len(run.record) + steps))) / steps / NUM_CHAINS
 
     return measured, engine.name
 

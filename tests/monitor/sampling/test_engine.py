@@ -20,6 +20,7 @@ from phasewatch.monitor.sampling.memory import (
     vmap_bytes,
 )
 from phasewatch.monitor.sampling.posterior import pose
+from phasewatch.monitor.types import run_through
 
 
 def truth(model, batches, loss, point, layout):
@@ -123,7 +124,8 @@ def test_the_gradient_is_that_of_a_changed_copy(wanted, awkward, context_of, dat
     _, model = awkward
     batches = list(zip(*(part.split([120, 80]) for part in data), strict=True))
     problem = pose(context_of(model, batches))
-    engine = Verdicts().engine_for(problem, plan_memory(problem, quick(engine=wanted)))
+    plan = plan_memory(problem, quick(engine=wanted))
+    engine = run_through(Verdicts().engine_for(problem, plan))
     x = nearby(problem)
     with engine.session():
         found = evaluate(engine, problem, x, range(2))
