@@ -7,7 +7,7 @@ durations are monotonic seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
@@ -395,6 +395,38 @@ class StepRecord:
     micro_batches: MicroBatches | None = None
 
 
+class SharedWork:
+    """What observables that are measured in one turn have in common, so that it is done once.
+
+    All contexts of a turn hold the same object. It holds what was found until the turn is over.
+
+    Args:
+        seed: For random numbers that several observables use.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self._found: dict[tuple[Hashable, ...], tuple[Any, tuple[object, ...]]] = {}
+
+    def get(self, what: Hashable, make: Callable[[], T], *about: object) -> T:
+        """What was made before of the same, or is made now.
+
+        Args:
+            what: What it is.
+            make: Makes it; what it raises is not kept.
+            about: What it was made of, told apart by identity.
+        """
+        key = (what, *map(id, about))
+        if key not in self._found:
+            self._found[key] = (make(), about)  # held, so that no identity is used twice
+        found: T = self._found[key][0]
+        return found
+
+    def has(self, what: Hashable, *about: object) -> bool:
+        """Whether it was made before."""
+        return (what, *map(id, about)) in self._found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasureContext:
     """Everything an observable may look at. Nothing in it is alive: training cannot be touched.
@@ -425,6 +457,7 @@ class MeasureContext:
         record: What was seen before the step; None where the training loop did not call
             `Watch.before_step`.
         learning_rate: Of the coming step, the largest of all parameter groups; None if unknown.
+        shared: What the observables of a turn have in common; `dataclasses.replace` carries it on.
     """
 
     step: int
@@ -446,6 +479,7 @@ class MeasureContext:
     previous: Estimate | None = None
     record: StepRecord | None = None
     learning_rate: float | None = None
+    shared: SharedWork = field(default_factory=SharedWork)
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from phasewatch.monitor.isolation.skeleton import Skeleton, original_of, skeleton
-from phasewatch.monitor.types import LossFn, MeasureContext
+from phasewatch.monitor.types import LossFn, MeasureContext, SharedWork
 
 
 def measure_context(
@@ -65,6 +65,7 @@ def measure_context(
         sample_unit=sample_unit,
         probe_mode=mode,
         generator=own_generator(copied, seed),
+        shared=SharedWork(seed),
     )
 
 

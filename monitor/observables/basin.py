@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,10 +13,19 @@ from torch import Tensor
 
 from phasewatch.monitor.errors import ConfigError, MeasurementError, RefusedError
 from phasewatch.monitor.observables.curvature import marked
+from phasewatch.monitor.observables.krylov import forwards_to_pose, hessian_of
 from phasewatch.monitor.observables.norms import observed
+from phasewatch.monitor.observables.sharing import Stopwatch, random_of
 from phasewatch.monitor.sampling.engine import plain_attention
-from phasewatch.monitor.sampling.posterior import Problem, checked_terms, pose
-from phasewatch.monitor.types import Cost, MeasureContext, Observation, Work
+from phasewatch.monitor.sampling.posterior import Problem, checked_terms
+from phasewatch.monitor.types import (
+    Cost,
+    MeasureContext,
+    Observation,
+    Steps,
+    Work,
+    run_through,
+)
 
 NUM_RADII = 12
 """Radii on a ray, each half of the one before; one forward pass over the probe each, at most."""
@@ -88,16 +96,16 @@ class BasinBroadness:
             RefusedError: Says what was looked for, and the way out.
         """
         try:
-            pose(context)
+            hessian_of(context)
         except RefusedError:
             raise
         except MeasurementError:
             return  # a loss that is not finite now may be finite later
 
-    def work(self, _: MeasureContext) -> Work:
+    def work(self, context: MeasureContext) -> Work:
         """As many losses as the last measurement took; before the first, as many as usual."""
-        usual = USUAL_RADII * self._num_rays
-        return Work(forwards=2.0 + (self._num_losses or usual))
+        losses = self._num_losses or USUAL_RADII * self._num_rays
+        return Work(forwards=forwards_to_pose(context) + 1.0 + losses)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Walk along the rays, within `context.deadline_seconds`.
@@ -106,22 +114,31 @@ class BasinBroadness:
             RefusedError: The loss cannot be evaluated on a copy.
             MeasurementError: The loss is not finite at w*, or no radius is known.
         """
-        begin = time.perf_counter()
-        problem = pose(context)
+        return run_through(self.steps(context))
+
+    def steps(self, context: MeasureContext) -> Steps[list[Observation]]:
+        """The same, one loss a step."""
+        watch = Stopwatch()
+        with watch:
+            problem = hessian_of(context).problem
+            base = _loss(problem, None)
+        yield
+        random = random_of(context, self.name)
         radius = self._radius or RELATIVE_RADIUS * float(problem.center().norm())
         if not radius > 0:
             raise MeasurementError(f"{self.name}: all weights are zero, so give radius=")
         radii = np.array([radius * 0.5**halvings for halvings in range(NUM_RADII)])
         low = 0.5 * self._threshold
-        base = _loss(problem, None)
         rays: list[NDArray[np.float64]] = []
         for _ in range(self._num_rays):
-            if len(rays) > 1 and time.perf_counter() - begin > context.deadline_seconds:
+            if len(rays) > 1 and watch.seconds > context.deadline_seconds:
                 break
-            direction = _direction(context, problem)
+            direction = _direction(random, problem)
             rises = np.full(NUM_RADII, -math.inf)  # stays where nobody looks, further in
             for index, at in enumerate(radii):
-                rises[index] = _loss(problem, direction * at) - base
+                with watch:
+                    rises[index] = _loss(problem, direction * at) - base
+                yield
                 if rises[index] < low:
                     break
             rays.append(rises)
@@ -204,9 +221,8 @@ def _loss(problem: Problem, displacement: Tensor | None) -> float:
     return total / sum(problem.weights)
 
 
-def _direction(context: MeasureContext, problem: Problem) -> Tensor:
+def _direction(random: torch.Generator, problem: Problem) -> Tensor:
     """Uniform on the unit sphere, shape (d,)."""
-    random = context.generator
     size = problem.layout.num_parameters
     drawn = torch.randn(
         size, generator=random, device=random.device, dtype=problem.layout.state_dtype

@@ -10,11 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from phasewatch.monitor.errors import ConfigError, RefusedError
-from phasewatch.monitor.observables.attention import WAY_OUT, Attention, attention_of
+from phasewatch.monitor.observables.attention import WAY_OUT, Attention, heads_at_weights
 from phasewatch.monitor.observables.attention_layers import Heads
 from phasewatch.monitor.observables.evaluation import at_weights, named_weight
 from phasewatch.monitor.observables.heads import OLSSON, by_head
-from phasewatch.monitor.types import Cost, MeasureContext, Observation, Work
+from phasewatch.monitor.types import (
+    Cost,
+    MeasureContext,
+    Observation,
+    Steps,
+    Work,
+    run_through,
+)
 
 
 class HeadAblation:
@@ -60,8 +67,8 @@ class HeadAblation:
             raise RefusedError(f"{self.name}: looked for a probe loss and a probe, and found none")
         layers = self._layers(context)
         try:
-            ablation = _Ablation(context, layers[:1], context.batches[:1])
-            ablation.increase(layers[0], 0, mean=self._mean)
+            ablation = _Ablation(context, layers[:1], context.batches[:1], mean=self._mean)
+            ablation.increase(layers[0], 0)
         except RefusedError:
             raise
         except Exception as error:
@@ -80,21 +87,24 @@ class HeadAblation:
         Raises:
             RefusedError: As `check`.
         """
+        return run_through(self.steps(context))
+
+    def steps(self, context: MeasureContext) -> Steps[list[Observation]]:
+        """The same, one head a step."""
         layers = self._layers(context)
-        ablation = _Ablation(context, layers, context.batches)
-        increases = [
-            torch.tensor(
-                [ablation.increase(heads, h, mean=self._mean) for h in range(len(heads.w_o))]
-            )
-            for heads in layers
-        ]
+        ablation = _Ablation(context, layers, context.batches, mean=self._mean)
+        yield
+        increases = []
+        for heads in layers:
+            found = []
+            for head in range(len(heads.w_o)):
+                found.append(ablation.increase(heads, head))
+                yield
+            increases.append(torch.tensor(found))
         return by_head(context, self.name, self.unit, increases)
 
     def _layers(self, context: MeasureContext) -> Sequence[Heads]:
-        attention = attention_of(context, self._attention)
-        with torch.no_grad():
-            found: Sequence[Heads] = at_weights(context, attention.heads)
-        return found
+        return heads_at_weights(context, self._attention)
 
 
 class _Ablation:
@@ -104,17 +114,23 @@ class _Ablation:
         context: The measurement's context, with a loss.
         layers: The layers of heads.
         batches: The probe batches to evaluate.
+        mean: Replace by the mean, not by zero.
     """
 
     def __init__(
-        self, context: MeasureContext, layers: Sequence[Heads], batches: Sequence[Any]
+        self,
+        context: MeasureContext,
+        layers: Sequence[Heads],
+        batches: Sequence[Any],
+        *,
+        mean: bool,
     ) -> None:
         self._context = context
         self._batches = batches
-        self._written = {heads.module: _Mean() for heads in layers}
+        self._written = {heads.module: _Mean() for heads in layers} if mean else {}
         self._loss = self._evaluate({}, self._written)
 
-    def increase(self, heads: Heads, head: int, *, mean: bool) -> float:
+    def increase(self, heads: Heads, head: int) -> float:
         """Loss with the head's output replaced by zero, or by its mean, less the loss with it.
 
         Without its block of W_O a head writes nothing. Its mean output is what its layer then
@@ -125,7 +141,7 @@ class _Ablation:
         size = weight.shape[heads.output_axis] // len(heads.w_o)
         without.narrow(heads.output_axis, head * size, size).zero_()
         params = {heads.output: without}
-        if not mean:
+        if not self._written:
             return self._evaluate(params, {}) - self._loss
         rest = _Mean()
         self._evaluate(params, {heads.module: rest})

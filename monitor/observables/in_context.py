@@ -21,6 +21,7 @@ from phasewatch.monitor.observables.token_losses import (
     LossesFn,
     forwards_of_losses,
     losses_of,
+    source_of,
 )
 from phasewatch.monitor.types import Cost, MeasureContext, Observation, Work
 
@@ -63,8 +64,13 @@ class _TokenLosses:
             self.name = name
 
     def work(self, context: MeasureContext) -> Work:
-        """A forward pass over the probe, or over the validation probe."""
-        return Work(forwards=forwards_of_losses(context, validation=self._validation))
+        """A forward pass over the data, unless the losses of this turn are known already.
+
+        Raises:
+            RefusedError: There are no losses per token.
+        """
+        function, _ = source_of(context, self.name, self._losses, "token")
+        return Work(forwards=forwards_of_losses(context, function, validation=self._validation))
 
     def _matrix(self, context: MeasureContext) -> Tensor:
         """Losses, shape (sequences, tokens)."""
