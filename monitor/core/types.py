@@ -491,7 +491,7 @@ class Observable(Protocol):
     """Something that is measured on a copy of the model.
 
     Optional members: `cost` (a `Cost`), `work(context)` (the `Work` of one measurement),
-    `steps(context)` (the same measurement as `Steps`, which may be spread over the training),
+    `measure_in_steps(context)` (the same as `Steps`, which may be spread over the training),
     `source` (paper and equation), `needs` (what it looks for in model, probe and arguments),
     `better` ("up" or "down": which way is better, if the name does not say it),
     `locate(onset, end)` (the parameter groups that moved most between two steps, each with a

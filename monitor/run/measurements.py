@@ -195,7 +195,7 @@ class Measuring:
         self._ending = False
         self._num_turns = 0
         self._training_peak: int | None = None
-        self._asked_at = self._told_at = 0.0
+        self._asked_at = self._turn_began = self._told_at = 0.0
         self._piece = 0.0
         self._previous: dict[str, Estimate] = {}
         self._failures_in_row: dict[str, int] = {}
@@ -208,7 +208,7 @@ class Measuring:
             cadence=own or config.cadence,
             lifted=own is not None,
             expensive=_is_expensive(observable),
-            spread=hasattr(observable, "steps"),
+            spread=_has_method(observable, "measure_in_steps"),
             weight=WEIGHT_OF_FIRST if name == FIRST_OF_ALL else 1.0,
         )
 
@@ -292,9 +292,10 @@ class Measuring:
         if not self.planner.ledger.limited:
             return math.inf
         growth = math.inf
+        observable: Any
         for name, observable in self._observables.items():
             account = self.planner.accounts[name]
-            if not account.expensive or account.lifted or not hasattr(observable, "work"):
+            if not account.expensive or account.lifted or not _has_method(observable, "work"):
                 continue
             try:
                 seconds = cost.of(observable.work(context))
@@ -309,7 +310,7 @@ class Measuring:
         observable: Any = self._observables[name]
         kind = getattr(observable, "cost", None)
         try:
-            tells = hasattr(observable, "work")
+            tells = _has_method(observable, "work")
             work = observable.work(context) if tells else BY_CLASS.get(kind, Work(gradients=1.0))
         except Exception as error:  # the user's own, or one that cannot tell beforehand
             log.debug("what %s takes is not known before: %s", name, error)
@@ -509,7 +510,8 @@ class Measuring:
         before, account = opened.seconds, self.planner.accounts[name]
         begin = self._asked_at = clock()
         self._piece = account.piece
-        self._told_at, spread = begin + TOLD_SECONDS, opened is self._open
+        self._turn_began, self._told_at = begin, begin + TOLD_SECONDS
+        spread = opened is self._open
         done, results = True, []
         self._current = opened
         try:
@@ -570,10 +572,10 @@ class Measuring:
     def _tell_progress(self, now: float) -> None:
         if (opened := self._current) is None:
             return
-        begun = self._told_at - TOLD_SECONDS
+        begun = self._turn_began
         predicted = self.planner.accounts[opened.name].predicted
         left = "" if predicted is None else f", about {max(predicted - now + begun, 0):.0f} s to go"
-        self._told_at += 2 * (now - begun)
+        self._told_at = begun + 2 * (now - begun)
         log.info("measuring %s of step %d: %.0f s%s", opened.name, opened.step, now - begun, left)
 
     def _completed(self, opened: Open, result: Any, seconds: float) -> list[Observation]:
@@ -669,8 +671,16 @@ class Measuring:
 
 def _steps_of(observable: Observable, context: MeasureContext) -> Steps[Any]:
     """The measurement in steps; as one, where the observable knows no others."""
-    steps = getattr(observable, "steps", None)
-    return steps(context) if steps is not None else _at_once(observable, context)
+    own: Any = observable
+    if _has_method(own, "measure_in_steps"):
+        steps: Steps[Any] = own.measure_in_steps(context)
+        return steps
+    return _at_once(observable, context)
+
+
+def _has_method(observable: Observable, name: str) -> bool:
+    """Whether its class has that method; an attribute of a user's own may have the same name."""
+    return callable(getattr(type(observable), name, None))
 
 
 def _at_once(observable: Observable, context: MeasureContext) -> Steps[Any]:

@@ -220,27 +220,38 @@ class Planner:
         if self._halted:
             return
         ready = [a for a in self._accounts.values() if step >= a.next_step > a.last_step]
-        asked = [a for a in ready if a.lifted or not self.ledger.limited]
-        begins = asked + self._light([a for a in ready if a not in asked and a.light])
+        begins = [a for a in ready if a.lifted or not self.ledger.limited]
         waiting = [a for a in ready if a not in begins and a.name != self.open]
-        opened = self._accounts.get(self.open) if self.open else None
-        self._goes_on = opened is not None and self._is_there(self._slice(opened))
         times = []
-        if opened is not None:
-            times.append(self.ledger.seconds_until(self._slice(opened)))
-        elif (head := self._head(waiting, step)) is not None:
-            if self._is_there(head.needed + self._common):
+        light = [a for a in waiting if a.light]
+        if light and (wait := self._until_their_share(light)) > 0.0:
+            times.append(wait)
+            light = []
+        light_cost = min(self._cost_of(light), 0.9 * self.ledger.capacity) if light else 0.0
+        opened = self._accounts.get(self.open) if self.open else None
+        head = self._head(waiting, step) if opened is None else None
+        self._goes_on = False
+        if light and not self._is_there(light_cost):
+            times.append(self.ledger.seconds_until(light_cost))  # what is left for them is theirs
+        else:
+            begins += light
+            if opened is not None:
+                needed = self._slice(opened)
+                self._goes_on = self._is_there(light_cost + needed)
+                times.append(self.ledger.seconds_until(needed))
+            elif head is not None and self._is_there(light_cost + head.needed + self._common):
                 begins.append(head)
-            else:
+            elif head is not None:
                 times.append(self.ledger.seconds_until(head.needed + self._common))
-        if light := [a for a in waiting if a.light]:
-            times.append(self._seconds_until_light(light))
+        for account in ready:
+            if account.cadence is not None and account not in begins:
+                account.next_step = account.cadence.next_after(step)  # its turn has passed
         order = list(self._accounts)
         self._due = tuple(sorted((a.name for a in begins), key=order.index))
         if self._due or self._goes_on:
             self._next_step, self._next_time = step + 1, -math.inf
             return
-        later = (a.next_step for a in self._accounts.values() if a not in ready)
+        later = (a.next_step for a in self._accounts.values() if a.next_step > step)
         gate = self._gate_step()
         opens = int(gate) if step < gate < 2**62 else 2**63
         self._next_step = min(min(later, default=2**63), opens)
@@ -255,22 +266,15 @@ class Planner:
         """Seconds with which an open measurement goes on."""
         return max(SHORT_SLICE, 2.0 * account.piece)
 
-    def _light(self, ready: list[Account]) -> list[Account]:
-        """All that are ready, when the budget has room for them together."""
-        if not ready or self._seconds_until_light(ready) > 0.0:
-            return []
-        return ready
-
-    def _seconds_until_light(self, ready: list[Account]) -> float:
-        total = min(self._cost_of(ready), 0.9 * self.ledger.capacity)
-        wait = self.ledger.seconds_until(total)
+    def _until_their_share(self, light: list[Account]) -> float:
+        """Seconds until what light observables may take together reaches for these."""
         accounts = self._accounts.values()
         if all(a.light for a in accounts):
-            return wait
+            return 0.0
         spent = sum(a.seconds for a in accounts if a.light)
         earned = self.ledger.capacity + self.ledger.share * self.ledger.elapsed
-        short = spent + total - LIGHT_SHARE * earned
-        return max(wait, short / (LIGHT_SHARE * self.ledger.share))
+        short = spent + self._cost_of(light) - LIGHT_SHARE * earned
+        return max(0.0, short / (LIGHT_SHARE * self.ledger.share))
 
     def _cost_of(self, accounts: Iterable[Account]) -> float:
         known = (a.predicted if a.predicted is not None else LIGHT_SECONDS for a in accounts)
@@ -388,10 +392,10 @@ class Planner:
     def _after(self, account: Account, step: int) -> int:
         if account.cadence is not None:
             return account.cadence.next_after(step)
-        return step + self._gap(step)
+        return step + (self._gap(step) if account.light else 1)
 
     def _gap(self, step: int) -> int:
-        """Steps between two turns of one observable; where no end is known, it is put off."""
+        """Steps between two turns of light observables; an end that is not known is put off."""
         if not math.isinf(self._steps_at_end):
             return max(1, math.ceil(self._steps_at_end / MAX_TURNS))
         end = MAX_TURNS

@@ -87,9 +87,9 @@ class HeadAblation:
         Raises:
             RefusedError: As `check`.
         """
-        return run_through(self.steps(context))
+        return run_through(self.measure_in_steps(context))
 
-    def steps(self, context: MeasureContext) -> Steps[list[Observation]]:
+    def measure_in_steps(self, context: MeasureContext) -> Steps[list[Observation]]:
         """The same, one head a step."""
         layers = self._layers(context)
         ablation = _Ablation(context, layers, context.batches, mean=self._mean)

@@ -21,7 +21,7 @@ from phasewatch.monitor.core.types import (
     run_through,
 )
 from phasewatch.monitor.observables.curvature.hessian import marked
-from phasewatch.monitor.observables.krylov import forwards_to_pose, hessian_of
+from phasewatch.monitor.observables.curvature.krylov import forwards_to_pose, hessian_of
 from phasewatch.monitor.observables.sharing import Stopwatch, random_of
 from phasewatch.monitor.observables.weights.norms import observed
 from phasewatch.monitor.sampling.engine import plain_attention
@@ -114,9 +114,9 @@ class BasinBroadness:
             RefusedError: The loss cannot be evaluated on a copy.
             MeasurementError: The loss is not finite at w*, or no radius is known.
         """
-        return run_through(self.steps(context))
+        return run_through(self.measure_in_steps(context))
 
-    def steps(self, context: MeasureContext) -> Steps[list[Observation]]:
+    def measure_in_steps(self, context: MeasureContext) -> Steps[list[Observation]]:
         """The same, one loss a step."""
         watch = Stopwatch()
         with watch:

@@ -26,7 +26,7 @@ from phasewatch.monitor.core.types import (
     Work,
     run_through,
 )
-from phasewatch.monitor.observables.krylov import (
+from phasewatch.monitor.observables.curvature.krylov import (
     Allowance,
     Lanczos,
     Ritz,
@@ -147,9 +147,9 @@ class HessianTrace(_Curvature):
             RefusedError: The loss cannot be differentiated, or there is no memory.
             MeasurementError: The loss, or a product, is not finite.
         """
-        return run_through(self.steps(context))
+        return run_through(self.measure_in_steps(context))
 
-    def steps(self, context: MeasureContext) -> Steps[Observation]:
+    def measure_in_steps(self, context: MeasureContext) -> Steps[Observation]:
         """The same, one product a step."""
         allowance = Allowance(context, self._max_probes)
         with allowance:
@@ -248,9 +248,9 @@ class HessianTop(_Curvature):
             RefusedError: The loss cannot be differentiated, or there is no memory.
             MeasurementError: The loss, or a product, is not finite.
         """
-        return run_through(self.steps(context))
+        return run_through(self.measure_in_steps(context))
 
-    def steps(self, context: MeasureContext) -> Steps[list[Observation]]:
+    def measure_in_steps(self, context: MeasureContext) -> Steps[list[Observation]]:
         """The same, one product a step."""
         allowance = Allowance(context, self._max_products)
         with allowance:
@@ -342,9 +342,9 @@ class HessianRank(_Curvature):
             RefusedError: The loss cannot be differentiated, or there is no memory.
             MeasurementError: The loss, or a product, is not finite.
         """
-        return run_through(self.steps(context))
+        return run_through(self.measure_in_steps(context))
 
-    def steps(self, context: MeasureContext) -> Steps[Observation]:
+    def measure_in_steps(self, context: MeasureContext) -> Steps[Observation]:
         """The same, one product a step."""
         allowance = Allowance(context)
         with allowance:

@@ -139,7 +139,7 @@ class LLCSlices:
             RefusedError: They cannot be measured safely.
             MeasurementError: The loss at w* is not finite.
         """
-        return run_through(self.steps(context))
+        return run_through(self.measure_in_steps(context))
 
     def work(self, context: MeasureContext) -> Work:
         """Gradients of all slices' chains, each on its share of the samples."""
@@ -148,7 +148,7 @@ class LLCSlices:
         one = sampling_work(self._config, warm=any(m.warm for m in self._memories.values()))
         return replace(one, gradients=sizes * one.gradients)
 
-    def steps(self, context: MeasureContext) -> Steps[list[Observation]]:
+    def measure_in_steps(self, context: MeasureContext) -> Steps[list[Observation]]:
         """The same in steps."""
         config = at_temperature_of(context, self._config)
         chosen = self._turns.next(context.step, context.deadline_seconds)

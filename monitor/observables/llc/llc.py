@@ -90,9 +90,9 @@ class LLC:
             RefusedError: It cannot be measured safely.
             MeasurementError: The loss at w* is not finite.
         """
-        return run_through(self.steps(context))
+        return run_through(self.measure_in_steps(context))
 
-    def steps(self, context: MeasureContext) -> Steps[list[Observation]]:
+    def measure_in_steps(self, context: MeasureContext) -> Steps[list[Observation]]:
         """The same in steps."""
         context, config = self._posed(context)
         estimate = yield from llc_steps(
@@ -225,7 +225,7 @@ class RefinedLLC:
             RefusedError: They cannot be measured safely.
             MeasurementError: The loss at w* is not finite.
         """
-        return run_through(self.steps(context))
+        return run_through(self.measure_in_steps(context))
 
     def work(self, context: MeasureContext) -> Work:
         """Gradients of all parts' chains."""
@@ -234,7 +234,7 @@ class RefinedLLC:
         one = sampling_work(self._config, warm=any(m.warm for m in self._memories.values()))
         return replace(one, gradients=len(self._parts) * one.gradients)
 
-    def steps(self, context: MeasureContext) -> Steps[list[Observation]]:
+    def measure_in_steps(self, context: MeasureContext) -> Steps[list[Observation]]:
         """The same in steps."""
         if not self._parts:
             self._find(context)

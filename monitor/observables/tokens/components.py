@@ -157,9 +157,9 @@ class ComponentLoss:
         Raises:
             RefusedError: There are no such losses, or the batch does not hold what `by` names.
         """
-        return run_through(self.steps(context))
+        return run_through(self.measure_in_steps(context))
 
-    def steps(self, context: MeasureContext) -> Steps[list[Observation]]:
+    def measure_in_steps(self, context: MeasureContext) -> Steps[list[Observation]]:
         """The same; where the loss is averaged, one slice of a batch a step."""
         sums: _Sums = {}
         parts = self._columns if self._by == POSITION else self._slices

@@ -13,7 +13,7 @@ from phasewatch.monitor.core.errors import ConfigError, MeasurementError, Refuse
 from phasewatch.monitor.core.types import EstimateStatus, SharedWork
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.observables.curvature.hessian import HessianRank, HessianTop, HessianTrace
-from phasewatch.monitor.observables.krylov import Lanczos
+from phasewatch.monitor.observables.curvature.krylov import Lanczos
 from phasewatch.monitor.sampling.closed_forms import Quadratic, plain_loss
 from phasewatch.monitor.sampling.hessian import MAX_PRODUCTS, Hessian
 
