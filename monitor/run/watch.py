@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from phasewatch.detectors.base import Detector
 from phasewatch.monitor.config.alerts import resolve_targets
 from phasewatch.monitor.config.monitor import MonitorConfig
-from phasewatch.monitor.core.columns import ScalarBuffer, chunked
+from phasewatch.monitor.core.columns import chunked
 from phasewatch.monitor.core.errors import StoreError
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.types import (
@@ -33,6 +33,7 @@ from phasewatch.monitor.core.types import (
     Transition,
     TransitionStatus,
 )
+from phasewatch.monitor.run.buffer import ScalarBuffer
 from phasewatch.monitor.run.measurements import Measuring
 from phasewatch.monitor.run.sinks import (
     Outlets,
