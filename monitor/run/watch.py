@@ -34,6 +34,7 @@ from phasewatch.monitor.core.types import (
     TransitionStatus,
 )
 from phasewatch.monitor.run.buffer import ScalarBuffer
+from phasewatch.monitor.run.installed_sinks import open_installed
 from phasewatch.monitor.run.measurements import Measuring
 from phasewatch.monitor.run.sinks import (
     Outlets,
@@ -164,6 +165,7 @@ class Watch:
             sinks = [
                 *open_annotations(self.config, self.run_name, self.health),
                 *open_exporter(self.config, self.run_name, self.health),
+                *open_installed(self.config, self.run_name, self.health),
                 *self._user_sinks,
             ]
         except BaseException as error:
