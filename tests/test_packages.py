@@ -95,7 +95,7 @@ def test_a_detector(install):
 
 def test_a_detector_that_nobody_has_is_told_with_the_way_to_bring_one():
     assert "crossing" not in detectors.names()
-    with pytest.raises(detectors.UnknownDetectorError, match=r"entry point 'phasewatch\.detectors'"):
+    with pytest.raises(detectors.UnknownDetectorError, match=r"'phasewatch\.detectors'"):
         detectors.create("crossing")
 
 
