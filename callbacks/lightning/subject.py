@@ -14,9 +14,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from phasewatch.callbacks.lightning.losses import ProbeLoss
+from phasewatch.callbacks.lightning.muted import substitutes
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
 from phasewatch.monitor.core.types import LossFn, MeasureContext
-from phasewatch.monitor.isolation import guard, measure_context
+from phasewatch.monitor.isolation import guard, live_context, measure_context
 from phasewatch.monitor.isolation.batches import count_samples
 from phasewatch.monitor.isolation.probe import (
     PassingProbe,
@@ -267,11 +268,18 @@ class Subject:
 
     def batches_taken_in_passing(self) -> tuple[Any, ...]:
         """Batches that a resumed run could not find again."""
-        return self._probe.batches if self._probe is not None and self._was_passing else ()
-
-    def live_context(self, step: int, epoch: int | None = None) -> MeasureContext:
+        return sel    def live_context(self, step: int, epoch: int | None = None) -> MeasureContext:
         """The weights as they are, for observables that only read them."""
-        with self.guarded(step, 0):
+        context = live_context(
+            self._module,
+            step=step,
+            epoch=epoch,
+            mode=self._config.probe.mode,
+            seed=self._config.seed,
+            substitutes=substitutes(self._trainer),
+        )
+        return replace(context, learning_rate=self._learning_rate())
+  with self.guarded(step, 0):
             return self.context(step, epoch)
 
     def _build_probe(self, saved: Sequence[Any] | None) -> None:

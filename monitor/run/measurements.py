@@ -403,7 +403,7 @@ class Measuring:
         seen = seen or Seen()
         results: list[Observation] = []
         names = self.planner.due_names(step)
-        live = [name for name in names if self._reads_live(name)]
+        live = [name for name in names if registry.reads_live(self._observables[name])]
         rest = [name for name in names if name not in live]
         if live:
             context = seen.added_to(subject.live_context(step, epoch))
@@ -432,11 +432,13 @@ class Measuring:
         """Take the turn of `step` on a context that is there already."""
         return self.turn(step, Given(context), context.epoch)
 
-    def _reads_live(self, name: str) -> bool:
-        """Whether it is one of ours that only reads weights, or what was recorded of the step."""
-        observable = self._observables[name]
-        ours = type(observable).__module__.startswith("phasewatch.")
-        return ours and getattr(observable, "cost", None) in (Cost.STEP, Cost.WEIGHTS)
+    def looks_before(self, step: int) -> tuple[bool, bool]:
+        """Whether what begins at `step` needs a look just before it, and the weights of then."""
+        due = [self._observables[name] for name in self.planner.due_names(step)]
+        return (
+            any(map(registry.needs_record, due)),
+            any(map(registry.needs_params_before, due)),
+        )
 
     def _begin_all(
         self, names: Iterable[str], step: int, subject: Subject, epoch: int | None, seen: Seen

@@ -318,10 +318,13 @@ class Watch:
         """
         if not self.due(step):
             return
+        record, keeps = self._measuring.looks_before(step)
+        if not record:
+            return
         from phasewatch.monitor.observables.weights.norms import record_step  # imports torch
 
         with self.spending(), self.failures.surviving(step):
-            self._record = record_step(step, named_parameters)
+            self._record = record_step(step, named_parameters, keep_params=keeps)
 
     def after_backward(
         self,
