@@ -309,7 +309,7 @@ class Watch:
         from phasewatch.monitor.observables.norms import record_step  # imports torch
 
         with self.spending():
-            self._record = record_step(step, named_parameters)
+            self._record = record_step(step, named_parameters, keep_params=True)
 
     def after_backward(
         self,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from phasewatch.monitor.errors import ConfigError, RefusedError
 from phasewatch.monitor.observables.evaluation import finite, named_weight
-from phasewatch.monitor.observables.norms import observed
+from phasewatch.monitor.observables.norms import observed, widened
 from phasewatch.monitor.observables.tickets import MINEGISHI, check_share, magnitude_mask
 from phasewatch.monitor.observables.work import MULTIPLIED, SELECTED, reads
 from phasewatch.monitor.types import Cost, MeasureContext, Observation, Work
@@ -56,6 +56,7 @@ class FrequencyEntropy:
     name = "frequency_entropy"
     unit = "nats"
     cost = Cost.WEIGHTS
+    reads_live = True
     needs = "an embedding, a hidden layer and an unembedding over the numbers modulo p, by name"
     source = MINEGISHI
 
@@ -122,7 +123,7 @@ class FrequencyEntropy:
 
     def _weights(self, context: MeasureContext) -> dict[str, Tensor]:
         return {
-            role: named_weight(context, name, f"{self.name}, {role}=")
+            role: widened(named_weight(context, name, f"{self.name}, {role}="))
             for role, name in self._names.items()
         }
 

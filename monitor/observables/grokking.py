@@ -223,6 +223,7 @@ class SquaredWeights:
     name = "squared_weights"
     unit = "weight²"
     cost = Cost.WEIGHTS
+    reads_live = True
     source = "Nanda et al. 2023, arXiv 2301.05217, §5.2"
 
     def work(self, _: MeasureContext) -> Work:
@@ -231,6 +232,6 @@ class SquaredWeights:
 
     def measure(self, context: MeasureContext) -> Observation:
         """The sum at w*."""
-        named = {**context.buffers, **context.params}
-        norm = l2_norm(named[name] for name, _ in context.model.named_parameters())
+        frozen = (context.buffers[name] for name in sorted(context.frozen))
+        norm = l2_norm((*context.params.values(), *frozen))
         return observed(context, self.name, self.unit, float(norm) ** 2)

@@ -136,11 +136,7 @@ def ours(index: int, steps: int) -> tuple[Callable[[], float], str]:
 
     def measured() -> float:
         with engine.session():
-            return (
-                clocked(lambda: run_through(run.extend(len(run.record) + steps)))
-                / steps
-                / NUM_CHAINS
-            )
+            return clocked(lambda: run_through(run.extend(len(run.record) + steps))) / steps / NUM_CHAINS
 
     return measured, engine.name
 
