@@ -288,14 +288,15 @@ class UpdateRatio:
         Raises:
             RefusedError: The training loop did not call `Watch.before_step`.
         """
-        before = _record(context, self.name).params_before
+        kept = _record(context, self.name).params_before
+        before = {name: old for name, old in kept.items() if name in context.params}
         if not before:
             raise MeasurementError(f"{self.name}: the weights before the step were not kept")
-        moved = l2_norm(
-            widened(context.params[name]).to(old.device) - widened(old)
+        sizes = l2_norms(list(before.values()))
+        moved = [  # one after another: differences of all weights at once would be a copy
+            l2_norm([widened(context.params[name]).to(old.device) - widened(old)]).to(sizes.device)
             for name, old in before.items()
-            if name in context.params
-        )
-        update, size = torch.stack([moved, l2_norm(before.values())]).tolist()
-        ratio = update / size if size else math.inf
+        ]
+        update, size = (torch.linalg.vector_norm(n) for n in (torch.stack(moved), sizes))
+        ratio = float(update / size) if size else math.inf
         return observed(context, self.name, self.unit, ratio)
