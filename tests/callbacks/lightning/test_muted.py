@@ -77,7 +77,7 @@ def value(module, **options):
     """The probe loss of a module, taken in the middle of its own training."""
 
     def look(trainer, live):
-        loss, context, _ = survey(trainer, live, **options)
+        _, context, _ = survey(trainer, live, **options)
         live_loss = Net.ce(live, BATCH).detach()
         return [
             at_weights(context, context.loss_fn, BATCH).item() for _ in range(2)
@@ -129,7 +129,7 @@ def test_nothing_that_a_step_says_reaches_the_trainer(capsys):
     def look(trainer, live):
         before.update(calls=live.calls, stop=trainer.should_stop)
         capsys.readouterr()
-        loss, context, _ = survey(trainer, live)
+        _, context, _ = survey(trainer, live)
         at_weights(context, context.loss_fn, BATCH)
         assert context.model.calls == live.calls
         return capsys.readouterr().out, dict(trainer.callback_metrics)
