@@ -23,6 +23,7 @@ def wheel(tmp_path_factory) -> Path:
         "deploy",
         "detectors",
         "monitor",
+        "phasewatch",
         "pyproject.toml",
         "README.md",
         "LICENSE",
@@ -67,9 +68,9 @@ def test_the_wheel_holds_the_three_packages_only(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"phasewatch"}
-    parts = {name.split("/")[1] for name in names if name.startswith("phasewatch/")}
-    assert parts == {"callbacks", "deploy", "detectors", "monitor"}
-    assert "phasewatch/__init__.py" not in names
+    own = {name.split("/")[1] for name in names if name.startswith("phasewatch/")}
+    parts = {"callbacks", "deploy", "detectors", "monitor"}
+    assert own == {*parts, "__init__.py", "py.typed"}
     for part in parts - {"deploy"}:
         assert f"phasewatch/{part}/py.typed" in names
 

@@ -19,8 +19,8 @@ from typing import Any
 from phasewatch.monitor.config.alerts import AlertsConfig, Target
 from phasewatch.monitor.core.errors import ConfigError
 from phasewatch.monitor.core.health import Health
-from phasewatch.monitor.core.types import Transition, TransitionStatus
-from phasewatch.monitor.store.outbox import Outbox, Recipient
+from phasewatch.monitor.core.types import Recipient, Transition, TransitionStatus
+from phasewatch.monitor.store.outbox import Outbox
 from phasewatch.monitor.store.store import Store
 
 log = logging.getLogger("phasewatch")

@@ -38,6 +38,7 @@ from phasewatch.monitor.cli.output import (
     writing,
 )
 from phasewatch.monitor.core.errors import PhasewatchError
+from phasewatch.monitor.core.version import phasewatch_version
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,9 +68,7 @@ def main() -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"phasewatch {version('phasewatch')}")
+        typer.echo(f"phasewatch {phasewatch_version()}")
         raise typer.Exit
 
 

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from phasewatch.monitor.core.errors import ConfigError
-from phasewatch.monitor.store.outbox import Recipient
+from phasewatch.monitor.core.types import Recipient
 
 ALERTMANAGER_SCHEMES = ("alertmanager", "alertmanagers")
 

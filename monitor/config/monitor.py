@@ -240,6 +240,16 @@ class DetectorConfig(_Model):
     parameters: Mapping[str, Any] = Field(default_factory=dict)
 
 
+class SinkConfig(_Model):
+    """Settings of an installed sink.
+
+    Attributes:
+        parameters: Keyword arguments it is made with.
+    """
+
+    parameters: Mapping[str, Any] = Field(default_factory=dict)
+
+
 class MonitorConfig(_Model):
     """What one watched run is told. Unknown keys are an error.
 
@@ -258,6 +268,7 @@ class MonitorConfig(_Model):
         exporter: The Prometheus endpoint.
         grafana: A Grafana that transitions are written into; None writes into none.
         pushgateway: A Pushgateway to push to; None pushes nowhere.
+        sinks: Further places that results go to, installed by other packages, by name.
         alerts: Direct alerts. A list of URLs will do.
         sampler: How the LLC is sampled.
         probe: The data on which the model is measured.
@@ -281,6 +292,7 @@ class MonitorConfig(_Model):
     exporter: ExporterConfig = ExporterConfig()
     grafana: GrafanaConfig | None = None
     pushgateway: PushgatewayConfig | None = None
+    sinks: Mapping[str, SinkConfig] = Field(default_factory=dict)
     alerts: AlertsConfig = AlertsConfig()
     sampler: SamplerConfig = SamplerConfig()
     probe: ProbeConfig = ProbeConfig()
@@ -301,6 +313,13 @@ class MonitorConfig(_Model):
         if isinstance(value, (list, tuple)):
             return {name: {} for name in value}
         return value
+
+    @field_validator("sinks", mode="before")
+    @classmethod
+    def _sink_names(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: settings or {} for name, settings in value.items()}
+        return {name: {} for name in value} if isinstance(value, (list, tuple)) else value
 
     @field_validator("alerts", mode="before")
     @classmethod

@@ -360,6 +360,21 @@ class Transition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recipient:
+    """A target of alerts as the store knows it.
+
+    Attributes:
+        target: Its name, which holds no secret.
+        updates: Whether it is told when a transition goes on or ends.
+        from_suspected: Whether it is told at the first suspicion, and not only once confirmed.
+    """
+
+    target: str
+    updates: bool = False
+    from_suspected: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatches:
     """Gradients of the micro-batches of one optimizer step, as far as they cost nothing to see.
 

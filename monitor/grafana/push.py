@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from phasewatch.monitor.core.errors import GrafanaError
+from phasewatch.monitor.core.version import phasewatch_version
 from phasewatch.monitor.grafana.client import Asking, ForbiddenError
 from phasewatch.monitor.grafana.shipped import (
     FOLDER_UID,
@@ -231,7 +231,7 @@ class Grafana:
                     "dashboard": wanted,
                     "folderUid": folder,
                     "overwrite": True,
-                    "message": f"phasewatch {_version()}",
+                    "message": f"phasewatch {phasewatch_version()}",
                 }
             ),
         )
@@ -309,10 +309,3 @@ def holds(stored: Any, wanted: Any) -> bool:
             and all(map(holds, stored, wanted))
         )
     return bool(stored == wanted)
-
-
-def _version() -> str:
-    try:
-        return version("phasewatch")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "unknown"

@@ -6,7 +6,6 @@ import logging
 import os
 import platform
 from collections.abc import Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from typing import Any, cast
 
@@ -29,6 +28,7 @@ from phasewatch.monitor.core.types import (
     Transition,
     TransitionKind,
 )
+from phasewatch.monitor.core.version import phasewatch_version
 from phasewatch.monitor.prometheus.exposition import BOUNDS, NUM_BUCKET_SERIES, Reading, Text
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class RunCollector:
         self._latest: dict[str, Observation] = {}
         self._made: dict[str, tuple[Observation, list[Reading]]] = {}
         self._num_refused = 0
-        self._build = (_version(), platform.python_version())
+        self._build = (phasewatch_version(), platform.python_version())
         self._process = (experiment, platform.node(), str(os.getpid()))
         self._text = Text(self.run)
         self._told: set[str] = set()
@@ -284,10 +284,3 @@ def _info(metric: m.Metric, run: str, readings: Iterable[Reading]) -> Family:
         values = reading.labels if metric is m.BUILD else (run, *reading.labels)
         family.add_metric([], dict(zip(metric.labels, map(m.label_value, values), strict=True)))
     return family
-
-
-def _version() -> str:
-    try:
-        return version("phasewatch")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "unknown"

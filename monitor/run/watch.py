@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from phasewatch.detectors.base import Detector
 from phasewatch.monitor.config.alerts import resolve_targets
 from phasewatch.monitor.config.monitor import MonitorConfig
-from phasewatch.monitor.core.columns import ScalarBuffer, chunked
+from phasewatch.monitor.core.columns import chunked
 from phasewatch.monitor.core.errors import StoreError
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.types import (
@@ -34,8 +34,10 @@ from phasewatch.monitor.core.types import (
     Transition,
     TransitionStatus,
 )
+from phasewatch.monitor.run.buffer import ScalarBuffer
 from phasewatch.monitor.run.failures import Failures
 from phasewatch.monitor.run.forecast import ForecastRow, headline_of, table_of
+from phasewatch.monitor.run.installed_sinks import open_installed
 from phasewatch.monitor.run.measurements import Given, Measuring, Seen, Subject
 from phasewatch.monitor.run.sinks import (
     Outlets,
@@ -170,6 +172,7 @@ class Watch:
             sinks = [
                 *open_annotations(self.config, self.run_name, self.health),
                 *open_exporter(self.config, self.run_name, self.health),
+                *open_installed(self.config, self.run_name, self.health),
                 *self._user_sinks,
             ]
         except BaseException as error:

@@ -19,7 +19,7 @@ from sqlalchemy import func, insert, inspect, select, update
 from sqlalchemy.engine import Connection, Row
 
 from phasewatch.monitor.core.processes import ProcessIdentity
-from phasewatch.monitor.core.types import Transition, TransitionStatus
+from phasewatch.monitor.core.types import Recipient, Transition, TransitionStatus
 from phasewatch.monitor.store import schema
 from phasewatch.monitor.store.codec import decode_transition
 from phasewatch.monitor.store.database import Database
@@ -36,21 +36,6 @@ class Delivery(StrEnum):
     WAITING = "waiting"
     SENT = "sent"
     DROPPED = "dropped"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipient:
-    """A target as the store knows it.
-
-    Attributes:
-        target: Its name, which holds no secret.
-        updates: Whether it is told when a transition goes on or ends.
-        from_suspected: Whether it is told at the first suspicion, and not only once confirmed.
-    """
-
-    target: str
-    updates: bool = False
-    from_suspected: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from sqlalchemy import insert, select, text, update
 from sqlalchemy.engine import Connection, CursorResult
 
 from phasewatch.monitor.core.columns import Column, unit_of
-from phasewatch.monitor.core.types import Observation, Transition
+from phasewatch.monitor.core.types import Observation, Recipient, Transition
 from phasewatch.monitor.store import schema
 from phasewatch.monitor.store.codec import (
     OBSERVATION_COLUMNS,
@@ -23,7 +23,7 @@ from phasewatch.monitor.store.codec import (
     encode_observation,
     encode_transition,
 )
-from phasewatch.monitor.store.outbox import Recipient, enter
+from phasewatch.monitor.store.outbox import enter
 
 ROWS_PER_STATEMENT = 128
 """Rows of one INSERT on SQLite: one such statement costs a third of that many single ones."""

@@ -30,11 +30,11 @@ from sqlalchemy import func, insert, select, update
 from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.errors import StoreError
 from phasewatch.monitor.core.processes import ProcessIdentity
-from phasewatch.monitor.core.types import Observation, RunState, Transition
+from phasewatch.monitor.core.types import Observation, Recipient, RunState, Transition
 from phasewatch.monitor.store import schema
 from phasewatch.monitor.store.codec import to_json
 from phasewatch.monitor.store.database import Database
-from phasewatch.monitor.store.outbox import Outbox, Recipient
+from phasewatch.monitor.store.outbox import Outbox
 from phasewatch.monitor.store.reader import Reader, RunInfo, StreamInfo
 from phasewatch.monitor.store.rows import (
     ColumnRow,

@@ -190,7 +190,7 @@ def test_a_report_that_cannot_be_written_is_one_line(shell, path, reports, tmp_p
 def test_the_command_line_does_not_wait_for_torch_or_lightning(path):
     code = """
 import sys
-from phasewatch.monitor.cli import main
+from phasewatch.monitor.cli import main as cli
 for command in ("runs", "show demo"):
     sys.argv = ["phasewatch", *command.split(), "--store", STORE]
     try:

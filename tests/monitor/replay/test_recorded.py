@@ -8,7 +8,6 @@ import torch
 
 from phasewatch.detectors.types import Alarm, Direction
 from phasewatch.monitor import Watch
-from phasewatch.monitor.core import columns as scalars
 from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.errors import ConfigError, UnknownNameError
 from phasewatch.monitor.core.types import (
@@ -18,6 +17,7 @@ from phasewatch.monitor.core.types import (
     TransitionStatus,
 )
 from phasewatch.monitor.replay.recorded import Change, Pair, Verdict, compare, detect, equal, replay
+from phasewatch.monitor.run import buffer
 from phasewatch.monitor.store.store import Store
 from support.history import transition
 
@@ -142,8 +142,8 @@ def test_a_finished_run_replays_exactly(settings) -> None:
 def test_what_a_live_run_finds_does_not_depend_on_how_often_it_is_drained(
     settings, max_steps, monkeypatch
 ) -> None:
-    monkeypatch.setattr(scalars, "MAX_STEPS", max_steps)
-    monkeypatch.setattr(scalars, "MAX_SECONDS", 1000.0)
+    monkeypatch.setattr(buffer, "MAX_STEPS", max_steps)
+    monkeypatch.setattr(buffer, "MAX_SECONDS", 1000.0)
     live(settings)
     assert_replays_as_stored(settings)
 

@@ -142,7 +142,7 @@ def test_a_run_that_cannot_be_entered_is_an_error_that_names_the_store(path):
 def test_a_full_disk_is_survived(tmp_path):
     code = """
 import resource, sys
-from phasewatch.monitor.store import writer
+from phasewatch.monitor.store import writer as store_writer
 from phasewatch.monitor.store.store import Store
 from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.types import RunState

@@ -4,9 +4,9 @@ import sqlite3
 
 import pytest
 
-from phasewatch.monitor.core.types import TransitionStatus
+from phasewatch.monitor.core.types import Recipient, TransitionStatus
 from phasewatch.monitor.store import outbox as outbox_module
-from phasewatch.monitor.store.outbox import Delivery, Outbox, Recipient
+from phasewatch.monitor.store.outbox import Delivery, Outbox
 from phasewatch.monitor.store.store import Store
 from support.records import make_transition, start_python
 
