@@ -236,7 +236,7 @@ class Subject:
             substitutes=stand_ins,
         )
         context = replace(context, learning_rate=self._learning_rate())
-        loss = self._loss.attach(context.model, stand_ins) if self._loss is not None else None
+        loss = self._loss.attach(context.model) if self._loss is not None else None
         if self.reason or self._probe is None:
             return context
         return replace(

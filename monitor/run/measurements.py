@@ -197,6 +197,7 @@ class Measuring:
         self._training_peak: int | None = None
         self._asked_at = self._turn_began = self._told_at = 0.0
         self._piece = 0.0
+        self._longest_turn = math.inf
         self._previous: dict[str, Estimate] = {}
         self._failures_in_row: dict[str, int] = {}
 
@@ -227,6 +228,15 @@ class Measuring:
                 '"up" or "down", or have no attribute `better`'
             )
         self._observables[observable.name] = observable
+
+    def bound_turns(self, seconds: float) -> None:
+        """Let no turn take longer, whatever the budget and the cadences say; others wait for it.
+
+        What can be measured in steps is spread over more turns; what cannot, and takes longer, is
+        not measured.
+        """
+        self._longest_turn = seconds
+        self.planner.ledger.capacity = min(self.planner.ledger.capacity, seconds)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -450,14 +460,27 @@ class Measuring:
         for name in names:
             if self.interrupts.requested:
                 break
-            if self.planner.accounts[name].spread and self._is_limited(name):
-                results += self._begin(name, step, context)
+            account = self.planner.accounts[name]
+            if account.spread and self._is_limited(name):
+                if self._open is None:  # else its turn comes when the open one is through
+                    results += self._begin(name, step, context)
+            elif (account.predicted or 0.0) > self._longest_turn:
+                self.skip(name, self._too_long(account.predicted))
             else:
                 results += self._whole(name, step, context)
         return results
 
     def _is_limited(self, name: str) -> bool:
+        if math.isfinite(self._longest_turn):
+            return True
         return self.planner.ledger.limited and not self.planner.accounts[name].lifted
+
+    def _too_long(self, seconds: float | None) -> str:
+        return (
+            f"one measurement takes about {duration_in_words(seconds)} in one piece, and the other "
+            f"processes may wait for {duration_in_words(self._longest_turn)}; raise the timeout of "
+            "the process group, or make the probe smaller"
+        )
 
     def _whole(self, name: str, step: int, context: MeasureContext) -> list[Observation]:
         """Measure in one go; only an interrupt ends it before."""
@@ -569,6 +592,8 @@ class Measuring:
             self._tell_progress(now)
         if self._open is not self._current:  # measured in one go
             return False
+        if now - self._turn_began + self._piece > self._longest_turn:
+            return True
         return self.planner.ledger.level < self._piece
 
     def _tell_progress(self, now: float) -> None:

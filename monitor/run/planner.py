@@ -220,7 +220,8 @@ class Planner:
         if self._halted:
             return
         ready = [a for a in self._accounts.values() if step >= a.next_step > a.last_step]
-        begins = [a for a in ready if a.lifted or not self.ledger.limited]
+        free = [a for a in ready if a.lifted or not self.ledger.limited]
+        begins = [a for a in free if a.name != self.open]
         waiting = [a for a in ready if a not in begins and a.name != self.open]
         times = []
         light = [a for a in waiting if a.light]

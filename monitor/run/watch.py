@@ -362,6 +362,13 @@ class Watch:
         seen = replace(seen, num_samples=(*seen.num_samples, num_samples))
         self._micro_batches = (step, seen)
 
+    def bound_turns(self, seconds: float) -> None:
+        """Let no turn of measuring take longer: other processes wait for this one meanwhile.
+
+        Call it before `start`.
+        """
+        self._measuring.bound_turns(seconds)
+
     def spending(self) -> AbstractContextManager[None]:
         """Count the time inside as overhead."""
         return self._planner.spending()
