@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from phasewatch.callbacks.metrics import TRAIN_LOSS, LoggedMetrics
+from phasewatch.callbacks.metrics import TRAIN_LOSS, LoggedMetrics, held
 from phasewatch.callbacks.steps import StepLosses
 from phasewatch.callbacks.subject import Subject
 from phasewatch.monitor.errors import ConfigError, RefusedError
@@ -217,9 +217,7 @@ class Fit:
 
     def _observe(self, values: dict[str, Any]) -> None:
         if values:
-            # Held until the next drain, while the trainer may go on adding to the same tensors.
-            kept = {name: value.detach().clone() for name, value in values.items()}
-            self._watch.observe(self._steps.step, kept, self._epoch)
+            self._watch.observe(self._steps.step, held(values), self._epoch)
 
     # ---- measuring
 

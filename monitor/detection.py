@@ -6,16 +6,24 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
+from phasewatch import detectors
 from phasewatch.detectors.base import Detector
 from phasewatch.detectors.types import Alarm, AlarmKind
 from phasewatch.monitor.config import MonitorConfig
 from phasewatch.monitor.episodes import Point
 from phasewatch.monitor.health import Health
-from phasewatch.monitor.names import is_validation
+from phasewatch.monitor.names import is_ours, is_validation
 from phasewatch.monitor.scalars import Chunk, Column
-from phasewatch.monitor.streams import Override, Role, Stream, Streams, create_detector
+from phasewatch.monitor.streams import (
+    Override,
+    Role,
+    Stream,
+    StreamKind,
+    Streams,
+    create_detector,
+)
 from phasewatch.monitor.transitions import TransitionTracker
 from phasewatch.monitor.types import EstimateStatus, Observation, Transition, TransitionStatus
 
@@ -72,6 +80,16 @@ class Detection:
     def streams(self) -> Streams:
         """The streams seen so far, each with its detector."""
         return self._streams
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether no detector runs code of the user's, which may touch whatever it likes."""
+        return self._streams.is_ours and all(map(is_ours, self._ahead.values()))
+
+    def prepare(self) -> None:
+        """Import the default detectors: a fork while another thread does would lock its child."""
+        for kind in get_args(StreamKind):
+            detectors.create(detectors.default_name(kind))
 
     def revise(self, reviewed: Iterable[Transition]) -> None:
         """Take over what hindsight says of transitions."""

@@ -26,6 +26,7 @@ from phasewatch.monitor.kinds import seen_by
 from phasewatch.monitor.scalars import Chunk, chunked
 from phasewatch.monitor.store import RunInfo, Store
 from phasewatch.monitor.streams import Stream, create_detector, name_of, parameters_of
+from phasewatch.monitor.thinning import thinned
 from phasewatch.monitor.types import EstimateStatus, Observation, Transition, TransitionStatus
 
 DETECTION_SETTINGS = ("detectors", "precursors", "better", "false_alarms_per_run")
@@ -236,7 +237,7 @@ def detect(
     if horizon is not None:
         detection.expect(*horizon)
     detection.start(run, attempt)
-    for chunk in chunks:
+    for chunk in thinned(chunks):
         detection.take_chunk(chunk)
     detection.finish()
     watched = [Watched.of(stream) for stream in detection.streams]
