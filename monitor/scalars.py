@@ -121,7 +121,7 @@ class Batch:
         )
 
 
-_NUMBERS = frozenset({float, int, bool})
+_NUMBERS: frozenset[Any] = frozenset({float, int, bool})
 
 
 def _floats(values: list[Any]) -> list[float]:
