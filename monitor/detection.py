@@ -115,17 +115,24 @@ class Detection:
         """Detect on scalars or on a measured value, as they come."""
         return self.take(chunk) if isinstance(chunk, Observation) else self.take_columns(chunk)
 
-    def take_columns(self, columns: Mapping[str, Column]) -> list[Transition]:
+    def take_columns(
+        self, columns: Mapping[str, Column], breathe: Callable[[], None] = lambda: None
+    ) -> list[Transition]:
         """Detect on many exact scalars of many streams.
 
         How a run is cut into calls depends on the clock; what is found does not: points are fused
         in the order of step, time and name.
+
+        Args:
+            columns: The scalars.
+            breathe: Called between streams, so that a thread may let others go on.
 
         Returns:
             Every state that a transition newly took, in the order of steps.
         """
         points: list[Point] = []
         for name, column in columns.items():
+            breathe()
             self._seen[name] = column.steps[-1]
             stream = self._streams.get(name, step=column.steps[0])
             if stream.detector is None:

@@ -10,6 +10,7 @@ one thread at a time.
 from __future__ import annotations
 
 import atexit
+import itertools
 import logging
 import math
 import operator
@@ -35,14 +36,19 @@ from phasewatch.monitor.types import Observation, Transition
 
 log = logging.getLogger("phasewatch")
 
-TURN = 1024
-"""Points that are detected in one go, about: some milliseconds."""
+TURN = 256
+"""Points that are detected in one go, about."""
 
 TURN_STEPS = 32
 """Steps of one go, at least: points of a stream cost less together."""
 
-LONGEST_SLEEP_SECONDS = 0.02
-"""Between two turns the thread sleeps as long as the turn took, and at most so long."""
+COLUMNS = 16
+"""Streams that are passed on in one go."""
+
+BREATH_SECONDS = 3e-4
+"""The thread works about so long and then sleeps for as long. Without the sleep, a training thread
+that has waited for its accelerator would wait again, until Python takes the turn from this one by
+force: five milliseconds."""
 
 MAX_WAITING = 2_000_000
 """Points that may wait; training that logs more waits itself, and what it waits is overhead."""
@@ -111,7 +117,7 @@ class Road:
         self._pace = Pace(share, thinner.level)
         self._thinned_before = health.thinned_points - thinner.num_thinned
         self._last_step = -1
-        self._scored_at = -math.inf
+        self._scored_at = self._breathes_at = -math.inf
         self._told: set[str] = set()
         self._beside = beside
         self._detects = True
@@ -269,11 +275,13 @@ class Road:
                 item.reached.set()
 
     def _take_batch(self, batch: Batch) -> None:
-        columns = batch.columns()
+        columns = batch.columns(self._breathe)
         if not columns:
             return
         with self._surviving("what was logged could not be passed on"):
-            self._outlets.emit_columns(columns)
+            for part in _parts(columns):
+                self._outlets.emit_columns(part)
+                self._breathe()
         with self._surviving("detection failed"):
             self._detect(columns)
         if time.monotonic() - self._scored_at >= SCORE_SECONDS:
@@ -292,14 +300,17 @@ class Road:
             self._thinner.num_thinned += sum(len(column.steps) for column in columns.values())
         else:
             self._adjust()
-            kept = self._thinner.thin(columns)
+            kept: dict[str, Column] = {}
+            for part in _parts(columns):
+                kept |= self._thinner.thin(part)
+                self._breathe()
             for part in split(kept, TURN):
-                self._turn(partial(self._detection.take_columns, part))
+                self._turn(partial(self._detection.take_columns, part, self._breathe))
         self._last_step = max(self._last_step, last_step)
         self._health.thinned_points = self._thinned_before + self._thinner.num_thinned
 
     def _turn(self, detect: Callable[[], list[Transition]]) -> None:
-        """Detect, tell what was found, and leave the processor for as long as it took."""
+        """Detect, and tell what was found."""
         begin = time.thread_time()
         with self.lock:
             changed = detect()
@@ -307,8 +318,14 @@ class Road:
             self._outlets.notify(transition)
         seconds = time.thread_time() - begin
         self._pace.spend(seconds)
+
+    def _breathe(self) -> None:
+        """Let training have the interpreter, unless it waits for this thread."""
         if self._beside and not self._num_hurrying:
-            time.sleep(min(seconds, LONGEST_SLEEP_SECONDS))
+            now = time.perf_counter()
+            if now >= self._breathes_at:
+                time.sleep(BREATH_SECONDS)
+                self._breathes_at = time.perf_counter() + BREATH_SECONDS
 
     def _adjust(self) -> None:
         """Look more coarsely where detection takes more than its share, finely again later."""
@@ -396,6 +413,13 @@ def split(columns: Mapping[str, Column], num_points: int) -> Iterator[Mapping[st
                 )
         if part:
             yield part
+
+
+def _parts(columns: Mapping[str, Column]) -> Iterator[dict[str, Column]]:
+    """The columns, some at a time."""
+    items = iter(columns.items())
+    while part := dict(itertools.islice(items, COLUMNS)):
+        yield part
 
 
 def _increases(steps: list[int]) -> bool:

@@ -40,6 +40,9 @@ class Column:
 Chunk = dict[str, Column] | Observation
 """What detection takes at once: exact scalars of many streams, or one measured value."""
 
+READ = 512
+"""Values that are read without a breath."""
+
 CHUNK = 4096
 """Scalars after which a chunk ends, at the next step."""
 
@@ -87,15 +90,24 @@ class Batch:
         """Points in it."""
         return len(self.values)
 
-    def columns(self) -> dict[str, Column]:
-        """Read the values: one column a stream, in the order in which streams appear."""
-        numbers, entries = _floats(self.values), self.entries
+    def columns(self, breathe: Callable[[], None] = lambda: None) -> dict[str, Column]:
+        """Read the values: one column a stream, in the order in which streams appear.
+
+        Args:
+            breathe: Called every now and then, so that a thread may let others go on.
+        """
+        entries = self.entries
+        numbers: list[float] = []
+        for begin in range(0, len(self.values), READ):
+            numbers += _floats(self.values[begin : begin + READ])
+            breathe()
         begins = list(itertools.accumulate((len(entry[3]) for entry in entries), initial=0))
         columns: dict[str, Column] = {}
         for names, rows in self._groups():
             steps, epochs, timestamps, _ = map(list, zip(*(entries[r] for r in rows), strict=True))
             starts = [begins[row] for row in rows]
             for index, name in enumerate(names):
+                breathe()
                 values = [numbers[start + index] for start in starts]
                 if (column := columns.get(name)) is None:
                     columns[name] = Column(steps[:], values, epochs[:], timestamps[:])

@@ -88,9 +88,9 @@ def test_the_training_thread_does_not_wait_for_the_detectors(settings, monkeypat
     held = threading.Event()
     detect = Detection.take_columns
 
-    def slow(self, columns):
+    def slow(self, columns, *others):
         held.wait(30)
-        return detect(self, columns)
+        return detect(self, columns, *others)
 
     monkeypatch.setattr(Detection, "take_columns", slow)
     with Watch(settings) as watched:
@@ -169,7 +169,7 @@ def test_a_failure_in_the_thread_is_counted_told_once_and_survived(
 def test_even_a_value_that_ends_threads_does_not_end_this_one(settings, monkeypatch) -> None:
     calls = []
 
-    def leaving(self, columns):
+    def leaving(self, columns, *others):
         calls.append(threading.current_thread().name)
         raise SystemExit
 
