@@ -39,7 +39,7 @@ log = logging.getLogger("phasewatch")
 TURN = 256
 """Points that are detected in one go, about."""
 
-TURN_STEPS = 32
+TURN_STEPS = 16
 """Steps of one go, at least: points of a stream cost less together."""
 
 COLUMNS = 16
@@ -53,7 +53,7 @@ force: five milliseconds."""
 MAX_WAITING = 2_000_000
 """Points that may wait; training that logs more waits itself, and what it waits is overhead."""
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 30.0
 """How long a drain waits."""
 
 STALL_SECONDS = 5.0
@@ -259,7 +259,7 @@ class Road:
     # ---- on the worker
 
     def _take(self, item: _Item) -> None:
-        """Deal with one thing. Never raises."""
+        """Deal with one thing. Raises only what is to end the training thread."""
         try:
             if isinstance(item, Batch):
                 self._take_batch(item)
@@ -268,7 +268,9 @@ class Road:
             else:
                 self._refresh_scores()
         except BaseException as error:  # whatever it is: the thread goes on
-            self._failed("what was logged could not be read", error)
+            if not isinstance(error, Exception) and threading.current_thread() is not self._thread:
+                raise
+            self._failed("what was logged could not be dealt with", error)
         finally:
             self._num_done += item.size
             if isinstance(item, _Mark):
@@ -302,7 +304,7 @@ class Road:
             self._adjust()
             kept: dict[str, Column] = {}
             for part in _parts(columns):
-                kept |= self._thinner.thin(part)
+                kept.update(self._thinner.thin(part))
                 self._breathe()
             for part in split(kept, TURN):
                 self._turn(partial(self._detection.take_columns, part, self._breathe))

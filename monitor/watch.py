@@ -310,8 +310,8 @@ class Watch:
         Args:
             step: Optimizer steps completed.
             scalars: Floats or detached 0-dim tensors, by stream name; not read here, so that a
-                tensor must not be changed in place. A float
-                named "lr" is the learning rate of the coming step, for observables that ask.
+                tensor must not be changed in place. A float named "lr" is the learning rate of the
+                coming step, for observables that ask.
             epoch: Epoch, if known.
         """
         if "lr" in scalars and isinstance(scalars["lr"], float):
@@ -555,4 +555,5 @@ class Watch:
         self.attempt = max(self.attempt, int(state["attempt"]))
         self._measuring.load_state_dict(state["measuring"])
         self._detection.load_state_dict(state["detection"])
-        self._thinner.load_state_dict(state["thinning"])
+        if "thinning" in state:  # not in checkpoints of before there was any
+            self._thinner.load_state_dict(state["thinning"])
