@@ -306,8 +306,8 @@ class Road:
             for part in _parts(columns):
                 kept.update(self._thinner.thin(part))
                 self._breathe()
-            for part in split(kept, TURN):
-                self._turn(partial(self._detection.take_columns, part, self._breathe))
+            for turn in split(kept, TURN):
+                self._turn(partial(self._detection.take_columns, turn, self._breathe))
         self._last_step = max(self._last_step, last_step)
         self._health.thinned_points = self._thinned_before + self._thinner.num_thinned
 
