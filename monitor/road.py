@@ -10,16 +10,13 @@ one thread at a time.
 from __future__ import annotations
 
 import atexit
-import itertools
 import logging
 import math
-import operator
 import os
 import queue
 import threading
 import time
 import weakref
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,7 +27,7 @@ from phasewatch.monitor.detection import Detection
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.names import THINNING
 from phasewatch.monitor.outlets import Outlets
-from phasewatch.monitor.scalars import Batch, Column, ScalarBuffer
+from phasewatch.monitor.scalars import Batch, Column, ScalarBuffer, batches, split
 from phasewatch.monitor.thinning import Pace, Thinner
 from phasewatch.monitor.types import Observation, Transition
 
@@ -38,9 +35,6 @@ log = logging.getLogger("phasewatch")
 
 TURN = 256
 """Points that are detected in one go, about."""
-
-TURN_STEPS = 16
-"""Steps of one go, at least: points of a stream cost less together."""
 
 COLUMNS = 16
 """Streams that are passed on in one go."""
@@ -281,7 +275,7 @@ class Road:
         if not columns:
             return
         with self._surviving("what was logged could not be passed on"):
-            for part in _parts(columns):
+            for part in batches(columns, COLUMNS):
                 self._outlets.emit_columns(part)
                 self._breathe()
         with self._surviving("detection failed"):
@@ -303,7 +297,7 @@ class Road:
         else:
             self._adjust()
             kept: dict[str, Column] = {}
-            for part in _parts(columns):
+            for part in batches(columns, COLUMNS):
                 kept.update(self._thinner.thin(part))
                 self._breathe()
             for turn in split(kept, TURN):
@@ -385,47 +379,6 @@ def _work(items: queue.SimpleQueue[tuple[Road, _Item] | None]) -> None:
         road._take(thing)
         road.cpu_seconds = time.thread_time()
         del item, road, thing
-
-
-def split(columns: Mapping[str, Column], num_points: int) -> Iterator[Mapping[str, Column]]:
-    """Cut columns between steps into parts of about so many points.
-
-    Columns whose steps decrease somewhere stay in one part: what comes when is not known.
-    """
-    total = sum(len(column.steps) for column in columns.values())
-    num_points = max(num_points, TURN_STEPS * len(columns))
-    if total <= 2 * num_points or not all(_increases(c.steps) for c in columns.values()):
-        if total:
-            yield columns
-        return
-    longest = max((column.steps for column in columns.values()), key=len)
-    stride = max(1, len(longest) * num_points // total)
-    begins = dict.fromkeys(columns, 0)
-    for last in [*longest[stride - 1 : -1 : stride], math.inf]:
-        part = {}
-        for name, column in columns.items():
-            begin = begins[name]
-            end = begins[name] = bisect_right(column.steps, last, begin)
-            if begin < end:
-                part[name] = Column(
-                    column.steps[begin:end],
-                    column.values[begin:end],
-                    column.epochs[begin:end],
-                    column.timestamps[begin:end],
-                )
-        if part:
-            yield part
-
-
-def _parts(columns: Mapping[str, Column]) -> Iterator[dict[str, Column]]:
-    """The columns, some at a time."""
-    items = iter(columns.items())
-    while part := dict(itertools.islice(items, COLUMNS)):
-        yield part
-
-
-def _increases(steps: list[int]) -> bool:
-    return all(map(operator.le, steps, steps[1:]))
 
 
 _roads: weakref.WeakSet[Road] = weakref.WeakSet()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import sys
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -151,6 +152,10 @@ def _float(value: Any) -> float:
         return math.nan
 
 
+TURN_STEPS = 16
+"""Steps that stay together, at least: points of a stream cost less together."""
+
+
 class ScalarBuffer:
     """Keeps scalars, tensors among them, without reading them: a read may wait for the device.
 
@@ -227,7 +232,48 @@ def _is_readable_anywhere(values: list[Any], kinds: set[type]) -> bool:
         return True
     if len(kinds) > 1:
         values = [value for value in values if type(value) is plain_tensor]
-    return all(map(attrgetter("is_cpu"), values))
+    return all(map(operator.attrgetter("is_cpu"), values))
+
+
+def split(columns: Mapping[str, Column], num_points: int) -> Iterator[Mapping[str, Column]]:
+    """Cut columns between steps into parts of about so many points.
+
+    Columns whose steps decrease somewhere stay in one part: what comes when is not known.
+    """
+    total = sum(len(column.steps) for column in columns.values())
+    num_points = max(num_points, TURN_STEPS * len(columns))
+    if total <= 2 * num_points or not all(_increases(c.steps) for c in columns.values()):
+        if total:
+            yield columns
+        return
+    longest = max((column.steps for column in columns.values()), key=len)
+    stride = max(1, len(longest) * num_points // total)
+    begins = dict.fromkeys(columns, 0)
+    for last in [*longest[stride - 1 : -1 : stride], math.inf]:
+        part = {}
+        for name, column in columns.items():
+            begin = begins[name]
+            end = begins[name] = bisect_right(column.steps, last, begin)
+            if begin < end:
+                part[name] = Column(
+                    column.steps[begin:end],
+                    column.values[begin:end],
+                    column.epochs[begin:end],
+                    column.timestamps[begin:end],
+                )
+        if part:
+            yield part
+
+
+def _increases(steps: list[int]) -> bool:
+    return all(map(operator.le, steps, steps[1:]))
+
+
+def batches(columns: Mapping[str, Column], num_streams: int) -> Iterator[dict[str, Column]]:
+    """The columns, so many at a time."""
+    items = iter(columns.items())
+    while part := dict(itertools.islice(items, num_streams)):
+        yield part
 
 
 def unit_of(name: str) -> str:

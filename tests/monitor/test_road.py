@@ -20,8 +20,7 @@ from phasewatch.monitor import Watch, road, thinning, watch
 from phasewatch.monitor.detection import Detection
 from phasewatch.monitor.names import THINNING
 from phasewatch.monitor.replay import compare, replay
-from phasewatch.monitor.road import split
-from phasewatch.monitor.scalars import Column
+from phasewatch.monitor.scalars import Column, split
 from phasewatch.monitor.store import Store
 from phasewatch.monitor.types import RunState, TransitionStatus
 from support.scripted import Scripted
@@ -187,11 +186,13 @@ def test_an_interrupt_ends_training_also_while_it_detects_itself(settings, monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Detection, "is_ours", False)
-    with pytest.raises(KeyboardInterrupt), Watch(settings) as watched:
-        watched.observe(1, {"train_loss": 1.0})
-        with monkeypatch.context() as patch:
-            patch.setattr(Detection, "take_columns", interrupted)
-            watched.drain()
+    monkeypatch.setattr(Detection, "take_columns", interrupted)
+    watched = Watch(settings)
+    watched.start()
+    watched.observe(1, {"train_loss": 1.0})
+    with pytest.raises(KeyboardInterrupt):
+        watched.drain()
+    watched.finish(RunState.INTERRUPTED)
     with Store(settings["store"]) as store:
         assert store.run("test").state is RunState.INTERRUPTED
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_what_is_kept_does_not_depend_on_how_the_points_come():
         rng = np.random.default_rng(seed)
         cuts = [0, *sorted(rng.choice(np.arange(1, 20_000), 40, replace=False)), 20_000]
         thinner, pieces = thinner_at(4), []
-        for begin, end in zip(cuts, cuts[1:], strict=False):
+        for begin, end in pairwise(cuts):
             pieces += kept_steps(thinner, values[begin:end], range(begin + 1, end + 1))
             state = json.loads(json.dumps(thinner.state_dict()))
             thinner = Thinner()
