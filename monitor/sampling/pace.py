@@ -1,0 +1,91 @@
+"""How many draws are enough, and how many are too many."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+from phasewatch.monitor.config import SamplerConfig
+from phasewatch.monitor.sampling import diagnostics
+from phasewatch.monitor.sampling.chains import MIN_DRAWS, OneByOne, Run
+from phasewatch.monitor.sampling.diagnostics import NUM_SIGMAS, Summary
+
+SLOW_GROWTH, NOISE_GROWTH = 4, 8
+"""In a live run chains that have not settled go on up to this many times `num_draws`, and those
+that are only noisy up to the second: the next measurement goes on where they stand, and a run is
+better served by two numbers than by one that is twice as exact."""
+
+WARM_SHARE = 0.5
+"""Share of `num_draws` after which warm chains look at their error for the first time."""
+
+MARGIN = 1.2
+"""The error falls with the root of the draws; a fifth more, as the error has an error too."""
+
+WORTH = 1.25
+"""Factor on the draws below which going on is not worth another look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """When the chains of one measurement are looked at.
+
+    Attributes:
+        config: The budget.
+        n_samples: n.
+        started: When the measurement began, on the monotonic clock.
+        is_live: Another measurement of the same run will follow.
+    """
+
+    config: SamplerConfig
+    n_samples: int
+    started: float
+    is_live: bool
+
+    def first(self, run: Run) -> int:
+        """Draws at the first look."""
+        num_draws = self.config.num_draws
+        if not run.warm:
+            return num_draws
+        return max(math.ceil(WARM_SHARE * num_draws), min(MIN_DRAWS, num_draws))
+
+    def next(self, run: Run, summary: Summary | None, drawn: int, seconds: float) -> int:
+        """Draws at the next look; `drawn` if this was the last.
+
+        Args:
+            run: The chains.
+            summary: What they say; None if nothing is left of them.
+            drawn: Draws asked for so far.
+            seconds: Time the draws have taken.
+        """
+        if summary is None or len(run.record) < drawn:  # lost, or out of time
+            return drawn
+        wanted = max(self._wanted(summary, drawn), self.first(run))
+        if wanted <= drawn:
+            return drawn
+        left = self.started + self.config.max_seconds - time.monotonic()
+        a_draw = seconds / drawn
+        if isinstance(run, OneByOne):  # begins again
+            return wanted if wanted * a_draw <= left else drawn
+        wanted = min(wanted, drawn + int(left / a_draw) if a_draw > 0.0 else wanted)
+        return wanted if wanted >= WORTH * drawn or wanted >= self.first(run) > drawn else drawn
+
+    def _wanted(self, summary: Summary, drawn: int) -> int:
+        """How many draws would mend the estimate; `drawn` or less if none would."""
+        if diagnostics.is_negative(summary):
+            return 0
+        weak = diagnostics.weaknesses(summary, self.n_samples).keys() - diagnostics.NOT_BY_DRAWS
+        error, limit = summary.relative_stderr, diagnostics.MAX_RELATIVE_STDERR
+        if not self.is_live:
+            limit = min(limit, self.config.target_error / NUM_SIGMAS)
+        if not weak and error <= limit:
+            return 0
+        growth = (SLOW_GROWTH, NOISE_GROWTH) if self.is_live else (math.inf, math.inf)
+        slow, noisy = (min(g * self.config.num_draws, self.config.max_draws) for g in growth)
+        longer = int(min(2 * drawn, slow))
+        if weak - {"stderr"}:
+            return longer
+        needed = MARGIN * drawn * (error / limit) ** 2
+        if self.is_live and needed > noisy:
+            return longer
+        return int(min(math.ceil(needed), 4 * drawn, noisy))
