@@ -29,6 +29,8 @@ from phasewatch.monitor.errors import RefusedError
 from phasewatch.monitor.isolation.batches import clone_batch, same_batch
 from phasewatch.monitor.isolation.rng import RngState
 from phasewatch.monitor.observables.evaluation import at_weights
+from phasewatch.monitor.sampling.posterior import averaged, is_sum_and_count
+from phasewatch.monitor.sampling.terms import SAMPLES, counted
 from phasewatch.monitor.types import LossFn, MeasureContext
 
 log = logging.getLogger("phasewatch")
@@ -76,16 +78,24 @@ class ProbeLoss:
             mute_metrics(copied)
         self._resettable = Resettable(copied)
 
-    def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
+    def __call__(self, model: nn.Module, batch: Any) -> Any:
         """Evaluate the loss; the copy and the batch are afterwards as before.
 
         Raises:
             RefusedError: The step gives no loss, or asks for what a copy must not have.
         """
-        if self._clones:
-            batch = clone_batch(batch)
         if self._seeds is not None:
             self._seeds.seed(SURVEY_SEEDS[0])
+        return self._evaluated(model, batch)
+
+    @property
+    def unfrozen(self) -> LossFn | None:
+        """The loss as training sees it, where it draws random numbers; else None."""
+        return None if self._seeds is None else self._evaluated
+
+    def _evaluated(self, model: nn.Module, batch: Any) -> Any:
+        if self._clones:
+            batch = clone_batch(batch)
         self._recorder.losses = []
         try:
             with self._trainer.precision_plugin.train_step_context():
@@ -95,14 +105,15 @@ class ProbeLoss:
             if self._resettable is not None:
                 self._resettable.restore()
 
-    def survey(self, context: MeasureContext) -> int:
+    def survey(self, context: MeasureContext) -> tuple[int, str]:
         """Look at the loss once on the whole probe, and adapt to what is found.
 
         A step that changes its batch gets a copy each time; one that draws random numbers gets the
         same ones each time; metrics that the loss does not depend on are not computed.
 
         Returns:
-            Number of terms the loss averages over: of per-sample losses their count, else
+            Number of terms the loss averages over, and what one is. Of per-sample losses their
+            count; of a mean what its batches tell (graphs, labels that are not ignored), else
             `context.n_samples`.
 
         Raises:
@@ -122,7 +133,13 @@ class ProbeLoss:
                 f"{self.source} failed on a probe batch ({type(error).__name__}: {error}){way_out}"
             ) from error
         self._recorder.ends_step = self._manual
-        return sum(map(len, losses)) if losses[0].ndim else context.n_samples
+        if losses[0].ndim:
+            number = sum(map(len, losses))
+            return number, context.sample_unit if number == context.n_samples else "term"
+        number, count = counted(context.batches)
+        if count == SAMPLES:
+            return context.n_samples, context.sample_unit
+        return number, count.unit
 
     def _look(self, context: MeasureContext, first: Any) -> list[torch.Tensor]:
         given = clone_batch(first)
@@ -149,7 +166,7 @@ class ProbeLoss:
 
     def _evaluate(self, context: MeasureContext, batch: Any, seed: int) -> torch.Tensor:
         RngState().seed(seed)
-        loss: torch.Tensor = at_weights(context, self, batch)
+        loss: torch.Tensor = averaged(at_weights(context, self, batch))
         return loss.detach()
 
     def _training_step(self, model: Any, batch: Any) -> Any:
@@ -182,9 +199,11 @@ def _only(losses: Sequence[torch.Tensor]) -> torch.Tensor:
     return first
 
 
-def _as_loss(result: Any, source: str) -> torch.Tensor:
+def _as_loss(result: Any, source: str) -> Any:
     if isinstance(result, dict):
         result = result.get("loss")
+    if is_sum_and_count(result):
+        return result
     if result is None:
         raise RefusedError(f"{source} gave no loss for a probe batch; {WAY_OUT}")
     if not isinstance(result, torch.Tensor):

@@ -101,11 +101,11 @@ class Subject:
         if self.reason or self._probe is None or self._loss is None:
             return
         try:
-            terms = self._loss.survey(self.context(0))
+            terms, unit = self._loss.survey(self.context(0))
         except RefusedError as error:
             self._refuse(str(error), given=self._given_loss is not None, what="loss_fn")
         else:
-            self._probe = with_terms(self._probe, self._n_samples or terms)
+            self._probe = with_terms(self._probe, self._n_samples or terms, unit)
 
     def context(self, step: int, epoch: int | None = None) -> MeasureContext:
         """Copy the live module as it is now. Call it inside a guard.

@@ -11,7 +11,7 @@ nets, 128 to 1024 draws), with it in 94 to 96 %.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -292,15 +292,27 @@ def _cause_of_fall(summary: Summary) -> str:
 
 
 def judge(
-    summary: Summary | None, n_samples: int, num_diverged: int, num_chains: int
+    summary: Summary | None,
+    n_samples: int,
+    num_diverged: int,
+    num_chains: int,
+    faults: Mapping[str, str] | None = None,
 ) -> tuple[EstimateStatus, str]:
-    """Status and reason."""
+    """Status and reason.
+
+    Args:
+        summary: What the chains say; None if nothing is left of them.
+        n_samples: n.
+        num_diverged: Chains that were lost.
+        num_chains: Chains that were started.
+        faults: What is wrong with the loss itself, by short name: told first.
+    """
     if summary is None or not math.isfinite(summary.value):
         return EstimateStatus.DIVERGED, (
             f"all {num_chains} chains left the neighbourhood of w* and nothing finite is left; "
             "lower step_size, or raise localization"
         )
-    lost = []
+    lost = list((faults or {}).values())
     if num_diverged:
         lost.append(f"{num_diverged} of {num_chains} chains diverged and were excluded")
     if is_negative(summary):

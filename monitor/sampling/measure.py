@@ -21,6 +21,8 @@ from phasewatch.monitor.sampling.burnin import plateau
 from phasewatch.monitor.sampling.chains import OneByOne, Run, extend_together
 from phasewatch.monitor.sampling.choice import Verdicts
 from phasewatch.monitor.sampling.diagnostics import Summary
+from phasewatch.monitor.sampling.engine import Engine
+from phasewatch.monitor.sampling.examination import Examination, examine
 from phasewatch.monitor.sampling.integrators import (
     Baoab,
     Integrator,
@@ -29,6 +31,7 @@ from phasewatch.monitor.sampling.integrators import (
     Sgld,
 )
 from phasewatch.monitor.sampling.memory import Plan, plan_memory
+from phasewatch.monitor.sampling.noise import optimism
 from phasewatch.monitor.sampling.pace import Pace
 from phasewatch.monitor.sampling.pointwise import pointwise
 from phasewatch.monitor.sampling.posterior import Layout, Problem, pose
@@ -42,6 +45,9 @@ from phasewatch.monitor.sampling.restrictions import (
 from phasewatch.monitor.types import Estimate, EstimateStatus, LossFn, MeasureContext
 
 logger = logging.getLogger("phasewatch.monitor.sampling")
+
+MAX_ROUNDING = 0.1
+"""Share of λ̂ that the last digit of the loss may be worth."""
 
 MAX_WARM_BYTES = 2**28
 """Chains larger than this are not kept between two measurements."""
@@ -58,6 +64,7 @@ class Memory:
 
     Attributes:
         verdicts: Which engine to use.
+        examination: What the loss is.
         sharpest: Unit vector near the sharpest direction, shape (d,).
         sharpness: The sharpness found there.
         displacement: Where the chains ended, relative to the weights of then, shape (chains, d).
@@ -66,6 +73,7 @@ class Memory:
     """
 
     verdicts: Verdicts = field(default_factory=Verdicts)
+    examination: Examination | None = None
     sharpest: Tensor | None = None
     sharpness: float | None = None
     displacement: Tensor | None = None
@@ -104,9 +112,10 @@ def estimate_llc(
     Args:
         model: The model at w*.
         batches: The probe: batches as `loss_fn` takes them. All of them together are one data
-            set; how it is cut does not change the result. Batches of a part of the data give the
+            set; how it is cut does not change the result, or the estimate says that it does. Batches of a part of the data give the
             data-refined coefficient of that part; compare parts at the same nβ.
-        loss_fn: `loss_fn(model, batch)` -> per-sample losses (B,), or their mean, in nats.
+        loss_fn: `loss_fn(model, batch)` -> per-sample losses (B,), their mean, or the pair (their
+            sum, their number), in nats.
         n_samples: n, the number of terms that the loss averages over all batches.
         config: How to sample; the defaults need no tuning.
         parameters: Restricts sampling to a part of the weights, the rest stay at w*: names or
@@ -226,32 +235,52 @@ def measure_refined_llc(
     is_live = memories is not None
     if memories is None:
         memories = {name: Memory() for name in selections}
-    if len(selections) > 1 and not _fit_together(context, config, selections):
+    examination = _examined(context, config, [memories[name] for name in selections])
+    fresh = examination.afresh(context, config)
+    context = examination.apply(context, config)
+    if len(selections) > 1 and not _fit_together(context, config, selections, examination):
         found: dict[str, Estimate] = {}
         ends = time.monotonic() + context.deadline_seconds
         for name, part in selections.items():
             share = max(ends - time.monotonic(), 0.0) / (len(selections) - len(found))
             own = replace(context, deadline_seconds=share)
-            found |= _measured(own, config, {name: part}, memories, is_live)
+            found |= _measured(own, config, {name: part}, memories, is_live, examination, fresh)
         return found
-    return _measured(context, config, selections, memories, is_live)
+    return _measured(context, config, selections, memories, is_live, examination, fresh)
+
+
+def _examined(
+    context: MeasureContext, config: SamplerConfig, memories: Sequence[Memory]
+) -> Examination:
+    """What the loss is; looked at once."""
+    known = next((m.examination for m in memories if m.examination is not None), None)
+    found = known or examine(context, config)
+    for memory in memories:
+        memory.examination = found
+    return found
 
 
 def _plan(
-    context: MeasureContext, config: SamplerConfig, selections: Sequence[Selection]
+    context: MeasureContext,
+    config: SamplerConfig,
+    selections: Sequence[Selection],
+    examination: Examination,
 ) -> tuple[Problem, Plan]:
     """The problem of all these parts together, and how its chains fit into memory."""
     touched = {name for part in selections for name in names_of(context.params, part)}
-    problem = pose(context, sorted(touched))
+    problem = pose(context, sorted(touched), examination.count)
     return problem, plan_memory(problem, config, len(selections))
 
 
 def _fit_together(
-    context: MeasureContext, config: SamplerConfig, selections: Mapping[str, Selection]
+    context: MeasureContext,
+    config: SamplerConfig,
+    selections: Mapping[str, Selection],
+    examination: Examination,
 ) -> bool:
     """Whether one vmap can hold the chains of all parts; less would save nothing."""
     try:
-        _, plan = _plan(context, config, list(selections.values()))
+        _, plan = _plan(context, config, list(selections.values()), examination)
     except RefusedError:  # too large together; each alone may fit, or says why not
         return False
     return plan.width == len(selections) * config.num_chains
@@ -263,10 +292,12 @@ def _measured(
     selections: Mapping[str, Selection],
     memories: Mapping[str, Memory],
     is_live: bool,
+    examination: Examination,
+    fresh: MeasureContext | None,
 ) -> dict[str, Estimate]:
     """All parts side by side."""
     started = time.monotonic()
-    problem, plan = _plan(context, config, list(selections.values()))
+    problem, plan = _plan(context, config, list(selections.values()), examination)
     n_beta = _n_beta(context, config)
     engine = memories[next(iter(selections))].verdicts.engine_for(problem, plan)
     pick = _picker(problem, config, context.generator)
@@ -295,10 +326,17 @@ def _measured(
             run.prepare(memory.sharpest, memory.sharpness, memory.displacement, memory.heat)
         pace = Pace(config, context.n_samples, started, is_live)
         judged = _sample(list(runs.values()), pace)
+        if fresh is not None:
+            beside = pose(fresh, problem.layout.names, examination.count)
+            fresh_engine = memories[next(iter(selections))].verdicts.engine_for(beside, plan)
+            judged = [
+                (_paid(run, summary, fresh_engine, beside), burnin)
+                for run, (summary, burnin) in zip(runs.values(), judged, strict=True)
+            ]
         seconds = (time.monotonic() - started) / len(runs)
         estimates = {}
         for (name, run), (summary, burnin) in zip(runs.items(), judged, strict=True):
-            estimate = _estimate(context, config, run, summary, burnin, seconds)
+            estimate = _estimate(context, config, run, summary, burnin, seconds, examination)
             memories[name].displacement = None
             if is_live and config.warm_start and _sound(run, estimate):
                 memories[name].displacement, memories[name].heat = run.chains.x, run.heat()
@@ -330,7 +368,9 @@ def check_llc(
         MeasurementError: The loss at w* is not finite.
     """
     memory = memory if memory is not None else Memory()
-    problem, plan = _plan(context, config, [parameters])
+    examination = _examined(context, config, [memory])
+    context = examination.apply(context, config)
+    problem, plan = _plan(context, config, [parameters], examination)
     _n_beta(context, config)
     mask_of(problem.layout, parameters, problem.device)
     _picker(problem, config, context.generator)
@@ -433,6 +473,33 @@ def _summarise(run: Run, burnin: int) -> Summary | None:
     )
 
 
+def _paid(run: Run, summary: Summary | None, engine: Engine, fresh: Problem) -> Summary | None:
+    """λ̂ with the optimism of chains that knew their draws taken out, and paid into the error."""
+    if summary is None:
+        return None
+    gaps = optimism(run.engine, engine, (run.problem, fresh), run.chains.x) * (run.n_beta / 2)
+    added = gaps[run.alive] if len(gaps) == len(run.alive) else gaps
+    spread = float(added.std()) / math.sqrt(len(added)) if len(added) > 1 else 0.0
+    share = float(added.mean())
+    stderr = math.hypot(summary.stderr, share, spread)
+    return replace(summary, value=summary.value + share, stderr=stderr)
+
+
+def _rounding(run: Run, summary: Summary | None) -> dict[str, str]:
+    """A large constant in the loss, in which what the chains differ by is lost."""
+    if summary is None:
+        return {}
+    level = abs(run.baseline(range(len(run.problem.batches))))
+    grain = level * torch.finfo(run.problem.layout.state_dtype).eps
+    if run.n_beta * grain <= MAX_ROUNDING * abs(summary.value):
+        return {}
+    return {
+        "rounding": f"the loss at w* is {level:.3g} nats, so that its last digit is worth "
+        f"{run.n_beta * grain:.2g} nats of λ̂: take the constant out of the loss, or compute it "
+        "in float64"
+    }
+
+
 def _estimate(
     context: MeasureContext,
     config: SamplerConfig,
@@ -440,9 +507,11 @@ def _estimate(
     summary: Summary | None,
     burnin: int,
     seconds: float,
+    examination: Examination,
 ) -> Estimate:
     num_chains, num_diverged = len(run.alive), run.alive.count(False)
-    status, reason = diagnostics.judge(summary, context.n_samples, num_diverged, num_chains)
+    faults = {**examination.faults, **_rounding(run, summary)}
+    status, reason = diagnostics.judge(summary, context.n_samples, num_diverged, num_chains, faults)
     terms = pointwise(run.record.terms, burnin, run.center_terms, run.n_beta, context.n_samples)
     nan = math.nan
     init_loss = run.baseline(range(len(run.problem.batches)))
@@ -466,6 +535,10 @@ def _estimate(
         localization=config.localization,
         n_data=context.n_data,
         sample_unit=context.sample_unit,
+        counted=examination.counted,
+        noise=examination.noise,
+        lambda_within=summary.sides.within if summary else nan,
+        lambda_outside=summary.sides.outside if summary else nan,
         num_chains=num_chains,
         num_draws=len(run.record) - burnin,
         num_burnin=burnin,

@@ -67,7 +67,7 @@ def survey(trainer, module, loss_fn=None, batches=(BATCH,)):
         module, step=1, batches=batches, n_samples=3, substitutes=stand_ins, loss_fn=loss
     )
     loss.attach(context.model, stand_ins)
-    terms = loss.survey(context)
+    terms, _ = loss.survey(context)
     return loss, context, terms
 
 
