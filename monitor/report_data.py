@@ -167,11 +167,16 @@ def is_llc(name: str) -> bool:
     return name == "llc" or name.startswith("llc/")
 
 
+def is_coefficient(series: Series) -> bool:
+    """Whether it shares an axis with λ̂: WBIC, in hundreds of nats, would flatten it to a line."""
+    return is_llc(series.name) and series.unit in ("", "1")
+
+
 def panels(series: Iterable[Series]) -> list[Panel]:
     """Sort streams into panels: losses, λ̂, norms, fractions, then each other stream alone."""
     drawn = [s for s in series if s.finite.any() or s.is_measured]
     losses = [s for s in drawn if "loss" in s.name.lower() and not s.is_measured]
-    llc = [s for s in drawn if is_llc(s.name)]
+    llc = [s for s in drawn if is_coefficient(s)]
     norms = [s for s in drawn if s.name.split("/")[0] in NORMS]
     taken = {s.name for s in (*losses, *llc, *norms)}
     rest = [s for s in drawn if s.name not in taken]
