@@ -112,8 +112,9 @@ def estimate_llc(
     Args:
         model: The model at w*.
         batches: The probe: batches as `loss_fn` takes them. All of them together are one data
-            set; how it is cut does not change the result, or the estimate says that it does. Batches of a part of the data give the
-            data-refined coefficient of that part; compare parts at the same nβ.
+            set; how it is cut does not change the result, or the estimate says that it does.
+            Batches of a part of the data give the data-refined coefficient of that part; compare
+            parts at the same nβ.
         loss_fn: `loss_fn(model, batch)` -> per-sample losses (B,), their mean, or the pair (their
             sum, their number), in nats.
         n_samples: n, the number of terms that the loss averages over all batches.

@@ -246,7 +246,7 @@ def test_what_is_in_nats_does_not_flatten_the_coefficient(store: Store) -> None:
     wbic = Observation(name="llc/wbic", step=10, value=737.5, unit="nats")
     store.add_observation(RUN_ID, 1, wbic)
     found = panels(read_run(store, RUN_ID).series.values())
-    assert [["llc"]] == [[s.name for s in panel.series] for panel in found if "λ̂" in panel.title]
+    assert [[s.name for s in panel.series] for panel in found if "λ̂" in panel.title] == [["llc"]]
     assert "llc/wbic" in [panel.title for panel in found]
 
 
