@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from phasewatch.callbacks.lightning.lent import Lent
 from phasewatch.callbacks.lightning.losses import ProbeLoss
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
 from phasewatch.monitor.core.types import LossFn, MeasureContext
-from phasewatch.monitor.isolation import guard, measure_context
+from phasewatch.monitor.isolation import guard, live_context, measure_context
 from phasewatch.monitor.isolation.batches import count_samples
 from phasewatch.monitor.isolation.probe import (
     PassingProbe,
@@ -271,8 +272,15 @@ class Subject:
 
     def live_context(self, step: int, epoch: int | None = None) -> MeasureContext:
         """The weights as they are, for observables that only read them."""
-        with self.guarded(step, 0):
-            return self.context(step, epoch)
+        context = live_context(
+            self._module,
+            step=step,
+            epoch=epoch,
+            mode=self._config.probe.mode,
+            seed=self._config.seed,
+            substitutes=lambda: Lent(self._trainer).substitutes(),
+        )
+        return replace(context, learning_rate=self._learning_rate())
 
     def _build_probe(self, saved: Sequence[Any] | None) -> None:
         source, val_source = self._sources

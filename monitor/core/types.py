@@ -399,7 +399,8 @@ class StepRecord:
     Attributes:
         step: The step this record leads to (the count after the optimizer has stepped).
         gradient_norm: L2 norm of the whole gradient before clipping; a 0-dim tensor, not yet read.
-        params_before: Copies of the trainable parameters before the step, by name.
+        params_before: Copies of the trainable parameters before the step, by name; empty where
+            nobody asked for them.
         micro_batches: What the gradient was accumulated from; None where it was not, or nobody
             looked.
     """
@@ -449,11 +450,13 @@ class MeasureContext:
     Attributes:
         step: Optimizer steps completed.
         epoch: Epoch, if known.
-        model: A copy of the model whose parameters live on the meta device; give it weights with
-            `torch.func.functional_call`. A parameter that was not given fails loudly.
+        copied: Gives the copy of the model; see `model`. It is made when first asked for where
+            weights are read as they are.
         params: w*: detached copies of the trainable parameters, by name: in fp32, in fp64 or
-            complex where training is.
+            complex where training is. In a `live_context`, which only observables of our own see,
+            the live weights themselves, in their own dtype: never write into them.
         buffers: Copies of the buffers, by name. Also frozen parameters, which are never sampled.
+        frozen: Which of the buffers are frozen parameters.
         lent: Memory of live weights, by parameter name, in which chains may run if they leave it as
             they found it. Empty unless the caller of `measure_context` lends it.
         loss_fn: `loss_fn(model, batch)`, in nats; None when the run has no probe loss.
@@ -479,9 +482,10 @@ class MeasureContext:
 
     step: int
     epoch: int | None = None
-    model: nn.Module
+    copied: Callable[[], nn.Module]
     params: Mapping[str, torch.Tensor]
     buffers: Mapping[str, torch.Tensor]
+    frozen: frozenset[str] = frozenset()
     lent: Mapping[str, torch.Tensor] = field(default_factory=dict)
     loss_fn: LossFn | None = None
     batches: Sequence[Any] = ()
@@ -499,6 +503,15 @@ class MeasureContext:
     record: StepRecord | None = None
     learning_rate: float | None = None
     shared: SharedWork = field(default_factory=SharedWork)
+
+    @property
+    def model(self) -> nn.Module:
+        """A copy of the model whose parameters live on the meta device.
+
+        Give it weights with `torch.func.functional_call`. A parameter that was not given fails
+        loudly.
+        """
+        return self.copied()
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from torch import Tensor
 from phasewatch.monitor.core.types import MeasureContext, Work
 from phasewatch.monitor.sampling.batches import leading_size
 
-COPIED, SELECTED, SKETCHED = 2.0, 60.0, 25.0
+COPIED, SELECTED, SKETCHED = 2.0, 60.0, 6.0
 """Reads for each number that is copied, ranked (`kthvalue`), or sketched."""
 
 MULTIPLIED, DECOMPOSED, DIAGONALISED = 0.2, 1.5, 8.0

@@ -13,7 +13,7 @@ from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.errors import MeasurementError, RefusedError
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.types import LossFn, MeasureContext
-from phasewatch.monitor.isolation import guard, measure_context
+from phasewatch.monitor.isolation import guard, live_context, measure_context
 from phasewatch.monitor.isolation.batches import count_samples
 from phasewatch.monitor.isolation.probe import Probe, batch_size_of, build_probe, is_indexed
 from phasewatch.monitor.run.probe_size import builder_of, mean_loss, sized_probe
@@ -98,9 +98,14 @@ class PlainSubject:
         )
 
     def live_context(self, step: int, epoch: int | None) -> MeasureContext:
-        """The weights as they are."""
-        with self.guarded(step, 0):
-            return self.context(step, epoch)
+        """The weights as they are, for observables that only read them."""
+        return live_context(
+            self.model,
+            step=step,
+            epoch=epoch,
+            mode=self._config.probe.mode,
+            seed=seed_of(self._config.seed, step, 0),
+        )
 
     def size(self, watch: Watch) -> None:
         """Take the probe, as large as pays. Called inside `guarded`, before the first step.

@@ -16,7 +16,9 @@ from phasewatch.monitor import observables as registry
 from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.forecast import ForecastRow, duration_in_words
 from phasewatch.monitor.core.health import Health
+from phasewatch.monitor.core.semantics import is_ours
 from phasewatch.monitor.core.types import (
     Cost,
     Estimate,
@@ -29,7 +31,6 @@ from phasewatch.monitor.core.types import (
 )
 from phasewatch.monitor.run.budget import Budget
 from phasewatch.monitor.run.first_fall import FirstFall
-from phasewatch.monitor.run.forecast import ForecastRow, duration_in_words
 from phasewatch.monitor.run.interrupts import Interrupts
 from phasewatch.monitor.run.planner import SHORTEST, Account, Planner
 
@@ -249,9 +250,14 @@ class Measuring:
         stated = {name: getattr(o, "better", None) for name, o in self._observables.items()}
         return {name: Direction(way) for name, way in stated.items() if way is not None}
 
+    @property
+    def locates_by_itself(self) -> bool:
+        """Whether telling where something moved runs no code of the user's."""
+        return all(is_ours(o) for o in self._observables.values() if hasattr(o, "locate"))
+
     def locate(self, onset: int, end: int) -> tuple[tuple[str, float], ...]:
         """Where in the model something moved between two steps, if an observable can tell."""
-        for name, observable in self._observables.items():
+        for name, observable in list(self._observables.items()):  # asked beside training
             locate = getattr(observable, "locate", None)
             if locate is None:
                 continue
@@ -413,7 +419,7 @@ class Measuring:
         seen = seen or Seen()
         results: list[Observation] = []
         names = self.planner.due_names(step)
-        live = [name for name in names if self._reads_live(name)]
+        live = [name for name in names if registry.reads_live(self._observables[name])]
         rest = [name for name in names if name not in live]
         if live:
             context = seen.added_to(subject.live_context(step, epoch))
@@ -442,11 +448,13 @@ class Measuring:
         """Take the turn of `step` on a context that is there already."""
         return self.turn(step, Given(context), context.epoch)
 
-    def _reads_live(self, name: str) -> bool:
-        """Whether it is one of ours that only reads weights, or what was recorded of the step."""
-        observable = self._observables[name]
-        ours = type(observable).__module__.startswith("phasewatch.")
-        return ours and getattr(observable, "cost", None) in (Cost.STEP, Cost.WEIGHTS)
+    def looks_before(self, step: int) -> tuple[bool, bool]:
+        """Whether what begins at `step` needs a look just before it, and the weights of then."""
+        due = [self._observables[name] for name in self.planner.due_names(step)]
+        return (
+            any(map(registry.needs_record, due)),
+            any(map(registry.needs_params_before, due)),
+        )
 
     def _begin_all(
         self, names: Iterable[str], step: int, subject: Subject, epoch: int | None, seen: Seen

@@ -29,7 +29,7 @@ MARGIN = 1.25
 WANTED_MEASUREMENTS = 20
 """Of an expensive observable a run should see so many: a single one takes no more of the budget."""
 
-SHORTEST = 0.25
+SHORTEST = 0.17
 """A measurement of which the budget leaves less than this share is not begun at all."""
 
 LONG_RUN_SECONDS = 1800.0

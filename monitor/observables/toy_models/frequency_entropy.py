@@ -11,7 +11,7 @@ from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
 from phasewatch.monitor.observables.evaluation import finite, named_weight
 from phasewatch.monitor.observables.toy_models.tickets import MINEGISHI, check_share, magnitude_mask
-from phasewatch.monitor.observables.weights.norms import observed
+from phasewatch.monitor.observables.weights.norms import observed, widened
 from phasewatch.monitor.observables.work import MULTIPLIED, SELECTED, reads
 
 MAX_ENTRIES = 2**26
@@ -56,6 +56,7 @@ class FrequencyEntropy:
     name = "frequency_entropy"
     unit = "nats"
     cost = Cost.WEIGHTS
+    reads_live = True
     needs = "an embedding, a hidden layer and an unembedding over the numbers modulo p, by name"
     source = MINEGISHI
 
@@ -122,7 +123,7 @@ class FrequencyEntropy:
 
     def _weights(self, context: MeasureContext) -> dict[str, Tensor]:
         return {
-            role: named_weight(context, name, f"{self.name}, {role}=")
+            role: widened(named_weight(context, name, f"{self.name}, {role}="))
             for role, name in self._names.items()
         }
 

@@ -148,6 +148,7 @@ class FeatureDimensionality(_Features):
     name = "feature_dimensionality"
     unit = "1"
     cost = Cost.WEIGHTS
+    reads_live = True
     needs = "one weight matrix, or the name of one"
     source = "Elhage et al. 2022, Toy Models of Superposition, §Geometry"
 
@@ -186,6 +187,7 @@ class RepresentedFeatures(_Features):
     name = "represented_features"
     unit = "1"
     cost = Cost.WEIGHTS
+    reads_live = True
     needs = "one weight matrix, or the name of one"
     source = "Elhage et al. 2022, Toy Models of Superposition, §Geometry"
 
@@ -230,6 +232,7 @@ class Polygon(_Features):
     name = "polygon"
     unit = "corners"
     cost = Cost.WEIGHTS
+    reads_live = True
     needs = "one weight matrix with two hidden dimensions, or the name of one"
     source = "Chen et al. 2023, arXiv 2310.06301, §3"
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
 from phasewatch.monitor.observables.evaluation import device_of, finite
-from phasewatch.monitor.observables.weights.norms import observed
+from phasewatch.monitor.observables.weights.norms import observed, widened
 from phasewatch.monitor.observables.work import SELECTED, reads
 from phasewatch.monitor.sampling.restrictions import names_of
 
@@ -102,7 +102,7 @@ class _Masked:
 
     def _sizes(self, context: MeasureContext) -> tuple[Tensor, int]:
         """Magnitudes of the ranked weights, and which share of all they are: one in so many."""
-        tensors = [context.params[name] for name in self._names(context)]
+        tensors = [widened(context.params[name]) for name in self._names(context)]
         every = _stride(sum(t.numel() for t in tensors))
         position, parts = 0, []
         for tensor in tensors:
@@ -173,6 +173,7 @@ class MaskOverlap(_Masked):
     name = "mask_overlap"
     unit = "1"
     cost = Cost.WEIGHTS
+    reads_live = True
     needs = "trainable weight matrices"
     source = MINEGISHI
 
@@ -256,6 +257,7 @@ class KeptWeights(_Masked):
     name = "kept_weights"
     unit = "weight"
     cost = Cost.WEIGHTS
+    reads_live = True
     needs = "trainable weight matrices"
     source = MINEGISHI
 

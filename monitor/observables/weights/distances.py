@@ -9,14 +9,13 @@ from typing import Any
 
 from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
 from phasewatch.monitor.observables.weights.displacement import ROUNDING
-from phasewatch.monitor.observables.weights.norms import observed
+from phasewatch.monitor.observables.weights.norms import observed, refuse_untrained
 from phasewatch.monitor.observables.weights.positions import (
     WIDTH,
     Position,
     distances,
     part,
     products,
-    refuse_untrained,
     squares,
 )
 
@@ -34,6 +33,7 @@ class DistanceFromInit:
     name = "distance_from_init"
     unit = "weight"
     cost = Cost.WEIGHTS
+    reads_live = True
     needs = "trainable parameters"
     source = "L2 norm; of a sketch: Charikar et al. 2002"
 
@@ -106,6 +106,7 @@ class DistanceMoved:
     name = "distance_moved"
     unit = "weight"
     cost = Cost.WEIGHTS
+    reads_live = True
     needs = "trainable parameters"
     source = "L2 norm; of a sketch: Charikar et al. 2002"
 
@@ -161,6 +162,7 @@ class UpdateAngle:
     name = "update_angle"
     unit = "rad"
     cost = Cost.WEIGHTS
+    reads_live = True
     needs = "trainable parameters"
     source = "scalar product; of a sketch: Charikar et al. 2002"
 
@@ -216,4 +218,5 @@ class UpdateAngle:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        self._trail = [Position.restored(one) for one in state["trail"]]
+        trail = [Position.restored(one) for one in state["trail"]]
+        self._trail = [position for position in trail if position is not None]

@@ -20,7 +20,7 @@ from phasewatch.monitor.core.types import (
     Work,
 )
 from phasewatch.monitor.observables.evaluation import at_weights, finite, listed
-from phasewatch.monitor.observables.weights.norms import grouped, observed
+from phasewatch.monitor.observables.weights.norms import grouped, observed, widened
 from phasewatch.monitor.observables.work import decomposition, reads
 
 EXACT_SIDE = 128
@@ -59,6 +59,7 @@ class SpectralNorm:
     name = "spectral_norm"
     unit = "weight"
     cost = Cost.WEIGHTS
+    reads_live = True
     needs = "trainable weight matrices"
     source = "Yoshida and Miyato 2017, arXiv 1705.10941, section 3"
 
@@ -107,7 +108,7 @@ class SpectralNorm:
 
     def _norm(self, context: MeasureContext, name: str, matrix: Tensor) -> Tensor:
         """σ, and the residual as a share of σ²."""
-        finite(matrix, f"a weight of {name}")
+        matrix = widened(finite(matrix, f"a weight of {name}"))
         if min(matrix.shape) <= EXACT_SIDE:
             return torch.tensor([float(torch.linalg.matrix_norm(matrix, ord=2)), 0.0])
         random, size = context.generator, matrix.shape[1]

@@ -70,11 +70,25 @@ class _EndToEnd:
         self._layers = layers
         self._input_size = input_size
         self._name = name
+        self._found: tuple[Sequence[str], list[str] | None] | None = None
 
     @property
     def cost(self) -> Cost:
         """Reading a chain of layers takes no forward pass."""
         return Cost.WEIGHTS if self._input_size is None else Cost.FORWARD
+
+    @property
+    def reads_live(self) -> bool:
+        """Whether weights are all it looks at: it is named, or was found at the check."""
+        known = self._layers is not None or self._found is not None
+        return self._input_size is None and known
+
+    def found(self, context: MeasureContext) -> list[str] | None:
+        """The model's chain of linear layers, looked for once in the same parameters."""
+        names = list(context.params)
+        if self._found is None or self._found[0] != names:
+            self._found = (names, _linear_chain(context.model))
+        return self._found[1]
 
     def chain(self, context: MeasureContext) -> list[Tensor]:
         """Weights of the chain, the first first.
@@ -82,7 +96,7 @@ class _EndToEnd:
         Raises:
             RefusedError: There is none, or their shapes do not follow one another.
         """
-        names = self._layers if self._layers is not None else _linear_chain(context.model)
+        names = self._layers if self._layers is not None else self.found(context)
         if names is None:
             raise RefusedError(
                 f"{self._name}: looked for an nn.Sequential of nothing but linear layers; the "
@@ -245,6 +259,11 @@ class SingularValues:
         self._resolution = resolution
         self.cost = Cost.WEIGHTS if self._map is None else self._map.cost
 
+    @property
+    def reads_live(self) -> bool:
+        """Whether it may be measured on the weights as they are."""
+        return self._map is None or self._map.reads_live
+
     def check(self, context: MeasureContext) -> None:
         """Refuse before the first step what cannot be measured.
 
@@ -319,6 +338,11 @@ class EffectiveRank:
         self._weights = weights
         self.cost = self._map.cost
 
+    @property
+    def reads_live(self) -> bool:
+        """Whether it may be measured on the weights as they are."""
+        return self._map.reads_live
+
     def check(self, context: MeasureContext) -> None:
         """Refuse before the first step what cannot be measured.
 
@@ -334,7 +358,7 @@ class EffectiveRank:
             )
 
     def _has_map(self, context: MeasureContext) -> bool:
-        return self._named or _linear_chain(context.model) is not None
+        return self._named or self._map.found(context) is not None
 
     def _matrices(self, context: MeasureContext) -> Mapping[str, Tensor]:
         if self._weights is not None:
