@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=(*MODELS, *FURTHER),
                         default=(*MODELS, *FURTHER), help="which")  # fmt: skip
-    parser.add_argument("--seconds", type=float, default=60.0, help="CPU seconds of a training")
+    parser.add_argument("--seconds", type=float, default=30.0, help="CPU seconds of a training")
     arguments = parser.parse_args()
     by_name: dict[str, dict[str, float]] = defaultdict(dict)
     for model in arguments.models:
