@@ -8,7 +8,7 @@ PEER   := $(PEERS)/.installed
 RIVALS := $(PEERS)/.rivals
 EXAMPLES := $(filter-out examples/common.py examples/terminal.py,$(wildcard examples/*.py))
 SEEDS  := 0 1 2
-SOURCES := callbacks deploy detectors docs monitor examples tests
+SOURCES := callbacks deploy detectors docs monitor phasewatch examples tests
 
 .PHONY: dashboards demo docs examples test check lint types mypy slow bench bench-detection \
 	bench-observables bench-peers false-alarms clean
@@ -42,6 +42,7 @@ lint: $(STAMP)
 mypy: $(STAMP)
 	@mkdir -p build/typing/phasewatch
 	@for part in callbacks detectors monitor; do ln -sfn ../../../$$part build/typing/phasewatch/$$part; done
+	@ln -sfn ../../../phasewatch/__init__.py build/typing/phasewatch/__init__.py
 	$(BIN)/mypy
 	MYPYPATH=deploy/grafana:build/typing $(BIN)/mypy deploy/grafana/build.py
 	$(BIN)/mypy deploy/kubernetes/build.py
@@ -54,6 +55,7 @@ check: lint mypy test slow
 
 # Pages that are made from code; a test holds them equal.
 docs: $(STAMP)
+	$(BIN)/python docs/build_api.py
 	$(BIN)/python docs/build_metrics.py
 	$(BIN)/python docs/build_observables.py
 

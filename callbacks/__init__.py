@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
-    from phasewatch.callbacks.monitor import MonitorHooks
+    from phasewatch.callbacks.lightning.hooks import MonitorHooks
 
     class TransitionMonitor(MonitorHooks, Callback):  # noqa: D101  (documented on MonitorHooks)
         pass
@@ -21,7 +21,7 @@ __all__ = ["TransitionMonitor"]
 
 def __getattr__(name: str) -> Any:
     if name == "TransitionMonitor":
-        from phasewatch.callbacks.namespaces import build_monitor_class
+        from phasewatch.callbacks.lightning.namespaces import build_monitor_class
 
         globals()[name] = built = build_monitor_class()
         return built

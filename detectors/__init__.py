@@ -25,24 +25,24 @@ from phasewatch.detectors.registry import (
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 
 if TYPE_CHECKING:
-    from phasewatch.detectors.bocpd import Bocpd
-    from phasewatch.detectors.cusum import Cusum
-    from phasewatch.detectors.focus import Focus
-    from phasewatch.detectors.level_shift import LevelShift
-    from phasewatch.detectors.page_hinkley import PageHinkley
-    from phasewatch.detectors.precursor import Precursor
-    from phasewatch.detectors.ruptures_window import RupturesWindow
-    from phasewatch.detectors.slope_shift import SlopeShift
+    from phasewatch.detectors.online.bocpd import Bocpd
+    from phasewatch.detectors.online.cusum import Cusum
+    from phasewatch.detectors.online.early_warning import Precursor
+    from phasewatch.detectors.online.focus import Focus
+    from phasewatch.detectors.online.level_shift import LevelShift
+    from phasewatch.detectors.online.page_hinkley import PageHinkley
+    from phasewatch.detectors.online.ruptures_window import RupturesWindow
+    from phasewatch.detectors.online.slope_shift import SlopeShift
 
 _LAZY = {
-    "Bocpd": "bocpd",
-    "Cusum": "cusum",
-    "Focus": "focus",
-    "LevelShift": "level_shift",
-    "PageHinkley": "page_hinkley",
-    "Precursor": "precursor",
-    "RupturesWindow": "ruptures_window",
-    "SlopeShift": "slope_shift",
+    "Bocpd": "online.bocpd",
+    "Cusum": "online.cusum",
+    "Focus": "online.focus",
+    "LevelShift": "online.level_shift",
+    "PageHinkley": "online.page_hinkley",
+    "Precursor": "online.early_warning",
+    "RupturesWindow": "online.ruptures_window",
+    "SlopeShift": "online.slope_shift",
 }
 
 __all__ = [

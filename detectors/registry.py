@@ -1,12 +1,19 @@
-"""Detectors by name, and the default for each kind of stream."""
+"""Detectors by name, and the default for each kind of stream.
+
+A package adds one with the entry-point group `phasewatch.detectors`: the entry point names a class
+or function that makes a detector from keyword arguments.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, get_args
 
 from phasewatch.detectors.base import Detector
+
+ENTRY_POINT_GROUP = "phasewatch.detectors"
 
 StreamKind = Literal["loss", "measured", "scalar"]
 
@@ -17,10 +24,10 @@ _DEFAULTS: dict[StreamKind, str] = {
 }
 
 
-def _shipped(name: str, attribute: str) -> Callable[..., Detector]:
+def _shipped(module: str, attribute: str) -> Callable[..., Detector]:
     # Imported when made: who only reads a run's history need not wait for scipy and ruptures.
     def make(**parameters: Any) -> Detector:
-        kind = getattr(import_module(f"phasewatch.detectors.{name}"), attribute)
+        kind = getattr(import_module(f"phasewatch.detectors.{module}"), attribute)
         detector: Detector = kind(**parameters)
         return detector
 
@@ -28,16 +35,16 @@ def _shipped(name: str, attribute: str) -> Callable[..., Detector]:
 
 
 _FACTORIES: dict[str, Callable[..., Detector]] = {
-    name: _shipped(name, attribute)
-    for name, attribute in (
-        ("bocpd", "Bocpd"),
-        ("cusum", "Cusum"),
-        ("focus", "Focus"),
-        ("level_shift", "LevelShift"),
-        ("page_hinkley", "PageHinkley"),
-        ("precursor", "Precursor"),
-        ("ruptures_window", "RupturesWindow"),
-        ("slope_shift", "SlopeShift"),
+    name: _shipped(module, attribute)
+    for name, module, attribute in (
+        ("bocpd", "online.bocpd", "Bocpd"),
+        ("cusum", "online.cusum", "Cusum"),
+        ("focus", "online.focus", "Focus"),
+        ("level_shift", "online.level_shift", "LevelShift"),
+        ("page_hinkley", "online.page_hinkley", "PageHinkley"),
+        ("precursor", "online.early_warning", "Precursor"),
+        ("ruptures_window", "online.ruptures_window", "RupturesWindow"),
+        ("slope_shift", "online.slope_shift", "SlopeShift"),
     )
 }
 
@@ -52,14 +59,15 @@ class UnknownDetectorError(ValueError):
     def __init__(self, name: str, known: tuple[str, ...]) -> None:
         super().__init__(
             f"unknown detector {name!r}; known are {', '.join(known)}; register your own with "
-            "phasewatch.detectors.register"
+            f"phasewatch.detectors.register, or install one under the entry point "
+            f"{ENTRY_POINT_GROUP!r}"
         )
         self.known = known
 
 
 def names() -> tuple[str, ...]:
-    """Names of all registered detectors, sorted."""
-    return tuple(sorted(_FACTORIES))
+    """Names of all detectors that come along, are registered or are installed, sorted."""
+    return tuple(sorted({*_FACTORIES, *entry_points(group=ENTRY_POINT_GROUP).names}))
 
 
 def create(name: str, **parameters: Any) -> Detector:
@@ -78,9 +86,17 @@ def create(name: str, **parameters: Any) -> Detector:
         >>> create("slope_shift", gate=0.2).threshold
         1.0
     """
-    if name not in _FACTORIES:
-        raise UnknownDetectorError(name, names())
-    return _FACTORIES[name](**parameters)
+    return _factory(name)(**parameters)
+
+
+def _factory(name: str) -> Callable[..., Detector]:
+    if name in _FACTORIES:
+        return _FACTORIES[name]
+    installed: EntryPoint
+    for installed in entry_points(group=ENTRY_POINT_GROUP, name=name):
+        factory: Callable[..., Detector] = installed.load()
+        return factory
+    raise UnknownDetectorError(name, names())
 
 
 def register(name: str, factory: Callable[..., Detector]) -> None:

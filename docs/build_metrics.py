@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from phasewatch.monitor import metrics as m
+from phasewatch.monitor.core import metrics as m
 
 PAGE = Path(__file__).with_name("metrics.md")
 
@@ -14,7 +14,7 @@ def render() -> str:
     lines = [
         "# Exported metrics",
         "",
-        "This page is made from `monitor/metrics.py` by `make docs`. Change it there.",
+        "This page is made from `monitor/core/metrics.py` by `make docs`. Change it there.",
         "",
         "| Metric | Type | Unit | Labels | What it is |",
         "| --- | --- | --- | --- | --- |",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+from phasewatch.monitor.core.types import Cost
 from phasewatch.monitor.observables import catalogue, factory_of
-from phasewatch.monitor.types import Cost
 
 PAGE = Path(__file__).with_name("observables.md")
 

@@ -34,7 +34,7 @@ from common import Panel, conclude, first_crossing, quieten, read_options
 from torch import Tensor, nn
 
 from phasewatch.monitor import Watch
-from phasewatch.monitor.observables.components import ComponentLoss
+from phasewatch.monitor.observables.tokens.components import ComponentLoss
 
 PLUS, EQUALS = 10, 11
 KNOWN = 1.0

@@ -19,9 +19,9 @@ from rich.console import Console
 from terminal import transition_table
 
 from phasewatch.monitor import Watch
-from phasewatch.monitor.report import write_report
-from phasewatch.monitor.store import Store
-from phasewatch.monitor.types import Transition, TransitionStatus
+from phasewatch.monitor.core.types import Transition, TransitionStatus
+from phasewatch.monitor.reports.run_page import write_report
+from phasewatch.monitor.store.store import Store
 
 
 @dataclass(frozen=True)

@@ -41,12 +41,12 @@ from common import Panel, conclude, quieten, read_options
 from torch import Tensor, nn
 
 from phasewatch.monitor import Watch
-from phasewatch.monitor.config import SamplerConfig
+from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.core.types import MeasureContext, Observation
 from phasewatch.monitor.observables.evaluation import at_weights
-from phasewatch.monitor.observables.llc import LLC
-from phasewatch.monitor.observables.spectra import EffectiveRank, SingularValues
+from phasewatch.monitor.observables.llc.llc import LLC
+from phasewatch.monitor.observables.weights.spectra import EffectiveRank, SingularValues
 from phasewatch.monitor.sampling.closed_forms import deep_linear_lambda
-from phasewatch.monitor.types import MeasureContext, Observation
 
 WIDTHS = (10, 4, 10)
 TARGET = (4.0, 2.0, 1.0)

@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from phasewatch.callbacks import TransitionMonitor
-from phasewatch.monitor.config import MonitorConfig, ProbeConfig, SamplerConfig
-from phasewatch.monitor.picture import write_picture
-from phasewatch.monitor.report import write_report
-from phasewatch.monitor.store import Store
+from phasewatch.monitor.config.monitor import MonitorConfig, ProbeConfig, SamplerConfig
+from phasewatch.monitor.reports.png import write_picture
+from phasewatch.monitor.reports.run_page import write_report
+from phasewatch.monitor.store.store import Store
 
 
 @dataclass(frozen=True)

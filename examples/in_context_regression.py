@@ -38,9 +38,9 @@ from common import Panel, conclude, quieten, read_options
 from torch import Tensor, nn
 
 from phasewatch.monitor import Watch
-from phasewatch.monitor.observables.components import ComponentLoss
-from phasewatch.monitor.observables.essential_dynamics import EssentialDynamics
-from phasewatch.monitor.observables.in_context import IclScore
+from phasewatch.monitor.observables.tokens.components import ComponentLoss
+from phasewatch.monitor.observables.tokens.essential_dynamics import EssentialDynamics
+from phasewatch.monitor.observables.tokens.in_context import IclScore
 
 NOISE = 0.125
 """Variance of the targets' noise."""

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from phasewatch.callbacks import TransitionMonitor
 from phasewatch.monitor import Watch
-from phasewatch.monitor.config import MonitorConfig
+from phasewatch.monitor.config.monitor import MonitorConfig
 
 EARLY, LATE = 7, 49
 """Predictions, counted from 1, between which the in-context-learning score is taken: no block is

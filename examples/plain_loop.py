@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from phasewatch.monitor import Watch
-from phasewatch.monitor.report import write_report
-from phasewatch.monitor.store import Store
+from phasewatch.monitor.reports.run_page import write_report
+from phasewatch.monitor.store.store import Store
 
 NOISE = 0.1
 

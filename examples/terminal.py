@@ -13,13 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from phasewatch.callbacks import TransitionMonitor
-from phasewatch.monitor.kinds import seen_by
-from phasewatch.monitor.types import (
+from phasewatch.monitor.core.types import (
     EstimateStatus,
     Observation,
     Transition,
     TransitionStatus,
 )
+from phasewatch.monitor.transitions.classification import seen_by
 
 
 class Progress(pl.Callback):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from phasewatch.monitor.config import MonitorConfig
-    from phasewatch.monitor.watch import Watch
+    from phasewatch.monitor.config.monitor import MonitorConfig
+    from phasewatch.monitor.run.watch import Watch
 
 __all__ = ["MonitorConfig", "Watch"]
 
@@ -14,11 +14,11 @@ __all__ = ["MonitorConfig", "Watch"]
 def __getattr__(name: str) -> Any:
     # Lazy, so that the command line does not wait for torch.
     if name == "Watch":
-        from phasewatch.monitor.watch import Watch
+        from phasewatch.monitor.run.watch import Watch
 
         return Watch
     if name == "MonitorConfig":
-        from phasewatch.monitor.config import MonitorConfig
+        from phasewatch.monitor.config.monitor import MonitorConfig
 
         return MonitorConfig
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

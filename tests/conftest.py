@@ -17,11 +17,11 @@ def phasewatch(monkeypatch, capfd):
     monkeypatch.delenv("PHASEWATCH_STORE", raising=False)
 
     def call(*arguments):
-        from phasewatch.monitor import cli
+        from phasewatch.monitor.cli import main
 
         monkeypatch.setattr(sys, "argv", ["phasewatch", *map(str, arguments)])
         try:
-            cli.main()
+            main.main()
             code = 0
         except SystemExit as leaving:
             code = int(leaving.code or 0)

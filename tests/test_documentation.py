@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
+import phasewatch
 import phasewatch.callbacks
 import phasewatch.detectors
 import phasewatch.monitor
 
 DOCS = Path(__file__).parents[1] / "docs"
-PACKAGES = (phasewatch.callbacks, phasewatch.detectors, phasewatch.monitor)
+PACKAGES = (phasewatch, phasewatch.callbacks, phasewatch.detectors, phasewatch.monitor)
 
 
 def modules() -> list[str]:
@@ -44,7 +45,7 @@ def test_public_names_of_exist_and_are_documented(name: str) -> None:
             assert inspect.getdoc(value), f"{name}.{public} has no docstring"
 
 
-@pytest.mark.parametrize("builder", ["build_metrics.py", "build_observables.py"])
+@pytest.mark.parametrize("builder", ["build_api.py", "build_metrics.py", "build_observables.py"])
 def test_the_page_that_is_made_from_code_is_up_to_date(builder: str) -> None:
     page = runpy.run_path(str(DOCS / builder))
     assert page["PAGE"].read_text(encoding="utf-8") == page["render"](), "run `make docs`"

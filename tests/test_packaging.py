@@ -23,6 +23,7 @@ def wheel(tmp_path_factory) -> Path:
         "deploy",
         "detectors",
         "monitor",
+        "phasewatch",
         "pyproject.toml",
         "README.md",
         "LICENSE",
@@ -67,9 +68,9 @@ def test_the_wheel_holds_the_three_packages_only(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"phasewatch"}
-    parts = {name.split("/")[1] for name in names if name.startswith("phasewatch/")}
-    assert parts == {"callbacks", "deploy", "detectors", "monitor"}
-    assert "phasewatch/__init__.py" not in names
+    own = {name.split("/")[1] for name in names if name.startswith("phasewatch/")}
+    parts = {"callbacks", "deploy", "detectors", "monitor"}
+    assert own == {*parts, "__init__.py", "py.typed"}
     for part in parts - {"deploy"}:
         assert f"phasewatch/{part}/py.typed" in names
 
@@ -83,7 +84,7 @@ def test_every_module_of_the_source_is_in_the_wheel(wheel: Path) -> None:
 
 def test_tables_that_are_read_at_run_time_are_in_the_wheel(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    tables = ("detectors/false_alarms.json", "monitor/observables/costs.json")
+    tables = ("detectors/error_control/false_alarms.json", "monitor/observables/costs.json")
     assert [table for table in tables if f"phasewatch/{table}" not in names] == []
 
 
@@ -99,7 +100,7 @@ def test_what_grafana_needs_is_in_the_wheel_without_its_builder(wheel: Path) -> 
 
 def test_an_installed_phasewatch_finds_its_dashboards(installed, tmp_path) -> None:
     result = run_python(
-        "from phasewatch.monitor.grafana_shipped import shipped_dashboards, shipped_rules\n"
+        "from phasewatch.monitor.grafana.shipped import shipped_dashboards, shipped_rules\n"
         "print(*shipped_dashboards()); print(len(shipped_rules()['rules']))",
         installed,
         tmp_path,
@@ -116,7 +117,7 @@ def test_it_imports_beside_a_users_own_folders_of_the_same_names(installed, tmp_
         "from phasewatch.callbacks import TransitionMonitor\n"
         "from phasewatch.monitor import Watch\n"
         "from phasewatch import detectors\n"
-        "import phasewatch.monitor.config as c; print(c.__file__)\n",
+        "import phasewatch.monitor.config.monitor as c; print(c.__file__)\n",
         installed,
         tmp_path,
     )
@@ -126,7 +127,9 @@ def test_it_imports_beside_a_users_own_folders_of_the_same_names(installed, tmp_
 
 def test_the_command_line_does_not_wait_for_torch(installed, tmp_path) -> None:
     result = run_python(
-        "import sys, phasewatch.monitor.cli\nprint('torch' in sys.modules)", installed, tmp_path
+        "import sys, phasewatch.monitor.cli.main\nprint('torch' in sys.modules)",
+        installed,
+        tmp_path,
     )
     assert result.stdout.strip() == "False", result.stderr
 
@@ -134,8 +137,8 @@ def test_the_command_line_does_not_wait_for_torch(installed, tmp_path) -> None:
 def test_an_installed_phasewatch_brings_the_configuration_of_the_servers(installed, tmp_path):
     result = run_python(
         "from pathlib import Path\n"
-        "from phasewatch.monitor.stack import Stack\n"
-        "from phasewatch.monitor.doctor_servers import shipped_alerts\n"
+        "from phasewatch.monitor.operations.stack import Stack\n"
+        "from phasewatch.monitor.operations.doctor_servers import shipped_alerts\n"
         "Stack(folder=Path('stack')).configure()\n"
         "print(len(shipped_alerts()))",
         installed,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from panels import latest
 
-from phasewatch.monitor import metrics as m
-from phasewatch.monitor.types import EstimateStatus, RunState
+from phasewatch.monitor.core import metrics as m
+from phasewatch.monitor.core.types import EstimateStatus, RunState
 
 FOLDER = "phasewatch"
 GROUP = "phasewatch"

@@ -22,7 +22,7 @@ from panels import (
     transitions_by_api,
 )
 
-from phasewatch.monitor import metrics as m
+from phasewatch.monitor.core import metrics as m
 
 UID = "phasewatch-compare"
 RUNS = 'run=~"$run"'

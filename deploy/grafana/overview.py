@@ -25,8 +25,8 @@ from panels import (
     transitions_by_api,
 )
 
-from phasewatch.monitor import metrics as m
-from phasewatch.monitor.types import EstimateStatus, RunState
+from phasewatch.monitor.core import metrics as m
+from phasewatch.monitor.core.types import EstimateStatus, RunState
 
 UID = "phasewatch-overview"
 RUNS = 'run=~"$run"'

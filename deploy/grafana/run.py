@@ -33,8 +33,8 @@ from panels import (
     transitions_by_api,
 )
 
-from phasewatch.monitor import metrics as m
-from phasewatch.monitor.types import EstimateStatus
+from phasewatch.monitor.core import metrics as m
+from phasewatch.monitor.core.types import EstimateStatus
 
 UID = "phasewatch-run"
 RUN = 'run="$run"'

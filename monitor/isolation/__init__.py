@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from phasewatch.monitor.isolation.context import live_context, measure_context
 from phasewatch.monitor.isolation.guard import GuardReport, guard, is_trainable
-from phasewatch.monitor.isolation.live import LiveSnapshot
-from phasewatch.monitor.isolation.skeleton import (
+from phasewatch.monitor.isolation.meta_copy import (
     Skeleton,
     is_sharded,
     original_of,
     refuse_unmeasurable,
     skeleton,
 )
+from phasewatch.monitor.isolation.snapshot import LiveSnapshot
 
 __all__ = [
     "GuardReport",

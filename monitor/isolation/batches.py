@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from phasewatch.monitor.errors import ConfigError
+from phasewatch.monitor.core.errors import ConfigError
 
 
 def count_samples(batch: Any) -> int:

@@ -9,13 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from phasewatch.monitor.isolation.skeleton import (
+from phasewatch.monitor.core.types import LossFn, MeasureContext, SharedWork
+from phasewatch.monitor.isolation.meta_copy import (
     Skeleton,
     original_of,
     skeleton,
     split_parameters,
 )
-from phasewatch.monitor.types import LossFn, MeasureContext, SharedWork
 
 
 def measure_context(

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from phasewatch.monitor.isolation.live import LiveSnapshot
-from phasewatch.monitor.isolation.modes import Modes, measuring_modes
 from phasewatch.monitor.isolation.rng import RngState, accelerators_of
+from phasewatch.monitor.isolation.snapshot import LiveSnapshot
+from phasewatch.monitor.isolation.torch_switches import Modes, measuring_modes
 
 
 @dataclass(slots=True)

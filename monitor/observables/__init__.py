@@ -14,10 +14,10 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from phasewatch.monitor.config import MonitorConfig
-from phasewatch.monitor.errors import ConfigError, UnknownNameError
+from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.core.errors import ConfigError, UnknownNameError
+from phasewatch.monitor.core.types import Cost, Observable
 from phasewatch.monitor.observables.costs import MeasuredCost, measured_costs
-from phasewatch.monitor.types import Cost, Observable
 
 __all__ = [
     "BUILTIN",
@@ -27,6 +27,7 @@ __all__ = [
     "factory_of",
     "names",
     "needs_params_before",
+    "needs_record",
     "reads_live",
     "register",
     "selected",
@@ -40,43 +41,43 @@ ALL = "all"
 Factory = Callable[..., Observable]
 
 BUILTIN: Mapping[str, tuple[str, str]] = {
-    "gradient_norm": ("norms", "GradientNorm"),
-    "weight_norm": ("norms", "WeightNorm"),
-    "update_ratio": ("norms", "UpdateRatio"),
-    "llc": ("llc", "LLC"),
-    "grokking": ("grokking", "GrokkingProgress"),
-    "squared_weights": ("grokking", "SquaredWeights"),
-    "mask_overlap": ("tickets", "MaskOverlap"),
-    "kept_weights": ("tickets", "KeptWeights"),
-    "frequency_entropy": ("frequency_entropy", "FrequencyEntropy"),
-    "prefix_matching": ("heads", "PrefixMatching"),
-    "previous_token": ("heads", "PreviousToken"),
-    "copying_score": ("heads", "CopyingScore"),
-    "composition": ("heads", "Composition"),
-    "head_ablation": ("head_ablation", "HeadAblation"),
-    "icl_score": ("in_context", "IclScore"),
-    "dloss_dlog_token": ("in_context", "DlossDlogToken"),
-    "token_loss": ("in_context", "TokenLoss"),
-    "component_loss": ("components", "ComponentLoss"),
-    "essential_dynamics": ("essential_dynamics", "EssentialDynamics"),
-    "feature_dimensionality": ("superposition", "FeatureDimensionality"),
-    "represented_features": ("superposition", "RepresentedFeatures"),
-    "polygon": ("superposition", "Polygon"),
-    "singular_values": ("spectra", "SingularValues"),
-    "effective_rank": ("spectra", "EffectiveRank"),
-    "distance_from_init": ("weights", "DistanceFromInit"),
-    "distance_moved": ("weights", "DistanceMoved"),
-    "update_angle": ("weights", "UpdateAngle"),
-    "spectral_norm": ("layers", "SpectralNorm"),
-    "dead_units": ("layers", "DeadUnits"),
-    "gradient_noise_scale": ("gradient_noise", "GradientNoiseScale"),
-    "hessian_top": ("curvature", "HessianTop"),
-    "hessian_trace": ("curvature", "HessianTrace"),
-    "hessian_rank": ("curvature", "HessianRank"),
-    "basin_broadness": ("basin", "BasinBroadness"),
-    "llc_validation": ("llc_data", "LLCValidation"),
-    "llc_slices": ("llc_data", "LLCSlices"),
-    "refined_llc": ("llc", "RefinedLLC"),
+    "gradient_norm": ("weights.norms", "GradientNorm"),
+    "weight_norm": ("weights.norms", "WeightNorm"),
+    "update_ratio": ("weights.norms", "UpdateRatio"),
+    "llc": ("llc.llc", "LLC"),
+    "grokking": ("toy_models.grokking", "GrokkingProgress"),
+    "squared_weights": ("toy_models.grokking", "SquaredWeights"),
+    "mask_overlap": ("toy_models.tickets", "MaskOverlap"),
+    "kept_weights": ("toy_models.tickets", "KeptWeights"),
+    "frequency_entropy": ("toy_models.frequency_entropy", "FrequencyEntropy"),
+    "prefix_matching": ("attention.heads", "PrefixMatching"),
+    "previous_token": ("attention.heads", "PreviousToken"),
+    "copying_score": ("attention.heads", "CopyingScore"),
+    "composition": ("attention.heads", "Composition"),
+    "head_ablation": ("attention.ablation", "HeadAblation"),
+    "icl_score": ("tokens.in_context", "IclScore"),
+    "dloss_dlog_token": ("tokens.in_context", "DlossDlogToken"),
+    "token_loss": ("tokens.in_context", "TokenLoss"),
+    "component_loss": ("tokens.components", "ComponentLoss"),
+    "essential_dynamics": ("tokens.essential_dynamics", "EssentialDynamics"),
+    "feature_dimensionality": ("toy_models.superposition", "FeatureDimensionality"),
+    "represented_features": ("toy_models.superposition", "RepresentedFeatures"),
+    "polygon": ("toy_models.superposition", "Polygon"),
+    "singular_values": ("weights.spectra", "SingularValues"),
+    "effective_rank": ("weights.spectra", "EffectiveRank"),
+    "distance_from_init": ("weights.distances", "DistanceFromInit"),
+    "distance_moved": ("weights.distances", "DistanceMoved"),
+    "update_angle": ("weights.distances", "UpdateAngle"),
+    "spectral_norm": ("weights.layers", "SpectralNorm"),
+    "dead_units": ("weights.layers", "DeadUnits"),
+    "gradient_noise_scale": ("curvature.noise_scale", "GradientNoiseScale"),
+    "hessian_top": ("curvature.hessian", "HessianTop"),
+    "hessian_trace": ("curvature.hessian", "HessianTrace"),
+    "hessian_rank": ("curvature.hessian", "HessianRank"),
+    "basin_broadness": ("curvature.basin", "BasinBroadness"),
+    "llc_validation": ("llc.data", "LLCValidation"),
+    "llc_slices": ("llc.data", "LLCSlices"),
+    "refined_llc": ("llc.llc", "RefinedLLC"),
 }
 """Module and class of each, by name. A parameter `config` is given the run's `SamplerConfig`.
 
@@ -202,6 +203,14 @@ def factory_of(name: str) -> Factory:
 def reads_live(observable: Observable) -> bool:
     """Whether it may be measured in a `live_context`: it reads weights, and is one of ours."""
     return _is_ours(observable) and bool(getattr(observable, "reads_live", False))
+
+
+def needs_record(observable: Observable) -> bool:
+    """Whether it looks at what was seen before the step; of one that is not ours nobody knows."""
+    if not _is_ours(observable):
+        return True
+    seen = getattr(observable, "cost", None) is Cost.STEP
+    return seen or bool(getattr(observable, "needs_record", False))
 
 
 def needs_params_before(observable: Observable) -> bool:

@@ -8,7 +8,7 @@ from types import TracebackType
 
 import torch
 
-from phasewatch.monitor.types import MeasureContext
+from phasewatch.monitor.core.types import MeasureContext
 
 
 class Stopwatch:

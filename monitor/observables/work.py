@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from phasewatch.monitor.core.types import MeasureContext, Work
 from phasewatch.monitor.sampling.batches import leading_size
-from phasewatch.monitor.types import MeasureContext, Work
 
 COPIED, SELECTED, SKETCHED = 2.0, 60.0, 6.0
 """Reads for each number that is copied, ranked (`kthvalue`), or sketched."""

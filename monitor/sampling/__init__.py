@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from phasewatch.monitor.config import SamplerConfig
+from phasewatch.monitor.config.monitor import SamplerConfig
 from phasewatch.monitor.sampling.measure import (
     Memory,
     estimate_llc,

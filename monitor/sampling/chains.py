@@ -12,11 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from phasewatch.monitor.core.types import Steps
 from phasewatch.monitor.sampling.acceptance import EVERY, WatchedStep
-from phasewatch.monitor.sampling.calibration import Sharpness, measure_sharpness
-from phasewatch.monitor.sampling.diagnostics import Descent
-from phasewatch.monitor.sampling.engine import Engine, Evaluation, evaluate
-from phasewatch.monitor.sampling.inflation import (
+from phasewatch.monitor.sampling.bias import (
     NOISE_EVERY,
     Inflation,
     euler_heat,
@@ -24,12 +22,14 @@ from phasewatch.monitor.sampling.inflation import (
     noise_share,
     predict,
 )
+from phasewatch.monitor.sampling.diagnostics import Descent
+from phasewatch.monitor.sampling.engine import Engine, Evaluation, evaluate
 from phasewatch.monitor.sampling.integrators import Chains, Integrator
 from phasewatch.monitor.sampling.pace import Stopwatch
 from phasewatch.monitor.sampling.pointwise import TermSums
 from phasewatch.monitor.sampling.posterior import Problem
+from phasewatch.monitor.sampling.sharpness import Sharpness, measure_sharpness
 from phasewatch.monitor.sampling.traces import Trace
-from phasewatch.monitor.types import Steps
 
 BLOW_UP_PER_PARAMETER, BLOW_UP = 5.0, 50.0
 """A chain has left when nβ K exceeds 5 d + 50 nats; in equilibrium it is about d/2 or less. A
@@ -288,7 +288,9 @@ class Run:
         """Whether to go on to `num_draws`."""
         if len(self.record) >= num_draws or not any(self.alive):
             return False
-        return len(self.record) < MIN_DRAWS or self.stopwatch.seconds <= self.last_second
+        if len(self.record) < MIN_DRAWS:
+            return True
+        return self.stopwatch.seconds <= self.last_second and not self.stopwatch.over()
 
     def pick(self) -> Sequence[int]:
         """The batches of the next step."""

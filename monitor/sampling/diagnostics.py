@@ -17,8 +17,8 @@ import numpy as np
 from arviz_stats.base.array import array_stats
 from numpy.typing import NDArray
 
-from phasewatch.monitor.sampling.inflation import Inflation
-from phasewatch.monitor.types import EstimateStatus
+from phasewatch.monitor.core.types import EstimateStatus
+from phasewatch.monitor.sampling.bias import Inflation
 
 Draws = NDArray[np.float64]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from phasewatch.monitor.errors import RefusedError
+from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.sampling.posterior import PREFIX, Problem, checked_terms
 
 EngineName = Literal["vmap", "loop", "inplace"]

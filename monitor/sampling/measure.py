@@ -12,15 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from phasewatch.monitor.config import SamplerConfig
-from phasewatch.monitor.errors import RefusedError
+from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.core.errors import RefusedError
+from phasewatch.monitor.core.types import (
+    Estimate,
+    EstimateStatus,
+    LossFn,
+    MeasureContext,
+    Steps,
+    Work,
+    run_through,
+)
 from phasewatch.monitor.isolation import guard, measure_context
 from phasewatch.monitor.sampling import diagnostics, estimators
 from phasewatch.monitor.sampling.burnin import plateau
 from phasewatch.monitor.sampling.chains import MIN_DRAWS, OneByOne, Run, extend_together
-from phasewatch.monitor.sampling.choice import Verdicts, check_gradient
 from phasewatch.monitor.sampling.diagnostics import Summary
 from phasewatch.monitor.sampling.engine import Engine
+from phasewatch.monitor.sampling.engine_choice import Verdicts, check_gradient
 from phasewatch.monitor.sampling.integrators import (
     Baoab,
     Integrator,
@@ -28,7 +37,7 @@ from phasewatch.monitor.sampling.integrators import (
     RmspropSgld,
     Sgld,
 )
-from phasewatch.monitor.sampling.memory import Plan, plan_memory
+from phasewatch.monitor.sampling.memory_budget import Plan, plan_memory
 from phasewatch.monitor.sampling.pace import Stopwatch, paced
 from phasewatch.monitor.sampling.pointwise import pointwise
 from phasewatch.monitor.sampling.posterior import Layout, Problem, pose
@@ -38,15 +47,6 @@ from phasewatch.monitor.sampling.restrictions import (
     mask_of,
     names_of,
     resolve,
-)
-from phasewatch.monitor.types import (
-    Estimate,
-    EstimateStatus,
-    LossFn,
-    MeasureContext,
-    Steps,
-    Work,
-    run_through,
 )
 
 logger = logging.getLogger("phasewatch.monitor.sampling")
@@ -311,7 +311,7 @@ def _measured(
     keeps_chains: bool,
 ) -> Steps[dict[str, Estimate]]:
     """All parts side by side."""
-    stopwatch = Stopwatch(context.deadline_seconds)
+    stopwatch = Stopwatch(context.deadline_seconds, context.over)
     with stopwatch.running():
         problem, plan = _plan(context, config, list(selections.values()))
     choosing = memories[next(iter(selections))].verdicts.engine_for(problem, plan)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from phasewatch.monitor.types import Steps, T
+from phasewatch.monitor.core.types import Steps, T
 
 
 class Stopwatch:
@@ -15,13 +15,18 @@ class Stopwatch:
 
     Args:
         deadline_seconds: How many it should take at most.
+        over: Whether it is to end at once, with what it has.
         clock: Monotonic seconds.
     """
 
     def __init__(
-        self, deadline_seconds: float = math.inf, clock: Callable[[], float] = time.monotonic
+        self,
+        deadline_seconds: float = math.inf,
+        over: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.deadline_seconds = deadline_seconds
+        self.over = over
         self._clock = clock
         self._before = 0.0
         self._since: float | None = None

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from phasewatch.monitor.errors import RefusedError
+from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.sampling.posterior import Layout
 
 Selection = str | Sequence[str] | Mapping[str, Tensor] | None

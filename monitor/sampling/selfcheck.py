@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from phasewatch.monitor.config import SamplerConfig
-from phasewatch.monitor.errors import ConfigError
+from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.core.errors import ConfigError
+from phasewatch.monitor.core.types import Estimate, EstimateStatus
 from phasewatch.monitor.sampling.closed_forms import Case, all_cases, squared_error
 from phasewatch.monitor.sampling.measure import estimate_llc
-from phasewatch.monitor.types import Estimate, EstimateStatus
 
 MAX_DRAWS = 16_384
 """The monomials have λ of a quarter, and need more draws than the default allows to know it to a

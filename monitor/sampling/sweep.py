@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from phasewatch.monitor.config import SamplerConfig, describe
-from phasewatch.monitor.errors import ConfigError
+from phasewatch.monitor.config.monitor import SamplerConfig, describe
+from phasewatch.monitor.core.errors import ConfigError
+from phasewatch.monitor.core.types import Estimate, EstimateStatus
 from phasewatch.monitor.isolation import guard, measure_context
 from phasewatch.monitor.sampling.estimators import default_n_beta
 from phasewatch.monitor.sampling.factory import Subject
 from phasewatch.monitor.sampling.measure import Memory, measure_llc
-from phasewatch.monitor.types import Estimate, EstimateStatus
 
 STEP_MULTIPLES = (1 / 16, 1 / 4, 1.0, 4.0, 16.0, 64.0)
 """Default steps, in automatic steps: down to where chains are too slow, up to where they burst."""

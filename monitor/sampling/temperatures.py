@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from phasewatch.monitor.errors import RefusedError
+from phasewatch.monitor.core.errors import RefusedError
+from phasewatch.monitor.core.types import Estimate
 from phasewatch.monitor.sampling.diagnostics import standard_error
-from phasewatch.monitor.types import Estimate
 
 MIN_SHARE = 0.2
 """Fewer effective draws than this share of all, and a handful of them decides the mean."""

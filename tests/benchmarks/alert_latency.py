@@ -18,8 +18,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from phasewatch.monitor.errors import PhasewatchError
-from phasewatch.monitor.stack import ALERTMANAGER, PROMETHEUS, find_program
+from phasewatch.monitor.core.errors import PhasewatchError
+from phasewatch.monitor.operations.stack import ALERTMANAGER, PROMETHEUS, find_program
 from support.alerting import Inbox, LiveRun, QuickStack, open_inbox, quick_stack
 from support.records import wait_until
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 from phasewatch.monitor import Watch
-from phasewatch.monitor.types import Transition, TransitionKind, TransitionStatus
+from phasewatch.monitor.core.types import Transition, TransitionKind, TransitionStatus
 
 
 def free_port() -> int:

@@ -28,8 +28,8 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from phasewatch import detectors
-from phasewatch.detectors import judging, null_streams, simulated
-from phasewatch.detectors.scoring import Curve, Score, always_alarm, load_curves, match
+from phasewatch.detectors.evaluation import cross_validation, null_streams, simulated
+from phasewatch.detectors.evaluation.scoring import Curve, Score, always_alarm, load_curves, match
 from support.candidates import Candidate, Rivals, Settings, our_candidates
 from support.curves import feed
 
@@ -73,7 +73,7 @@ def judge(
         seconds, points = seconds + spent, points + len(curve.values)
         return alarms
 
-    scores = judging.score_by_source(curves, run)
+    scores = cross_validation.score_by_source(curves, run)
     return scores, 1e6 * seconds / points
 
 
@@ -98,7 +98,7 @@ def score_table(
     for candidate in candidates:
         scores, microseconds = judge(candidate, curves)
         held_out = held_out_score(candidate, curves, scores) if leave_out else None
-        of_noisy = judging.total(judge(candidate, noisy)[0].values()) if noisy else Score()
+        of_noisy = cross_validation.total(judge(candidate, noisy)[0].values()) if noisy else Score()
         label = candidate.name if candidate.ours else f"{candidate.name} [{candidate.given}]"
         table.add_row(escape(label), *cells(scores, held_out, of_noisy), f"{microseconds:.1f}")
     for name in missing:
@@ -115,13 +115,13 @@ def held_out_score(
     others = {
         i: judge(candidate, curves, candidate.grid[i])[0] for i in range(1, len(candidate.grid))
     }
-    return judging.leave_one_source_out({0: default, **others})
+    return cross_validation.leave_one_source_out({0: default, **others})
 
 
 def cells(by_source: dict[str, Score], held_out: Score | None, noisy: Score) -> list[str]:
     """The figures of one row."""
-    score = judging.total(by_source.values())
-    low, high = judging.bootstrap(by_source, lambda one: one.f1, draws=400)
+    score = cross_validation.total(by_source.values())
+    low, high = cross_validation.bootstrap(by_source, lambda one: one.f1, draws=400)
     return [
         f"{score.recall:.2f}",
         f"{score.precision:.2f}",
@@ -141,11 +141,13 @@ def hard_table(curves: Sequence[Curve], candidates: Sequence[Candidate]) -> Tabl
     table.add_column("detector", no_wrap=True)
     variants = {f"every {n}": [curve.every(n) for curve in curves] for n in EVERY}
     for dex in NOISE:
-        variants[f"+{dex:g} dex"] = [judging.with_noise(curve, dex) for curve in curves]
+        variants[f"+{dex:g} dex"] = [cross_validation.with_noise(curve, dex) for curve in curves]
     for head in variants:
         table.add_column(head, justify="right")
     for candidate in candidates:
-        totals = (judging.total(judge(candidate, v)[0].values()) for v in variants.values())
+        totals = (
+            cross_validation.total(judge(candidate, v)[0].values()) for v in variants.values()
+        )
         table.add_row(candidate.name, *(f"{score.f1:.3f}" for score in totals))
     return table
 
@@ -161,11 +163,11 @@ def null_table(candidates: Sequence[Candidate], points: int) -> Table:
     for name in null_streams.names():
         row = []
         for candidate in candidates:
-            score = judging.total(
+            score = cross_validation.total(
                 match(candidate.run(curve)[0], curve)
                 for curve in null_streams.curves(length, seeds, (name,))
             )
-            bound = 1000.0 * judging.poisson_upper(score.num_false) / score.num_null_points
+            bound = 1000.0 * cross_validation.poisson_upper(score.num_false) / score.num_null_points
             row.append(f"{score.false_alarms_per_1000:.3f} (≤ {bound:.3f})")
         table.add_row(name, *row)
     return table

@@ -1,6 +1,6 @@
 """How often detectors alarm on streams without a transition, by the knob that makes them strict.
 
-With `--write` the counts become `detectors/false_alarms.json`, from which
+With `--write` the counts become `detectors/error_control/false_alarms.json`, from which
 `false_alarms.threshold_for` takes thresholds. Without it the rate at the threshold of a stated rate
 is measured on other seeds, with its upper 95 % bound (exact, for Poisson counts): it must not pass
 twice the stated rate.
@@ -22,8 +22,9 @@ from rich.table import Table
 from scipy import stats
 
 from phasewatch import detectors
-from phasewatch.detectors import false_alarms, null_measured, null_streams
-from phasewatch.detectors.scoring import Curve, detect
+from phasewatch.detectors.error_control import false_alarms
+from phasewatch.detectors.evaluation import null_measured, null_streams
+from phasewatch.detectors.evaluation.scoring import Curve, detect
 
 SETTINGS: dict[str, tuple[float, ...]] = {
     "bocpd": (0.1, 0.5, 0.9, 0.99, 0.999),
@@ -46,7 +47,7 @@ LENGTH = 5000
 HELD_OUT = 1_000_000
 """First seed of the streams that rates are checked on; the table takes those from 0."""
 
-RESULT = Path(__file__).parents[2] / "detectors" / false_alarms.TABLE
+RESULT = Path(__file__).parents[2] / "detectors" / "error_control" / false_alarms.TABLE
 
 
 def streams(detector: str, points: int, first_seed: int) -> Iterator[Curve]:

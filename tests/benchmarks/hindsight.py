@@ -18,10 +18,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from phasewatch.detectors.scoring import Curve, load_curves
-from phasewatch.monitor.replay import detect
-from phasewatch.monitor.scalars import Column
-from phasewatch.monitor.types import Transition, TransitionKind, TransitionStatus
+from phasewatch.detectors.evaluation.scoring import Curve, load_curves
+from phasewatch.monitor.core.columns import Column
+from phasewatch.monitor.core.types import Transition, TransitionKind, TransitionStatus
+from phasewatch.monitor.replay.recorded import detect
 
 Span = tuple[int, int]
 

@@ -29,7 +29,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from phasewatch.detectors import Cusum, LevelShift
-from phasewatch.monitor.store import Store
+from phasewatch.monitor.store.store import Store
 
 Array = np.ndarray
 Stream = tuple[list[float], list[float] | None]

@@ -31,8 +31,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from phasewatch.monitor.core.types import Estimate, EstimateStatus
 from phasewatch.monitor.sampling import SamplerConfig, estimate_llc
-from phasewatch.monitor.types import Estimate, EstimateStatus
 from support.random_nets import KINDS, Net, build, random_shapes
 from support.reference_chains import Effort, Reference, deep_linear_reference, hmc_reference
 from support.trained_nets import TRAINED, TrainedNet

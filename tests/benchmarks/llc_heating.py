@@ -24,6 +24,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from phasewatch.monitor.core.types import Estimate, EstimateStatus
 from phasewatch.monitor.sampling import SamplerConfig, estimate_llc
 from phasewatch.monitor.sampling.closed_forms import (
     Case,
@@ -31,7 +32,6 @@ from phasewatch.monitor.sampling.closed_forms import (
     regular_case,
     squared_error,
 )
-from phasewatch.monitor.types import Estimate, EstimateStatus
 
 SAMPLES, BATCH = 2048, 32
 SCHEMES = ("sgld", "rmsprop_sgld", "lm")

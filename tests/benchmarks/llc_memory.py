@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from phasewatch.monitor.isolation import measure_context
-from phasewatch.monitor.sampling import SamplerConfig, measure_llc, memory
+from phasewatch.monitor.sampling import SamplerConfig, measure_llc, memory_budget
 from phasewatch.monitor.sampling.posterior import Problem, pose
 
 NUM_CHAINS = 4
@@ -53,11 +53,11 @@ def resident(field: str) -> int:
 def by_formula(problem: Problem, engine: str) -> tuple[int, int]:
     """Bytes that an engine takes, and those of its activations."""
     if engine == "inplace":
-        size = memory.inplace_bytes(problem)
+        size = memory_budget.inplace_bytes(problem)
     elif engine == "loop":
-        size = memory.loop_bytes(problem, NUM_CHAINS)
+        size = memory_budget.loop_bytes(problem, NUM_CHAINS)
     else:
-        size = memory.vmap_bytes(problem, NUM_CHAINS, ENGINES[engine])
+        size = memory_budget.vmap_bytes(problem, NUM_CHAINS, ENGINES[engine])
     return size, problem.kept_bytes
 
 

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from llc_step_cost import Transformer
 
+from phasewatch.monitor.core.types import Estimate, EstimateStatus, LossFn
 from phasewatch.monitor.sampling import SamplerConfig, estimate_llc
 from phasewatch.monitor.sampling.closed_forms import (
     Case,
@@ -40,7 +41,6 @@ from phasewatch.monitor.sampling.closed_forms import (
     squared_error,
 )
 from phasewatch.monitor.sampling.integrators import Baoab, LeimkuhlerMatthews, RmspropSgld, Sgld
-from phasewatch.monitor.types import Estimate, EstimateStatus, LossFn
 
 SAMPLES, PARTS = 1024, 4
 """Terms of the probe, and into how many batches it is cut; a minibatch is one of them."""

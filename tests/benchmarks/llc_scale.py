@@ -34,8 +34,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from phasewatch.monitor.core.types import Estimate
 from phasewatch.monitor.sampling import SamplerConfig, estimate_llc
-from phasewatch.monitor.types import Estimate
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 INPUTS, CLASSES, BATCH = 64, 10, 128

@@ -104,14 +104,14 @@ def bare(index: int, repeats: int) -> Callable[[], float]:
 
 def ours(index: int, steps: int) -> tuple[Callable[[], float], str]:
     """Seconds a chain step, and the engine that was chosen."""
-    from phasewatch.monitor.config import SamplerConfig
+    from phasewatch.monitor.config.monitor import SamplerConfig
+    from phasewatch.monitor.core.types import run_through
     from phasewatch.monitor.isolation import measure_context
     from phasewatch.monitor.sampling.chains import Run
-    from phasewatch.monitor.sampling.choice import Verdicts
+    from phasewatch.monitor.sampling.engine_choice import Verdicts
     from phasewatch.monitor.sampling.integrators import Baoab
-    from phasewatch.monitor.sampling.memory import plan_memory
+    from phasewatch.monitor.sampling.memory_budget import plan_memory
     from phasewatch.monitor.sampling.posterior import pose
-    from phasewatch.monitor.types import run_through
 
     model, batch = case(index)
     context = measure_context(model, step=0, loss_fn=loss, batches=[batch], n_samples=1024)
@@ -136,7 +136,11 @@ def ours(index: int, steps: int) -> tuple[Callable[[], float], str]:
 
     def measured() -> float:
         with engine.session():
-            return clocked(lambda: run_through(run.extend(len(run.record) + steps))) / steps / NUM_CHAINS
+            return (
+                clocked(lambda: run_through(run.extend(len(run.record) + steps)))
+                / steps
+                / NUM_CHAINS
+            )
 
     return measured, engine.name
 

@@ -55,14 +55,14 @@ from torch.utils.data import DataLoader
 
 from phasewatch.callbacks import TransitionMonitor
 from phasewatch.monitor import observables as registry
-from phasewatch.monitor.config import MonitorConfig
+from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.core.types import Cost, MeasureContext, Observable, SharedWork, Work
 from phasewatch.monitor.observables import costs
+from phasewatch.monitor.observables.curvature.krylov import hessian_of
 from phasewatch.monitor.observables.evaluation import at_weights
-from phasewatch.monitor.observables.krylov import hessian_of
-from phasewatch.monitor.observables.norms import l2_norm
-from phasewatch.monitor.sampling.choice import working_loop
+from phasewatch.monitor.observables.weights.norms import l2_norm
 from phasewatch.monitor.sampling.engine import evaluate
-from phasewatch.monitor.types import Cost, MeasureContext, Observable, SharedWork, Work
+from phasewatch.monitor.sampling.engine_choice import working_loop
 from support.observable_cases import SIZES, ObservableCase, every_case
 
 RESULT = Path(registry.__file__).parent / costs.TABLE

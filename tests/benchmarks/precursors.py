@@ -27,9 +27,9 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from phasewatch.detectors.precursor import Precursor
-from phasewatch.detectors.scoring import Curve, Interval, load_curves
-from phasewatch.monitor.episodes import HORIZON
+from phasewatch.detectors.evaluation.scoring import Curve, Interval, load_curves
+from phasewatch.detectors.online.early_warning import Precursor
+from phasewatch.monitor.transitions.episodes import HORIZON
 from support.curves import autoregressive, power_law
 from support.recorded import GOLDEN, read, transitions_of
 

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from phasewatch.monitor import metrics
-from phasewatch.monitor.config import ExporterConfig
-from phasewatch.monitor.health import Health
-from phasewatch.monitor.sinks.prometheus import PrometheusSink
-from phasewatch.monitor.types import Observation
+from phasewatch.monitor.config.monitor import ExporterConfig
+from phasewatch.monitor.core import metrics
+from phasewatch.monitor.core.health import Health
+from phasewatch.monitor.core.types import Observation
+from phasewatch.monitor.prometheus.sink import PrometheusSink
 
 SCRAPER = """
 import sys, time, urllib.request

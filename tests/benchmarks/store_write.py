@@ -17,9 +17,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from phasewatch.monitor.scalars import Column
-from phasewatch.monitor.store import Store
-from phasewatch.monitor.types import Observation
+from phasewatch.monitor.core.columns import Column
+from phasewatch.monitor.core.types import Observation
+from phasewatch.monitor.store.store import Store
 
 STREAMS = [f"stream_{index}" for index in range(5)]
 STEPS_PER_SECOND = 500

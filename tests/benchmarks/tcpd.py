@@ -16,8 +16,8 @@ import ruptures
 from rich.console import Console
 from rich.table import Table
 
-from phasewatch.detectors.segmentation import change_points, segment
-from phasewatch.detectors.tcpd import AnnotatedSeries, cover, f1, load_tcpd
+from phasewatch.detectors.evaluation.tcpd import AnnotatedSeries, cover, f1, load_tcpd
+from phasewatch.detectors.offline.segmentation import change_points, segment
 
 Method = Callable[[np.ndarray], list[int]]
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 
-from phasewatch.monitor.observables.displacement import sketch
+from phasewatch.monitor.observables.weights.displacement import sketch
 
 DENSE = 64
 COLUMN = 128

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import yaml
 
-from phasewatch.monitor.doctor_servers import shipped_alerts
+from phasewatch.monitor.operations.doctor_servers import shipped_alerts
 from support.needs import need_binary
 from support.promtool import DEPLOY
 

@@ -9,8 +9,8 @@ import jsonschema
 import pytest
 import yaml
 
-from phasewatch.monitor import metrics as m
-from phasewatch.monitor.grafana_shipped import SHIPPED
+from phasewatch.monitor.core import metrics as m
+from phasewatch.monitor.grafana.shipped import SHIPPED
 from support.dashboards import (
     all_queries,
     boards,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from phasewatch.monitor import metrics
+from phasewatch.monitor.core import metrics
 from support.needs import need_binary
 from support.promtool import RULES, firing, judge, series
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from phasewatch.detectors import create, default
-from phasewatch.detectors.scoring import always_alarm, evaluate, load_curves
+from phasewatch.detectors.evaluation.scoring import always_alarm, evaluate, load_curves
 from support.needs import need_test_data
 
 

@@ -2,7 +2,7 @@ import pytest
 
 from phasewatch import detectors
 from phasewatch.detectors import UnknownDetectorError, registry
-from phasewatch.detectors.slope_shift import SlopeShift
+from phasewatch.detectors.online.slope_shift import SlopeShift
 
 
 @pytest.fixture

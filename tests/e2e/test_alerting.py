@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from phasewatch.monitor.doctor import examine
-from phasewatch.monitor.doctor_links import LinkState
-from phasewatch.monitor.doctor_runs import Runs
-from phasewatch.monitor.errors import PhasewatchError
+from phasewatch.monitor.core.errors import PhasewatchError
+from phasewatch.monitor.operations.doctor import examine
+from phasewatch.monitor.operations.doctor_links import LinkState
+from phasewatch.monitor.operations.doctor_runs import Runs
 from support.alerting import quick_stack
 from support.promtool import RULES
 from support.records import wait_until
@@ -266,7 +266,7 @@ GROKKING = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 import grokking
-from phasewatch.monitor.config import ExporterConfig, MonitorConfig
+from phasewatch.monitor.config.monitor import ExporterConfig, MonitorConfig
 exporter = ExporterConfig(**json.loads(sys.argv[2]))
 grokking.MonitorConfig = lambda **settings: MonitorConfig(exporter=exporter, **settings)
 grokking.main(["--json", "--out", sys.argv[3]])

@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 
-from phasewatch.monitor.doctor_links import BrokenError
-from phasewatch.monitor.doctor_servers import Alertmanager
+from phasewatch.monitor.operations.doctor_links import BrokenError
+from phasewatch.monitor.operations.doctor_servers import Alertmanager
 from support.alerting import Inbox, need_servers, quick_stack
 from support.records import wait_until
 

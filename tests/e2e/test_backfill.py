@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from phasewatch.monitor.store import Store
-from phasewatch.monitor.types import RunState, TransitionStatus
+from phasewatch.monitor.core.types import RunState, TransitionStatus
+from phasewatch.monitor.store.store import Store
 from support.needs import need_binary
 from support.records import make_estimate, make_observation, make_transition
 from support.servers import running_prometheus
@@ -40,7 +40,7 @@ def test_a_stored_run_is_queried_in_prometheus(tmp_path):
         )
         store.end_run("aaaa1111", 1, RunState.FINISHED)
     history, data = tmp_path / "history.om", tmp_path / "data"
-    command = [sys.executable, "-m", "phasewatch.monitor.cli", "export", "aaaa1111"]
+    command = [sys.executable, "-m", "phasewatch.monitor.cli.main", "export", "aaaa1111"]
     told = subprocess.run(
         [*command, "--openmetrics", "--store", str(path), "--out", str(history)],
         check=True,

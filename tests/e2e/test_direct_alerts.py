@@ -17,8 +17,8 @@ import pytest
 import yaml
 from matplotlib.image import imread
 
-from phasewatch.monitor.types import TransitionStatus
-from phasewatch.monitor.watch import Watch
+from phasewatch.monitor.core.types import TransitionStatus
+from phasewatch.monitor.run.watch import Watch
 from support.needs import need_binary
 from support.records import make_transition, wait_until
 from support.targets import free_port, http_target, notify

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from phasewatch.monitor.config import ExporterConfig
-from phasewatch.monitor.health import Health
-from phasewatch.monitor.sinks.prometheus import PrometheusSink
-from phasewatch.monitor.types import RunState, TransitionKind
+from phasewatch.monitor.config.monitor import ExporterConfig
+from phasewatch.monitor.core.health import Health
+from phasewatch.monitor.core.types import RunState, TransitionKind
+from phasewatch.monitor.prometheus.sink import PrometheusSink
 from support.needs import need_binary
 from support.records import make_observation, make_transition, start_python, wait_until
 from support.servers import running_prometheus

@@ -17,8 +17,8 @@ import yaml
 from torch import nn
 
 from phasewatch.monitor import Watch
-from phasewatch.monitor.grafana_shipped import shipped_rules
-from phasewatch.monitor.types import RunState
+from phasewatch.monitor.core.types import RunState
+from phasewatch.monitor.grafana.shipped import shipped_rules
 from support.dashboards import alert_queries, boards, fill_in, queries_of, variables
 from support.needs import need_binary
 from support.records import wait_until

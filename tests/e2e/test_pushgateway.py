@@ -6,10 +6,10 @@ import urllib.error
 import pytest
 import yaml
 
-from phasewatch.monitor.config import PushgatewayConfig
-from phasewatch.monitor.health import Health
-from phasewatch.monitor.sinks.prometheus_push import PushgatewaySink
-from phasewatch.monitor.types import RunState
+from phasewatch.monitor.config.monitor import PushgatewayConfig
+from phasewatch.monitor.core.health import Health
+from phasewatch.monitor.core.types import RunState
+from phasewatch.monitor.prometheus.push import PushgatewaySink
 from support.needs import need_binary
 from support.promtool import RULES
 from support.records import make_observation, wait_until

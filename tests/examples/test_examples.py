@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from phasewatch.monitor.store import Store
-from phasewatch.monitor.types import RunState
+from phasewatch.monitor.core.types import RunState
+from phasewatch.monitor.store.store import Store
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HELPERS = {"common.py", "terminal.py"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from phasewatch.monitor.core.types import EstimateStatus, TransitionKind
 from phasewatch.monitor.sampling.closed_forms import deep_linear_lambda
-from phasewatch.monitor.types import EstimateStatus, TransitionKind
 from support.recorded import GOLDEN, read, transitions_of
 
 WIDTHS, TARGET, HIDDEN = (10, 4, 10), (4.0, 2.0, 1.0), 0.03

@@ -11,8 +11,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from phasewatch.monitor.core.types import TransitionKind, TransitionStatus
 from phasewatch.monitor.sampling.closed_forms import POLYGONS
-from phasewatch.monitor.types import TransitionKind, TransitionStatus
 from support.recorded import GOLDEN, read, transitions_of
 
 LEVELS = {p.name: p.loss for p in POLYGONS} | {"4": 1 / 9, "4+": 5 / 48, "4++": 7 / 72}

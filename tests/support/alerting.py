@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from phasewatch.monitor.stack import Stack
+from phasewatch.monitor.operations.stack import Stack
 from support.needs import need_binary, need_one_of
 from support.scraping import free_port
 from support.stand_in import StandInServer

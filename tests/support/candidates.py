@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from phasewatch import detectors
-from phasewatch.detectors.detrend import Detrend
-from phasewatch.detectors.scoring import Curve, detect
+from phasewatch.detectors.evaluation.scoring import Curve, detect
+from phasewatch.detectors.statistics.detrend import Detrend
 from support import peers, rivals
 
 Settings = Mapping[str, Any]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from phasewatch.monitor.grafana_shipped import SHIPPED, shipped_dashboards, shipped_rules
+from phasewatch.monitor.grafana.shipped import SHIPPED, shipped_dashboards, shipped_rules
 
 Json = dict[str, Any]
 BUILT_IN = {"__range": "10m", "__rate_interval": "4s", "__interval": "1s"}

@@ -27,7 +27,7 @@ import torch  # noqa: E402
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 
-from phasewatch.monitor.observables.gradient_noise import GradientNoiseScale  # noqa: E402
+from phasewatch.monitor.observables.curvature.noise_scale import GradientNoiseScale  # noqa: E402
 from support.bitwise import differences  # noqa: E402
 from support.observers import Rude, make_monitor  # noqa: E402
 from support.training import record  # noqa: E402

@@ -8,8 +8,7 @@ import time
 import numpy as np
 
 from phasewatch.detectors.types import Alarm, Direction
-from phasewatch.monitor.store import Store
-from phasewatch.monitor.types import (
+from phasewatch.monitor.core.types import (
     Estimate,
     EstimateStatus,
     Observation,
@@ -18,6 +17,7 @@ from phasewatch.monitor.types import (
     TransitionKind,
     TransitionStatus,
 )
+from phasewatch.monitor.store.store import Store
 
 RUN_ID = "0123456789abcdef0123456789abcdef"
 

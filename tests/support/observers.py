@@ -13,7 +13,7 @@ from torch import nn
 
 from phasewatch.callbacks import TransitionMonitor
 from phasewatch.monitor import MonitorConfig
-from phasewatch.monitor.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.core.types import Cost, MeasureContext, Observation
 
 NORMS = ("gradient_norm", "weight_norm", "update_ratio")
 

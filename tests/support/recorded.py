@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from phasewatch.monitor.replay import detect
-from phasewatch.monitor.scalars import chunked
-from phasewatch.monitor.store import Store
-from phasewatch.monitor.types import EstimateStatus, Observation, Transition
+from phasewatch.monitor.core.columns import chunked
+from phasewatch.monitor.core.types import EstimateStatus, Observation, Transition
+from phasewatch.monitor.replay.recorded import detect
+from phasewatch.monitor.store.store import Store
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
-from phasewatch.monitor.types import (
+from phasewatch.monitor.core.types import (
     Estimate,
     EstimateStatus,
     Observation,

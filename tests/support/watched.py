@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from phasewatch.monitor.config import MonitorConfig
-from phasewatch.monitor.replay import detect
-from phasewatch.monitor.scalars import Column, chunked, observations_of
-from phasewatch.monitor.types import Observation
+from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.core.columns import Column, chunked, observations_of
+from phasewatch.monitor.core.types import Observation
+from phasewatch.monitor.replay.recorded import detect
 
 
 def column(steps, values) -> Column:

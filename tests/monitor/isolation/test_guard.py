@@ -206,7 +206,7 @@ def test_gradients_keep_their_identity_and_the_live_weights_cannot_be_given_any(
 
 
 def test_an_interrupt_while_restoring_does_not_leave_it_half_done(monkeypatch):
-    from phasewatch.monitor.isolation.modes import Modes
+    from phasewatch.monitor.isolation.torch_switches import Modes
 
     real, calls = Modes.restore, []
 

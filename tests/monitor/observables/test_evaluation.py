@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from phasewatch.monitor.errors import MeasurementError, RefusedError
+from phasewatch.monitor.core.errors import MeasurementError, RefusedError
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.observables.evaluation import (
     at_weights,

@@ -5,11 +5,11 @@ import math
 import pytest
 
 from phasewatch.monitor import observables as registry
-from phasewatch.monitor.config import MonitorConfig
-from phasewatch.monitor.errors import ConfigError, UnknownNameError
+from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.core.errors import ConfigError, UnknownNameError
+from phasewatch.monitor.core.types import Cost, Observable
 from phasewatch.monitor.observables import BUILTIN, catalogue, create, names, register, selected
-from phasewatch.monitor.observables.llc import RefinedLLC
-from phasewatch.monitor.types import Cost, Observable
+from phasewatch.monitor.observables.llc.llc import RefinedLLC
 
 
 class Own:

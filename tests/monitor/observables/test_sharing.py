@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from phasewatch.monitor.config import MonitorConfig
+from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.core.types import MeasureContext, SharedWork, run_through
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.observables import create
-from phasewatch.monitor.observables.components import ComponentLoss
+from phasewatch.monitor.observables.tokens.components import ComponentLoss
 from phasewatch.monitor.sampling.hessian import Hessian
-from phasewatch.monitor.types import MeasureContext, SharedWork, run_through
 from support.cases.heads import LanguageModel
 from support.cases.heads import sequences as words
 from support.cases.norms import perceptron, points
@@ -186,13 +186,13 @@ def test_steps_leave_nothing_behind_and_give_what_measuring_gives(name):
     before = (torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled())
     expected = numbers(made(name).measure(context_of(name)))
     for stop in (1, 3):
-        left = made(name).steps(context_of(name))
+        left = made(name).measure_in_steps(context_of(name))
         for _ in zip(range(stop), left, strict=False):
             assert (torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled()) == before
             assert hooks_of(context.model) == 0
         left.close()
     assert (torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled()) == before
-    assert numbers(run_through(made(name).steps(context))) == expected
+    assert numbers(run_through(made(name).measure_in_steps(context))) == expected
 
 
 @pytest.mark.parametrize("name", STEPPED)
@@ -204,7 +204,7 @@ def test_a_step_is_one_evaluation(name, monkeypatch):
     observable = made(name)
     observable.check(context)
     with Evaluations(monkeypatch, context) as seen:
-        steps, calls, products = observable.steps(context), 0, 0
+        steps, calls, products = observable.measure_in_steps(context), 0, 0
         for _ in steps:
             assert seen.products - products <= 1
             # A product by differences would take two passes, and the first loss comes with it.
@@ -216,7 +216,7 @@ def test_measurements_in_steps_may_take_turns():
     names = CURVATURE
     alone = {name: numbers(made(name).measure(context_of(name))) for name in names}
     turn = context_of(names[0])
-    running = {name: made(name).steps(turn) for name in names}
+    running = {name: made(name).measure_in_steps(turn) for name in names}
     found = {}
     while running:
         for name, steps in list(running.items()):
@@ -232,7 +232,7 @@ def test_measurements_in_steps_may_take_turns():
 @pytest.mark.parametrize("name", CURVATURE)
 def test_time_between_steps_is_not_charged(name):
     expected = numbers(made(name).measure(context_of(name)))
-    steps = made(name).steps(replace(context_of(name), deadline_seconds=30.0))
+    steps = made(name).measure_in_steps(replace(context_of(name), deadline_seconds=30.0))
     next(steps)
     real = time.perf_counter
     try:
@@ -249,7 +249,7 @@ def test_slices_of_an_averaged_loss_come_one_a_step(monkeypatch):
         observable = ComponentLoss(by=1, label="class")
         predicted = observable.work(context).forwards * len(context.batches)
         calls = []
-        for _ in observable.steps(context):
+        for _ in observable.measure_in_steps(context):
             calls.append(seen.calls)
     assert len(calls) > 2
     assert all(after - before == 1 for before, after in pairwise(calls))

@@ -9,18 +9,18 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from phasewatch.monitor.errors import RefusedError
+from phasewatch.monitor.core.errors import RefusedError
+from phasewatch.monitor.core.types import run_through
 from phasewatch.monitor.sampling import Memory, SamplerConfig, estimate_llc, measure_llc
-from phasewatch.monitor.sampling.choice import Verdicts
 from phasewatch.monitor.sampling.engine import LoopEngine, VmapEngine, evaluate
-from phasewatch.monitor.sampling.memory import (
+from phasewatch.monitor.sampling.engine_choice import Verdicts
+from phasewatch.monitor.sampling.memory_budget import (
     inplace_bytes,
     loop_bytes,
     plan_memory,
     vmap_bytes,
 )
 from phasewatch.monitor.sampling.posterior import pose
-from phasewatch.monitor.types import run_through
 
 
 def truth(model, batches, loss, point, layout):

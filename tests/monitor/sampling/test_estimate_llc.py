@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from phasewatch.monitor.errors import MeasurementError, RefusedError
+from phasewatch.monitor.core.errors import MeasurementError, RefusedError
+from phasewatch.monitor.core.types import EstimateStatus
 from phasewatch.monitor.sampling import SamplerConfig, estimate_llc, measure_llc
 from phasewatch.monitor.sampling.closed_forms import Quadratic, plain_loss
-from phasewatch.monitor.types import EstimateStatus
 
 
 def fingerprint(model):

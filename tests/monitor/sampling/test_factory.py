@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from phasewatch.monitor.errors import ConfigError, UnknownNameError
+from phasewatch.monitor.core.errors import ConfigError, UnknownNameError
 from phasewatch.monitor.sampling.factory import load_checkpoint, load_subject
 
 SOURCE = """

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from phasewatch.monitor.config import SamplerConfig
-from phasewatch.monitor.errors import ConfigError, RefusedError
-from phasewatch.monitor.observables.llc import LLC, RefinedLLC
-from phasewatch.monitor.types import Cost, Estimate, EstimateStatus, Observable
+from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.types import Cost, Estimate, EstimateStatus, Observable
+from phasewatch.monitor.observables.llc.llc import LLC, RefinedLLC
 
 
 def test_it_is_an_observable():

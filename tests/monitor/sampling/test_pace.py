@@ -6,10 +6,10 @@ from functools import partial
 import pytest
 import torch
 
+from phasewatch.monitor.core.types import run_through
 from phasewatch.monitor.sampling import measure, measure_llc
 from phasewatch.monitor.sampling.measure import llc_steps
 from phasewatch.monitor.sampling.pace import Stopwatch, paced
-from phasewatch.monitor.types import run_through
 
 
 def taken(steps, pauses=None):

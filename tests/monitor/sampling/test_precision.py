@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from phasewatch.monitor.sampling import SamplerConfig, choice, estimate_llc
+from phasewatch.monitor.sampling import SamplerConfig, engine_choice, estimate_llc
 from phasewatch.monitor.sampling.engine import LoopEngine, VmapEngine, evaluate
 from phasewatch.monitor.sampling.posterior import pose
 
@@ -104,15 +104,15 @@ def low(context_of):
 
 
 def test_vmap_is_judged_by_the_truth_where_bf16_gradients_differ(low):
-    x = choice._perturbed(low, 2)
+    x = engine_choice._perturbed(low, 2)
     loop, vmapped = LoopEngine(low), VmapEngine(low, 2)
     expected, found = evaluate(loop, low, x, [0]), evaluate(vmapped, low, x, [0])
-    gap = choice._gaps(found, expected)["gradient"]
-    assert gap > choice.tolerance_of(low)
-    assert choice._fault(vmapped, loop, x, expected) is None
+    gap = engine_choice._gaps(found, expected)["gradient"]
+    assert gap > engine_choice.tolerance_of(low)
+    assert engine_choice._fault(vmapped, loop, x, expected) is None
     # No more than rounding is forgiven: a tenth of the gradient, or another chain's, is not.
     for wrong in (found.grad * 1.1, found.grad.flip(0) * 1.05, found.grad.roll(1, dims=1)):
-        assert not choice._as_exact(low, loop, x, replace(found, grad=wrong), expected)
+        assert not engine_choice._as_exact(low, loop, x, replace(found, grad=wrong), expected)
 
 
 def test_a_loss_that_cannot_do_without_its_dtypes_is_judged_by_the_plain_gradient(low):
@@ -120,7 +120,7 @@ def test_a_loss_that_cannot_do_without_its_dtypes_is_judged_by_the_plain_gradien
         return crossed(model, (batch[0].bfloat16().float(), batch[1])).float()
 
     stubborn_low = replace(low, loss=type(low.loss)(low.loss.model, stubborn))
-    x = choice._perturbed(low, 2)
+    x = engine_choice._perturbed(low, 2)
     loop, vmapped = LoopEngine(stubborn_low), VmapEngine(stubborn_low, 2)
     expected = evaluate(loop, stubborn_low, x, [0])
-    assert "gradient by vmap differs" in choice._fault(vmapped, loop, x, expected)
+    assert "gradient by vmap differs" in engine_choice._fault(vmapped, loop, x, expected)

@@ -7,11 +7,11 @@ from functools import partial
 import pytest
 import torch
 
-from phasewatch.monitor.errors import ConfigError
+from phasewatch.monitor.core.errors import ConfigError
+from phasewatch.monitor.core.types import EstimateStatus
 from phasewatch.monitor.sampling import closed_forms, selfcheck
 from phasewatch.monitor.sampling.closed_forms import deep_linear_case, regular_case
 from phasewatch.monitor.sampling.selfcheck import choose_device, judge, run_selfcheck
-from phasewatch.monitor.types import EstimateStatus
 from support.records import make_estimate
 
 

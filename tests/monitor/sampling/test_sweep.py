@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from phasewatch.monitor.errors import ConfigError
+from phasewatch.monitor.core.errors import ConfigError
+from phasewatch.monitor.core.types import EstimateStatus
+from phasewatch.monitor.reports.sweep_page import render_sweep
 from phasewatch.monitor.sampling.factory import Subject
 from phasewatch.monitor.sampling.sweep import agree, plateau, recommend, run_sweep
-from phasewatch.monitor.sweep_page import render_sweep
-from phasewatch.monitor.types import EstimateStatus
 from support.records import make_estimate
 
 N = 1000

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from phasewatch.monitor.config import SamplerConfig
-from phasewatch.monitor.errors import RefusedError
+from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.sampling import estimate_llc, reweight
 from phasewatch.monitor.sampling.closed_forms import Quadratic, plain_loss
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from phasewatch.monitor.config import SamplerConfig
-from phasewatch.monitor.observables.llc_data import LLCSlices
+from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.observables.llc.data import LLCSlices
 from support.cases.norms import perceptron, points
 from support.observable_cases import ObservableCase
 

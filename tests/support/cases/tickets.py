@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-from phasewatch.monitor.observables.frequency_entropy import FrequencyEntropy
+from phasewatch.monitor.observables.toy_models.frequency_entropy import FrequencyEntropy
 from support.cases.norms import perceptron, points
 from support.observable_cases import ObservableCase
 from support.zoo_modules import Plain

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
 
-from phasewatch.monitor.observables.components import ComponentLoss
+from phasewatch.monitor.observables.tokens.components import ComponentLoss
 from support.observable_cases import ObservableCase
 from support.zoo_modules import Plain
 

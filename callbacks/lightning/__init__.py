@@ -1,0 +1,1 @@
+"""The adapter to Lightning: hooks in, `Watch` calls out."""

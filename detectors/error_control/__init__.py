@@ -1,0 +1,1 @@
+"""How many false alarms a threshold gives, and how they are rationed."""

@@ -1,0 +1,1 @@
+"""The detectors that take one point after another."""

@@ -1,0 +1,1 @@
+"""What detectors reckon with: windows, noise, scales, trends, residuals."""

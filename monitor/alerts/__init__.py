@@ -1,0 +1,1 @@
+"""Alerts: their text, the channels, and the process that sends them."""

@@ -1,0 +1,108 @@
+"""Sends to Alertmanager's API v2.
+
+An alert has the labels of the shipped Prometheus rule, and `via="direct"`, by which the shipped
+Alertmanager configuration inhibits the rule's. As Prometheus does, it is sent again while it
+lasts: without news for its `resolve_timeout`, Alertmanager takes it for over.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+import urllib.error
+import urllib.request
+from datetime import UTC, datetime
+from urllib.parse import unquote, urlsplit
+
+from phasewatch.monitor.alerts.delivery import TIMEOUT_SECONDS, DeliveryError, retry_after_seconds
+from phasewatch.monitor.alerts.message import Alert
+from phasewatch.monitor.core.metrics import label_value
+from phasewatch.monitor.core.types import TransitionKind
+
+DEFAULT_PORT = 9093
+
+HOLD_SECONDS = 300.0
+"""Time an alert stays at least: longer than the Prometheus rule fires for the same transition."""
+
+REFRESH_SECONDS = 60.0
+"""How often an alert that lasts is sent again."""
+
+ALERT_NAMES = {TransitionKind.INSTABILITY: "PhasewatchInstability"}
+DEFAULT_ALERT_NAME = "PhasewatchTransition"
+
+
+def check_alertmanager(url: str) -> str:
+    """Why a URL cannot be used; empty if it can."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return "its address cannot be read; give alertmanager://host:9093"
+    return "" if parts.hostname else "it names no host; give alertmanager://host:9093"
+
+
+def send_to_alertmanager(url: str, alert: Alert) -> None:
+    """Send an alert, or news of it.
+
+    Raises:
+        DeliveryError: Alertmanager has not taken it.
+    """
+    request = _request(url, json.dumps([payload(alert, time.time())]).encode())
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):  # noqa: S310 - http or https
+            return
+    except urllib.error.HTTPError as error:
+        with error:
+            wait = retry_after_seconds(error.headers.get("Retry-After"))
+        raise DeliveryError(f"HTTP {error.code}", wait) from None
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise DeliveryError(f"no answer ({type(reason).__name__})") from None
+    except Exception as error:  # an answer that is no HTTP
+        raise DeliveryError(type(error).__name__) from None
+
+
+def payload(alert: Alert, now: float) -> dict[str, object]:
+    """The alert as API v2 wants it.
+
+    What marks an alert are its labels: they are those it was told with first.
+    """
+    content: dict[str, object] = {
+        "labels": {
+            "alertname": ALERT_NAMES.get(alert.first.kind, DEFAULT_ALERT_NAME),
+            "run": label_value(alert.run),
+            "kind": alert.first.kind.value,
+            "severity": alert.severity,
+            "transition": alert.first.id,
+            "via": "direct",
+        },
+        "annotations": {"summary": alert.title, "description": alert.body},
+        "startsAt": _time(min(alert.first.detected_at, now)),
+        "generatorURL": alert.link,
+    }
+    if alert.is_over:
+        content["endsAt"] = _time(max(now, alert.first.detected_at + HOLD_SECONDS))
+    return content
+
+
+def _request(url: str, body: bytes) -> urllib.request.Request:
+    parts = urlsplit(url)
+    secure = parts.scheme.lower() == "alertmanagers"
+    host = parts.hostname or ""
+    host = f"[{host}]" if ":" in host else host
+    address = f"{'https' if secure else 'http'}://{host}:{parts.port or DEFAULT_PORT}"
+    request = urllib.request.Request(  # noqa: S310 - http or https
+        f"{address}{parts.path.rstrip('/')}/api/v2/alerts",
+        data=body,
+        headers={"Content-Type": "application/json"},
+        method="POST",
+    )
+    if parts.username is not None:
+        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+        request.add_header("Authorization", "Basic " + base64.b64encode(login).decode())
+    return request
+
+
+def _time(timestamp: float) -> str:
+    return datetime.fromtimestamp(timestamp, UTC).isoformat()

@@ -1,0 +1,265 @@
+"""How messages of the outbox become alerts and reach their targets, one after the other."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from phasewatch.monitor.alerts.alertmanager import (
+    REFRESH_SECONDS,
+    check_alertmanager,
+    send_to_alertmanager,
+)
+from phasewatch.monitor.alerts.delivery import DeliveryError
+from phasewatch.monitor.alerts.message import Alert, write_alert
+from phasewatch.monitor.config.alerts import AlertsConfig, Target, masked, quiet_seconds
+from phasewatch.monitor.store.outbox import Message, Outbox
+from phasewatch.monitor.store.store import Store
+
+log = logging.getLogger("phasewatch")
+
+REFUSALS = {"HTTP 400", "HTTP 413", "HTTP 415", "HTTP 422"}
+"""Answers that may be about the picture: the next try goes without."""
+
+FIRST_RETRY_SECONDS = 1.0
+MAX_RETRY_SECONDS = 300.0
+HOUR = 3600.0
+
+
+def check(target: Target) -> str:
+    """Why a target cannot be used; empty if it can."""
+    if target.is_alertmanager:
+        return check_alertmanager(target.url)
+    from phasewatch.monitor.alerts.apprise import check_apprise  # slow to import
+
+    return check_apprise(target.url)
+
+
+def deliver(target: Target, alert: Alert) -> None:
+    """Send one alert to one target.
+
+    Raises:
+        DeliveryError: The target has not taken it; says why, without secrets.
+    """
+    try:
+        if target.is_alertmanager:
+            send_to_alertmanager(target.url, alert)
+        else:
+            from phasewatch.monitor.alerts.apprise import send_by_apprise
+
+            send_by_apprise(target.url, alert)
+    except DeliveryError:
+        raise
+    except Exception as error:  # a plugin of Apprise may raise anything
+        said = masked(f"{type(error).__name__}: {error}", target.url)
+        raise DeliveryError(said[:200]) from None
+
+
+class Desk:
+    """Turns messages of the outbox into alerts.
+
+    Args:
+        store: The run history.
+        config: Links, and whether to draw.
+        folder: Where pictures are kept while they are needed.
+        say: Takes what people should know.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        config: AlertsConfig,
+        folder: Path,
+        *,
+        say: Callable[[str], None] = log.warning,
+    ) -> None:
+        self._say = say
+        self._has_told = False
+        self._store = store
+        self._config = config
+        self._folder = folder
+        self._drawing = threading.Lock()
+
+    def write(self, message: Message, *, drawn: bool) -> Alert:
+        """Write the alert of a message; with its picture if `drawn`."""
+        transition = message.transition
+        run = self._store.run(transition.run).name
+        return write_alert(
+            transition,
+            key=message.key,
+            first=message.first,
+            state=message.state,
+            run=run,
+            units=self._store.units(transition.run),
+            store=self._store.where,
+            config=self._config,
+            picture=self._picture(message) if drawn and self._config.picture else None,
+        )
+
+    def _picture(self, message: Message) -> Path | None:
+        """The run's curves; None where they cannot be drawn: an alert does not wait for that."""
+        transition = message.transition
+        path = self._folder / f"{transition.id}-{message.state}.png"
+        with self._drawing:
+            if path.exists():
+                return path
+            try:
+                from phasewatch.monitor.reports.png import write_picture  # slow to import
+
+                return write_picture(self._store, transition.run, path)
+            except Exception as error:
+                if not self._has_told:
+                    self._say(
+                        f"no picture of run {transition.run} can be drawn "
+                        f"({type(error).__name__}: {error}); alerts go out without one"
+                    )
+                self._has_told = True
+                return None
+
+
+@dataclass(slots=True)
+class Account:
+    """What one courier has done."""
+
+    sent: int = 0
+    failed: int = 0
+
+
+class Courier:
+    """Sends the messages of one target, one after the other.
+
+    Args:
+        target: The target.
+        names: Names under which its messages wait.
+        outbox: Where they wait.
+        desk: Writes them.
+        config: Rate limit and quiet hours.
+        run_id: The run whose alerts are kept up, where the target needs that.
+        say: Takes what people should know.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        names: Sequence[str],
+        outbox: Outbox,
+        desk: Desk,
+        config: AlertsConfig,
+        *,
+        run_id: str | None = None,
+        say: Callable[[str], None] = log.warning,
+    ) -> None:
+        self.target = target
+        self.names = tuple(names)
+        self.account = Account()
+        self.is_held = False
+        self.is_keeping_up = False
+        self._outbox = outbox
+        self._desk = desk
+        self._config = config
+        self._run_id = run_id
+        self._say = say
+        self._num_failures = 0
+        self._retry_at = 0.0
+        self._refresh_at = time.monotonic() + REFRESH_SECONDS
+
+    def hurry(self) -> None:
+        """Try again at once: the end is near."""
+        self._retry_at = 0.0
+
+    def step(self, *, is_urgent: bool = False) -> bool:
+        """Send the next message, if there is one and now is the time.
+
+        Args:
+            is_urgent: Heed neither quiet hours nor the rate limit: a person asked for it.
+
+        Returns:
+            Whether there may be more to do at once.
+        """
+        self.is_held = not (is_urgent or self._is_allowed())
+        if self.is_held or time.monotonic() < self._retry_at:
+            return False
+        message = self._outbox.first(self.names)
+        if message is None:
+            return False
+        drawn = not self.target.is_alertmanager and message.last_error not in REFUSALS
+        alert = self._desk.write(message, drawn=drawn)
+        if not self._outbox.claim(message):
+            return False
+        try:
+            deliver(self.target, alert)
+        except DeliveryError as error:
+            self._failed(message, str(error), error.retry_after)
+            return False
+        self._outbox.delivered(message)
+        self.account.sent += 1
+        if self._num_failures:
+            self._say(f"{self.target.name} takes alerts again")
+        self._num_failures = 0
+        return True
+
+    def keep_up(self) -> None:
+        """Send again what lasts, to a target that would else take it for over."""
+        if not self.target.is_alertmanager or self._run_id is None:
+            return
+        if time.monotonic() < self._refresh_at:
+            return
+        self._refresh_at = time.monotonic() + REFRESH_SECONDS
+        lasting = self._outbox.open_alerts(self.target.name, self._run_id)
+        self.is_keeping_up = bool(lasting)
+        for message in lasting:
+            deliver(self.target, self._desk.write(message, drawn=False))
+
+    def _is_allowed(self) -> bool:
+        if self.target.is_alertmanager:
+            return True
+        if quiet_seconds(self._config.quiet_hours, datetime.now().astimezone()):
+            return False
+        sent = self._outbox.num_sent_since(self.target.name, time.time() - HOUR)
+        return sent < self._config.max_per_hour
+
+    def stumble(self, error: Exception) -> None:
+        """Put off what failed before it reached the target: a busy store, a faulty message."""
+        said = masked(f"{type(error).__name__}: {error}", self.target.url)[:200]
+        self._put_off(f"an alert for {self.target.name} could not be sent: {said}")
+
+    def _put_off(self, what: str) -> None:
+        """Count a failure, say the first of a row, and wait longer after each."""
+        self.account.failed += 1
+        wait = min(FIRST_RETRY_SECONDS * 2**self._num_failures, MAX_RETRY_SECONDS)
+        self._retry_at = time.monotonic() + wait * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+        if not self._num_failures:
+            self._say(f"{what}; it waits in the outbox and is tried again")
+        self._num_failures += 1
+
+    def _failed(self, message: Message, reason: str, retry_after: float | None) -> None:
+        self._put_off(f"{self.target.name} did not take an alert: {reason}")
+        not_before = None if retry_after is None else time.time() + retry_after
+        self._outbox.failed(message, reason, not_before)
+
+
+def couriers(
+    store: Store,
+    targets: Sequence[Target],
+    config: AlertsConfig,
+    folder: Path,
+    *,
+    run_id: str | None = None,
+    say: Callable[[str], None] = log.warning,
+) -> list[Courier]:
+    """A courier for each target."""
+    outbox = store.outbox
+    desk = Desk(store, config, folder, say=say)
+    waiting, names = outbox.waiting_targets(), {target.name for target in targets}
+    return [
+        Courier(
+            target, target.goes_by(waiting, names), outbox, desk, config, run_id=run_id, say=say
+        )
+        for target in targets
+    ]

@@ -1,0 +1,1 @@
+"""The words all rooms share: estimates, transitions, metrics, errors. No I/O."""

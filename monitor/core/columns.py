@@ -1,0 +1,84 @@
+"""Columns of numbers: what streams carry, many points at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from phasewatch.monitor.core.types import EstimateStatus, Observation
+
+
+@dataclass(slots=True)
+class Column:
+    """Values of one stream, in the order in which they were observed."""
+
+    steps: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    epochs: list[int | None] = field(default_factory=list)
+    timestamps: list[float] = field(default_factory=list)
+
+    def add(self, step: int, value: float, epoch: int | None, timestamp: float) -> None:
+        """Append one value."""
+        self.steps.append(step)
+        self.values.append(value)
+        self.epochs.append(epoch)
+        self.timestamps.append(timestamp)
+
+
+Chunk = dict[str, Column] | Observation
+"""What detection takes at once: exact scalars of many streams, or one measured value."""
+
+CHUNK = 4096
+"""Scalars after which a chunk ends, at the next step."""
+
+
+def chunked(observations: Iterable[Observation]) -> Iterator[Chunk]:
+    """Observations in the order in which they came, as a live run shows them to its detectors.
+
+    What an observable measured took time, and is shown by itself; what training logged took none.
+    """
+    columns: dict[str, Column] = {}
+    size, last_step = 0, 0
+    for observation in observations:
+        if observation.duration_seconds > 0 or observation.stderr is not None:
+            if columns:
+                yield columns
+                columns, size = {}, 0
+            yield observation
+            continue
+        step = observation.step
+        if size >= CHUNK and step > last_step:
+            yield columns
+            columns, size = {}, 0
+        last_step = step
+        size += 1
+        column = columns.setdefault(observation.name, Column())
+        column.add(step, observation.value, observation.epoch, observation.timestamp)
+    if columns:
+        yield columns
+
+
+def unit_of(name: str) -> str:
+    """Unit of a logged scalar: losses are in nats, anything else is taken as a plain number."""
+    return "nats" if "loss" in name.lower() else "1"
+
+
+def observations_of(
+    name: str, column: Column, *, latest_only: bool = False
+) -> Iterator[Observation]:
+    """The values of a column as observations."""
+    begin = len(column.steps) - 1 if latest_only else 0
+    for index in range(begin, len(column.steps)):
+        value = column.values[index]
+        finite = math.isfinite(value)
+        yield Observation(
+            name=name,
+            step=column.steps[index],
+            epoch=column.epochs[index],
+            value=value,
+            unit=unit_of(name),
+            timestamp=column.timestamps[index],
+            status=EstimateStatus.OK if finite else EstimateStatus.DIVERGED,
+            reason="" if finite else f"{name} is {value}",
+        )

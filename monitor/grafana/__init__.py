@@ -1,0 +1,1 @@
+"""Grafana: its client, dashboards pushed, annotations."""

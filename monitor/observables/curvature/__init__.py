@@ -1,0 +1,1 @@
+"""Observables of curvature and gradient noise."""

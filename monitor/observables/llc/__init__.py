@@ -1,0 +1,1 @@
+"""The LLC as an observable: of the whole net, of parts, of data."""

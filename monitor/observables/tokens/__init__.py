@@ -1,0 +1,1 @@
+"""Observables of losses by token, position and component."""

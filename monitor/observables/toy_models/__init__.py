@@ -1,0 +1,1 @@
+"""Observables of models whose solution is known."""

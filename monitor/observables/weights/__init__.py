@@ -1,0 +1,1 @@
+"""Observables of weights: norms, spectra, distances."""

@@ -1,0 +1,252 @@
+"""What single layers are like: the gain of their matrices, and units that never answer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from phasewatch.monitor.core.errors import RefusedError
+from phasewatch.monitor.core.types import (
+    Cost,
+    EstimateStatus,
+    LossFn,
+    MeasureContext,
+    Observation,
+    Work,
+)
+from phasewatch.monitor.observables.evaluation import at_weights, finite, listed
+from phasewatch.monitor.observables.weights.norms import grouped, observed, widened
+from phasewatch.monitor.observables.work import decomposition, reads
+
+EXACT_SIDE = 128
+"""A matrix whose shorter side is no longer than this is decomposed."""
+
+TOLERANCE = 1e-3
+"""The search ends when ‖WᵀWv − σ²v‖ is below this share of σ²: σ is then within half of it of a
+singular value."""
+
+SEARCHED, ROUNDS = 12, 10
+"""Dimensions of the subspace that is searched in each round, and rounds at most."""
+
+NOISE = 0.1
+"""Length of the random vector that is added to the last one: a singular value that has outgrown it
+may belong to a vector that has no part in it."""
+
+SMALLEST = 1e-6
+"""Share of a vector that must be left outside a subspace to be told from rounding in float32."""
+
+RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU)
+"""Activations that are silent for one sign of their input."""
+
+
+class SpectralNorm:
+    """Largest singular value σ of the weight matrices, in units of a weight.
+
+    Of each parameter group that of its largest matrix, and the largest of all as "spectral_norm".
+    A matrix is a trainable parameter of two dimensions; of more, the first against all others (a
+    convolution's kernel, reshaped: not the norm of the convolution itself). With a side of up to
+    128 the singular values are computed. Otherwise a power iteration goes on from the vector v of
+    the last measurement, each round of which takes the best vector of all of span(v, WᵀWv, …,
+    (WᵀW)¹¹v) (Lanczos), until ‖WᵀWv − σ²v‖ ≤ 0.001 σ² with σ = ‖Wv‖. What is not that far after
+    ten rounds is UNCONVERGED. A resumed run starts from random vectors.
+    """
+
+    name = "spectral_norm"
+    unit = "weight"
+    cost = Cost.WEIGHTS
+    reads_live = True
+    needs = "trainable weight matrices"
+    source = "Yoshida and Miyato 2017, arXiv 1705.10941, section 3"
+
+    def __init__(self) -> None:
+        self._vectors: dict[str, Tensor] = {}
+
+    def check(self, context: MeasureContext) -> None:
+        """Refuse a model without trainable weight matrices.
+
+        Raises:
+            RefusedError: It has none.
+        """
+        if not _matrices(context):
+            raise RefusedError(
+                f"{self.name} looked for trainable parameters of two or more dimensions; the model "
+                f"has {listed(context.params)}"
+            )
+
+    def work(self, context: MeasureContext) -> Work:
+        """Singular values of small matrices; of large ones a round of the search."""
+        total = 0.0
+        for matrix in _matrices(context).values():
+            small = min(matrix.shape) <= EXACT_SIDE
+            total += decomposition(matrix) if small else (3 * SEARCHED + 4) * matrix.numel()
+        return reads(context, total)
+
+    def measure(self, context: MeasureContext) -> list[Observation]:
+        """Norms at w*, the largest first.
+
+        Raises:
+            MeasurementError: A weight is not finite.
+        """
+        matrices = _matrices(context)
+        found = {name: self._norm(context, name, w) for name, w in matrices.items()}
+        groups = {group: torch.stack(norms) for group, norms in grouped(found).items()}
+        result = []
+        for part, norms in {"": torch.stack(list(found.values())), **groups}.items():
+            value, residual = norms.amax(dim=0).tolist()
+            name = f"{self.name}/{part}" if part else self.name
+            seen = observed(context, name, self.unit, value)
+            if residual > TOLERANCE:
+                reason = f"a residual of {residual:.2g} σ² is left after {ROUNDS} rounds"
+                seen = replace(seen, status=EstimateStatus.UNCONVERGED, reason=reason)
+            result.append(seen)
+        return result
+
+    def _norm(self, context: MeasureContext, name: str, matrix: Tensor) -> Tensor:
+        """σ, and the residual as a share of σ²."""
+        matrix = widened(finite(matrix, f"a weight of {name}"))
+        if min(matrix.shape) <= EXACT_SIDE:
+            return torch.tensor([float(torch.linalg.matrix_norm(matrix, ord=2)), 0.0])
+        random, size = context.generator, matrix.shape[1]
+        noise = torch.randn(size, generator=random, dtype=matrix.dtype, device=random.device)
+        vector = noise = noise.to(matrix.device) / size**0.5
+        known = self._vectors.get(name)
+        if known is not None and known.shape == noise.shape:
+            vector = known + NOISE * noise
+        for _ in range(ROUNDS):
+            norm, residual, vector = _searched(matrix, vector)
+            if residual <= TOLERANCE:
+                break
+        self._vectors[name] = vector
+        return torch.tensor([norm, residual])
+
+
+def _searched(matrix: Tensor, start: Tensor) -> tuple[float, float, Tensor]:
+    """σ, its relative residual and the vector of the best one in a Krylov space of WᵀW."""
+    basis, direction = matrix.new_zeros(matrix.shape[1], 0), start
+    for _ in range(SEARCHED):
+        whole = torch.linalg.vector_norm(direction)
+        for _ in range(2):  # once leaves rounding
+            direction = direction - basis @ (basis.mH @ direction)
+        length = torch.linalg.vector_norm(direction)
+        if length <= SMALLEST * whole:
+            break
+        basis = torch.cat([basis, (direction / length)[:, None]], dim=1)
+        direction = matrix.mH @ (matrix @ basis[:, -1])
+    images = matrix @ basis
+    vector = basis @ torch.linalg.eigh(images.mH @ images).eigenvectors[:, -1]
+    image = matrix @ vector
+    norm = float(torch.linalg.vector_norm(image))
+    if not norm:
+        return 0.0, 0.0, start  # the matrix is zero
+    back = matrix.mH @ image / norm**2
+    return norm, float(torch.linalg.vector_norm(back - vector)), vector
+
+
+def _matrices(context: MeasureContext) -> dict[str, Tensor]:
+    return {name: p.flatten(1) for name, p in context.params.items() if p.dim() >= 2}
+
+
+class DeadUnits:
+    """Share of units that are never positive on the probe, in all and for each module path.
+
+    Over every place x and sample of the fixed probe, unit i of a rectifier is dead where
+    max_x a_i(x) ≤ 0: it passes nothing on (ReLU), or next to nothing (GELU, SiLU). Rectifiers are
+    found by type: `nn.ReLU`, `nn.ReLU6`, `nn.GELU`, `nn.SiLU`; one that is called as a function is
+    not seen. One that is used in several places counts as several. Units are features, the last
+    axis, but channels after a convolution. A path is that of the module, two levels deep.
+    """
+
+    name = "dead_units"
+    unit = "1"
+    cost = Cost.FORWARD
+    needs = "a probe loss, and modules of type ReLU, ReLU6, GELU or SiLU"
+    source = "share of units; Lu et al. 2020, arXiv 1903.06733"
+
+    def check(self, context: MeasureContext) -> None:
+        """Refuse a model without rectifiers, or without a probe.
+
+        Raises:
+            RefusedError: Says what was looked for.
+        """
+        _needed_loss(context, self.name)
+        kinds = {type(module).__name__: module for module in context.model.modules()}
+        if not any(isinstance(module, RECTIFIERS) for module in kinds.values()):
+            raise RefusedError(
+                f"{self.name} looked for modules of type {listed(r.__name__ for r in RECTIFIERS)}; "
+                f"the model has {listed(kinds)}. An activation that is called as a function, such "
+                "as F.relu, is not seen: make it a module"
+            )
+
+    def work(self, _: MeasureContext) -> Work:
+        """A forward pass over the probe."""
+        return Work(forwards=1.0)
+
+    def measure(self, context: MeasureContext) -> list[Observation]:
+        """Shares at w*, that of all units first.
+
+        Raises:
+            RefusedError: No rectifier is called when the loss is.
+        """
+        loss_fn = _needed_loss(context, self.name)
+        with _Listening(context.model) as listening, torch.no_grad():
+            for batch in context.batches:
+                listening.begin()
+                at_weights(context, loss_fn, batch)
+        if not listening.awake:
+            raise RefusedError(f"{self.name}: the probe loss calls no rectifier of the model")
+        parts = {"": list(listening.awake.values()), **grouped(listening.awake)}
+        result = []
+        for part, awake in parts.items():
+            dead = 1.0 - float(torch.cat([a.cpu() for a in awake]).double().mean())
+            name = f"{self.name}/{part}" if part else self.name
+            result.append(observed(context, name, self.unit, dead))
+        return result
+
+
+def _needed_loss(context: MeasureContext, name: str) -> LossFn:
+    if context.loss_fn is None or not context.batches:
+        raise RefusedError(f"{name} needs a probe and a loss; give probe= and loss_fn=")
+    return context.loss_fn
+
+
+class _Listening:
+    """Notes which units of the rectifiers of a model are ever positive, by module and call."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.awake: dict[str, Tensor] = {}
+        self._names = {module: name for name, module in model.named_modules()}
+        self._calls: Counter[str] = Counter()
+        self._axis = -1  # of the units
+
+    def __enter__(self) -> Self:
+        kinds = (*RECTIFIERS, nn.Linear, _ConvNd)
+        chosen = [module for module in self._names if isinstance(module, kinds)]
+        self._hooks = [module.register_forward_hook(self._called) for module in chosen]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def begin(self) -> None:
+        """A forward pass begins."""
+        self._calls.clear()
+        self._axis = -1
+
+    def _called(self, module: nn.Module, _: Any, output: Tensor) -> None:
+        if isinstance(module, nn.Linear):
+            self._axis = -1
+        elif isinstance(module, _ConvNd):
+            self._axis = -1 - len(module.kernel_size)
+        else:
+            axis = self._axis if output.dim() >= -self._axis else -1
+            awake = (output > 0).movedim(axis, 0).reshape(output.shape[axis], -1).any(dim=1)
+            name = self._names[module]
+            key = f"{name}.{self._calls[name]}"
+            self._calls[name] += 1
+            self.awake[key] = awake | self.awake.get(key, torch.zeros_like(awake))

@@ -1,0 +1,1 @@
+"""The stack of servers, and the doctor that finds what is broken."""

@@ -1,0 +1,52 @@
+"""Looks along the chain from a run to whoever is told, and says which link is broken.
+
+target file → exporter → direct alerts → Prometheus (target, run, rules) → Alertmanager (known to
+Prometheus, reached, somebody told).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from phasewatch.monitor.operations.doctor_links import Link, LinkState, check, unchecked
+from phasewatch.monitor.operations.doctor_runs import Runs
+from phasewatch.monitor.operations.doctor_servers import Alertmanager, Prometheus
+
+
+def examine(runs: Runs, prometheus_url: str, alertmanager_url: str | None = None) -> Iterator[Link]:
+    """Every link, in order; what hangs on a missing server is not checked.
+
+    Args:
+        runs: Where the runs are expected.
+        prometheus_url: Base URL.
+        alertmanager_url: Base URL; None takes the one that Prometheus sends to.
+    """
+    yield check("target files", runs.target_files)
+    yield check("exporter", runs.exporter)
+    yield check("direct alerts", runs.direct_alerts)
+
+    prometheus = Prometheus(prometheus_url, runs)
+    reached = check("Prometheus", prometheus.ready)
+    yield reached
+    for name, look in (
+        ("target in Prometheus", prometheus.target),
+        ("run in Prometheus", prometheus.run),
+        ("rules in Prometheus", prometheus.rules),
+        ("Alertmanager in Prometheus", prometheus.sends_to),
+    ):
+        if reached.state is LinkState.BROKEN:
+            yield unchecked(name, "Prometheus is missing")
+        else:
+            yield check(name, look)
+
+    if alertmanager_url is None and not prometheus.alertmanagers:
+        yield unchecked("Alertmanager", "its address is unknown")
+        yield unchecked("receiver", "Alertmanager is missing")
+        return
+    alertmanager = Alertmanager(alertmanager_url or prometheus.alertmanagers[0])
+    reached = check("Alertmanager", alertmanager.ready)
+    yield reached
+    if reached.state is LinkState.BROKEN:
+        yield unchecked("receiver", "Alertmanager is missing")
+    else:
+        yield check("receiver", alertmanager.receiver)

@@ -1,0 +1,106 @@
+"""The runs' side of the chain: target files, what runs serve, alerts that wait in them."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from phasewatch.monitor.operations.doctor_links import BrokenError, get, names, reason
+
+
+@dataclass(slots=True, kw_only=True)
+class Runs:
+    """What can be learnt from the runs themselves.
+
+    Attributes:
+        addresses: Where runs are expected to serve, as "http://host:port".
+        targets: Folder of target files; None if there is none.
+        found: Names of the runs found serving.
+        answering: Those of the addresses that answer.
+        pages: What they serve.
+    """
+
+    addresses: tuple[str, ...]
+    targets: Path | None
+    found: set[str] = field(default_factory=set)
+    answering: set[str] = field(default_factory=set)
+    pages: list[str] = field(default_factory=list)
+
+    def target_files(self) -> str | None:
+        """The files that Prometheus is to find; from here on their addresses count."""
+        if self.targets is None:
+            return None
+        if not self.targets.is_dir():
+            raise BrokenError(
+                f"folder {self.targets} does not exist",
+                "start a run with exporter.targets_dir set to it, or give --targets the folder "
+                "that your runs use",
+            )
+        files = sorted(self.targets.glob("*.json"))
+        found: list[str] = []
+        for file in files:
+            try:
+                for group in json.loads(file.read_text("utf-8")):
+                    scheme = group.get("labels", {}).get("__scheme__", "http")
+                    found += [f"{scheme}://{target}" for target in group["targets"]]
+            except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+                raise BrokenError(
+                    f"{file} is not a target file: {type(error).__name__}: {error}", "remove it"
+                ) from error
+        if not found:
+            raise BrokenError(
+                f"no target file in {self.targets}",
+                "start a run with exporter.targets_dir set to this folder",
+            )
+        self.addresses = tuple(dict.fromkeys(found))
+        return f"{len(files)} in {self.targets}"
+
+    def exporter(self) -> str:
+        """What answers at the addresses."""
+        silent = []
+        for address in self.addresses:
+            try:
+                page = get(f"{address}/metrics")
+            except OSError as error:
+                silent.append(f"{address}: {reason(error)}")
+                continue
+            served = {
+                re.sub(r"\\(.)", lambda m: {"n": "\n"}.get(m[1], m[1]), run)
+                for run in re.findall(
+                    r'^phasewatch_run_info\{(?:[^"]*"[^"]*",)*run="((?:[^"\\]|\\.)*)"', page, re.M
+                )
+            }
+            if served:
+                self.found |= served
+                self.answering.add(address)
+                self.pages.append(page)
+            else:
+                silent.append(f"{address}: answers, but no run is served there")
+        if not self.found:
+            raise BrokenError(
+                "; ".join(silent) or "no address to ask",
+                "start a run, or give --metrics the address that its log names; a target file "
+                "whose run is dead goes with `phasewatch targets --reap`",
+            )
+        told = f"{', '.join(sorted(self.answering))}: {names(self.found)}"
+        return told + (f" (silent: {'; '.join(silent)})" if silent else "")
+
+    def direct_alerts(self) -> str | None:
+        """Messages that runs cannot get rid of."""
+        waiting = self._sum("phasewatch_alert_queue_messages")
+        if waiting is None:
+            return None
+        failed = self._sum("phasewatch_alert_failures_total")
+        if waiting and failed:
+            raise BrokenError(
+                f"{waiting:g} messages wait, and {failed:g} attempts to send have failed",
+                "`phasewatch test-alert` says which target fails and why",
+            )
+        return f"{waiting:g} messages wait"
+
+    def _sum(self, metric: str) -> float | None:
+        """Sum of a metric over everything that the runs serve; None if they serve no such thing."""
+        found = re.findall(rf"^{metric}\{{.*\}} (\S+)", "\n".join(self.pages), re.MULTILINE)
+        return sum(map(float, found)) if found else None

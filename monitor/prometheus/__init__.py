@@ -1,0 +1,1 @@
+"""Prometheus: exposition, server, push, target files, backfill."""

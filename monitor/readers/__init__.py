@@ -1,0 +1,1 @@
+"""Curves of other programs: csv, jsonl, TensorBoard."""

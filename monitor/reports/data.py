@@ -1,0 +1,270 @@
+"""What a report and a picture show of a run: read from the store, sorted into panels, thinned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phasewatch.monitor.core.types import Estimate, EstimateStatus, Observation, Transition
+from phasewatch.monitor.store.store import RunInfo, Store
+
+MAX_BINS = 1000
+"""A curve is drawn with at most two points for each of so many bins, and its two ends."""
+
+MAX_PANELS = 10
+"""Further observables share one panel once there are so many."""
+
+MAX_WITH_STATUS = 50_000
+"""Longest stream whose observations are read one by one, with their status."""
+
+FRACTIONS = ("acc", "f1", "auroc", "precision", "recall")
+"""Words in the names of metrics between 0 and 1."""
+
+NORMS = ("gradient_norm", "weight_norm", "update_ratio")
+
+# Okabe and Ito (2008): eight colours that colour-blind people can tell apart.
+LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+KIND_COLOURS = {
+    "generalisation": "#009E73",
+    "memorisation": "#E69F00",
+    "simplification": "#56B4E9",
+    "acquisition": "#CC79A7",
+    "instability": "#D55E00",
+    "cleanup": "#0072B2",
+    "circuit_formation": "#F0E442",
+    "unclassified": "#7F7F7F",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One stream, as it is drawn.
+
+    Attributes:
+        name: Stream name.
+        unit: Unit of the values.
+        steps: Optimizer steps, shape (n,).
+        values: Values, shape (n,); may hold NaN and infinity.
+        stderrs: Standard errors, shape (n,); NaN where a value is exact.
+        observations: The same points with status and detail; empty for exact streams.
+    """
+
+    name: str
+    unit: str
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+    stderrs: NDArray[np.float64]
+    observations: tuple[Observation, ...] = ()
+
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """Which points can be drawn."""
+        finite: NDArray[np.bool_] = np.isfinite(self.values)
+        return finite
+
+    @property
+    def ok(self) -> NDArray[np.bool_]:
+        """Which points are finite and passed every check."""
+        if not self.observations:
+            return self.finite
+        passed = [o.status is EstimateStatus.OK for o in self.observations]
+        ok: NDArray[np.bool_] = self.finite & np.array(passed, dtype=np.bool_)
+        return ok
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the values carry an error or a status of their own."""
+        return bool(self.observations)
+
+    @property
+    def estimates(self) -> list[Estimate]:
+        """The LLC estimates behind the values."""
+        return [o.detail for o in self.observations if o.detail is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Series that are drawn over one another."""
+
+    title: str
+    series: tuple[Series, ...]
+    scale: Literal["log", "linear"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Streams, and the transitions found in them.
+
+    Attributes:
+        series: The streams, by name.
+        transitions: By onset.
+        step_label: What is counted along the axis of steps.
+    """
+
+    series: Mapping[str, Series]
+    transitions: tuple[Transition, ...]
+    step_label: str = "optimizer step"
+
+    @property
+    def last_step(self) -> int:
+        """Last step at which anything was observed; 0 before the first."""
+        ends = [int(s.steps[-1]) for s in self.series.values() if len(s.steps)]
+        said = [max(t.detected_step, t.end_step or 0) for t in self.transitions]
+        return max([0, *ends, *said])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(Record):
+    """Everything that is shown of one run."""
+
+    info: RunInfo
+
+    @property
+    def last_step(self) -> int:
+        """Last step at which anything was observed; 0 before the first."""
+        return max(self.info.last_step or 0, super().last_step)
+
+
+def read_run(store: Store, run: str) -> RunRecord:
+    """Read a run from the store.
+
+    Args:
+        store: The run history.
+        run: Id or name of the run.
+
+    Raises:
+        StoreError: There is no such run, or the store cannot be read.
+    """
+    info = store.run(run)
+    series = {name: _series(store, info.id, name) for name in store.names(info.id)}
+    return RunRecord(info=info, series=series, transitions=tuple(store.transitions(info.id)))
+
+
+def _series(store: Store, run_id: str, name: str) -> Series:
+    steps, values, stderrs = store.history(run_id, name)
+    measured = bool(np.isfinite(stderrs).any()) or is_llc(name)
+    observations: tuple[Observation, ...] = ()
+    if measured and len(steps) <= MAX_WITH_STATUS:
+        observations = tuple(store.observations(run_id, name))
+        # A run that is being written may have grown between the two reads.
+        steps = np.array([o.step for o in observations], dtype=np.int64)
+        values = np.array([o.value for o in observations], dtype=np.float64)
+        stderrs = np.array(
+            [math.nan if o.stderr is None else o.stderr for o in observations], dtype=np.float64
+        )
+    unit = observations[-1].unit if observations else ""
+    return Series(name, unit, steps, values, stderrs, observations)
+
+
+def is_llc(name: str) -> bool:
+    """Whether a stream is λ̂, of the whole model or of one parameter group."""
+    return name == "llc" or name.startswith("llc/")
+
+
+def panels(series: Iterable[Series]) -> list[Panel]:
+    """Sort streams into panels: losses, λ̂, norms, fractions, then each other stream alone."""
+    drawn = [s for s in series if s.finite.any() or s.is_measured]
+    losses = [s for s in drawn if "loss" in s.name.lower() and not s.is_measured]
+    llc = [s for s in drawn if is_llc(s.name)]
+    norms = [s for s in drawn if s.name.split("/")[0] in NORMS]
+    taken = {s.name for s in (*losses, *llc, *norms)}
+    rest = [s for s in drawn if s.name not in taken]
+    fractions = [s for s in rest if not s.is_measured and is_fraction(s)]
+    others = [s for s in rest if s.name not in {f.name for f in fractions}]
+    found = [
+        _panel("Losses (nats)", losses, log=True),
+        _panel("Local learning coefficient λ̂", llc, log=False),
+        _panel("Norms", norms, log=True),
+        _panel("Metrics between 0 and 1", fractions, log=False),
+    ]
+    room = MAX_PANELS - sum(1 for panel in found if panel.series)
+    alone, together = (others, []) if len(others) <= room else (others[:room], others[room:])
+    found += [_panel(s.name, [s], log=False) for s in alone]
+    found.append(_panel("Further observables", together, log=False))
+    return [panel for panel in found if panel.series]
+
+
+def _panel(title: str, series: Sequence[Series], *, log: bool) -> Panel:
+    # A logarithmic axis would silently hide what is zero or negative.
+    positive = all((s.values[s.finite] > 0).all() for s in series)
+    ordered = sorted(series, key=lambda s: ("/" in s.name, s.name))
+    return Panel(title, tuple(ordered), "log" if log and positive else "linear")
+
+
+def is_fraction(series: Series) -> bool:
+    """Whether a stream looks like an accuracy: a number between 0 and 1, and named like one."""
+    values = series.values[series.finite]
+    named = any(word in series.name.lower() for word in FRACTIONS)
+    return bool(named and len(values) and values.min() >= 0 and values.max() <= 1)
+
+
+def is_constant(series: Iterable[Series]) -> bool:
+    """Whether all of them have one and the same value throughout."""
+    values = np.concatenate([s.values[s.finite] for s in series])
+    return bool(values.size and values.min() == values.max())
+
+
+def thin(
+    steps: NDArray[np.int64], values: NDArray[np.float64], bins: int = MAX_BINS
+) -> NDArray[np.int64]:
+    """Indices of the points to draw: of each of `bins` runs of points the lowest and the highest.
+
+    Peaks and spikes survive; the first and the last point are always kept. Nothing is thinned
+    while there are at most 2 · bins points.
+
+    Args:
+        steps: Steps, shape (n,).
+        values: Finite values, shape (n,).
+        bins: Number of equal runs of consecutive points.
+
+    Returns:
+        Increasing indices, at most 2 · bins + 2 of them.
+    """
+    count = len(steps)
+    if count <= 2 * bins:
+        return np.arange(count)
+    edges = np.linspace(0, count, bins + 1).astype(np.int64)
+    kept = {0, count - 1}
+    for low, high in pairwise(edges.tolist()):
+        part = values[low:high]
+        kept.add(low + int(part.argmin()))
+        kept.add(low + int(part.argmax()))
+    return np.array(sorted(kept), dtype=np.int64)
+
+
+def value_range(series: Sequence[Series]) -> tuple[float, float] | None:
+    """Range of an axis that shows the trusted points of measured series; None shows everything.
+
+    Early estimates, far from any minimum, can be off by orders of magnitude: they would press the
+    trusted ones into a line. They stay in the drawing, beyond the first view.
+    """
+    lows: list[float] = []
+    highs: list[float] = []
+    for one in series:
+        ok = one.ok
+        errors = np.nan_to_num(one.stderrs[ok])
+        lows.extend((one.values[ok] - 2 * errors).tolist())
+        highs.extend((one.values[ok] + 2 * errors).tolist())
+    if len(lows) < 3:
+        return None
+    low, high = min(lows), max(highs)
+    margin = 0.06 * (high - low or abs(high) or 1.0)
+    return low - margin, high + margin
+
+
+def span(transition: Transition, last_step: int) -> tuple[int, int]:
+    """First and last step of a transition; one that has not ended reaches to the last step.
+
+    As the stream said; one that only hindsight saw lies where that saw it.
+    """
+    seen = transition.hindsight
+    if seen is not None and seen.streamed is None and seen.onset_step is not None:
+        return seen.onset_step, last_step if seen.end_step is None else seen.end_step
+    end = last_step if transition.end_step is None else transition.end_step
+    return transition.onset_step, max(end, transition.detected_step)

@@ -1,0 +1,247 @@
+"""A run on one page: a single HTML file that needs no network, no server and no account."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from phasewatch.detectors.types import Alarm
+from phasewatch.monitor.core.types import Transition, TransitionStatus
+from phasewatch.monitor.reports.data import (
+    KIND_COLOURS,
+    Record,
+    RunRecord,
+    is_llc,
+    panels,
+    read_run,
+)
+from phasewatch.monitor.reports.figures import chain_traces, overview
+from phasewatch.monitor.reports.html import SCRIPT, chain_box, document
+from phasewatch.monitor.store.store import Store
+
+
+def write_report(store: Store, run_id: str, path: str | Path) -> Path:
+    """Write everything that was seen of a run as one self-contained HTML file.
+
+    Long streams are thinned for drawing: of each of 1000 equal runs of points the lowest and the
+    highest are kept, so that spikes survive. The file is about 5 MB, of which plotly.js is most.
+
+    Args:
+        store: The run history.
+        run_id: Id or name of the run.
+        path: Where to write; its folder is made if missing.
+
+    Returns:
+        The path written.
+
+    Raises:
+        StoreError: There is no such run, or the store cannot be read.
+        OSError: The file cannot be written.
+    """
+    path = Path(path)
+    page = render(read_run(store, run_id))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def render(record: RunRecord) -> str:
+    """The page of a run, as HTML."""
+    return page(record.info.name, _summary(record), record, _facts(record))
+
+
+def page(title: str, summary: str, record: Record, facts: str) -> str:
+    """A page of curves with the transitions found in them.
+
+    Args:
+        title: Plain text.
+        summary: HTML below the title.
+        record: What is drawn.
+        facts: HTML at the end.
+    """
+    chains = chain_traces([s for s in record.series.values() if is_llc(s.name)])
+    data = {
+        "figure": overview(record),
+        "marks": [t.detected_step for t in record.transitions],
+        "llc_axes": _llc_axes(record),
+        "chains": chains,
+    }
+    body = [
+        summary,
+        _transitions(record),
+        _buttons(record),
+        '<div id="overview"></div>',
+        _legend_note(record),
+        chain_box(
+            chains,
+            f"Traces of the sampling chains behind each of {len(chains)} λ̂ estimates",
+        ),
+        facts,
+    ]
+    return document(title, body, data, SCRIPT)
+
+
+def _llc_axes(record: Record) -> list[str]:
+    return [
+        "yaxis" if index == 0 else f"yaxis{index + 1}"
+        for index, panel in enumerate(panels(record.series.values()))
+        if any(is_llc(series.name) for series in panel.series)
+    ]
+
+
+def _time(timestamp: float | None) -> str:
+    if timestamp is None:
+        return "–"
+    return datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _summary(record: RunRecord) -> str:
+    info = record.info
+    reason = f" ({html.escape(info.reason)})" if info.reason else ""
+    return (
+        f'<p class="sub">{html.escape(info.state)}{reason} · {record.last_step:,} steps · '
+        f"started {_time(info.started_at)}</p>"
+    )
+
+
+def _buttons(record: Record) -> str:
+    if not record.series:
+        return '<p class="note">Nothing has been observed yet.</p>'
+    parts = ['<button id="step-scale" type="button">steps: log</button>']
+    if _llc_axes(record):
+        parts.append('<button id="llc-scale" type="button">λ̂: log</button>')
+    return "<p>" + "".join(parts) + "</p>"
+
+
+def _legend_note(record: Record) -> str:
+    if not record.series:
+        return ""
+    return (
+        '<p class="note">Coloured bands reach from the onset of a transition to its end; the '
+        "dashed line is where it was detected. A band around λ̂ is ±2 standard errors. Grey marks "
+        "are estimates that did not pass their checks: they are shown, and never fed to a "
+        "detector. Red ticks at the bottom of a panel are values that were not finite. "
+        "Double-click a panel to see everything in it; click a name to show or hide it.</p>"
+    )
+
+
+# ---- transitions
+
+
+def _transitions(record: Record) -> str:
+    standing = [t for t in record.transitions if t.status is not TransitionStatus.WITHDRAWN]
+    if not record.transitions:
+        return '<p class="found none">No transition was found.</p>'
+    said = ", ".join(f"{t.kind} at step {t.onset_step:,}" for t in standing)
+    headline = f"{len(standing)} transition{'s' if len(standing) != 1 else ''}: {said}"
+    if not standing:
+        headline = "No transition stands: what was suspected was withdrawn."
+    head = (
+        "<tr><th>kind</th><th>status</th><th class='number'>onset</th>"
+        "<th class='number'>detected</th><th class='number'>end</th>"
+        "<th class='number'>severity</th><th>in hindsight</th><th>evidence</th>"
+        "<th>where in the model</th></tr>"
+    )
+    rows = "".join(_transition_row(t) for t in record.transitions)
+    return (
+        f'<p class="found{"" if standing else " none"}">{html.escape(headline)}</p>'
+        f'<div class="wide"><table id="transitions">{head}{rows}</table></div>'
+    )
+
+
+def _transition_row(transition: Transition) -> str:
+    colour = KIND_COLOURS[transition.kind]
+    end = "–" if transition.end_step is None else f"{transition.end_step:,}"
+    evidence = "<br>".join(
+        _evidence(transition, name, alarm) for name, alarm in transition.evidence.items()
+    )
+    if transition.repeats:
+        plural = "s" if transition.repeats > 1 else ""
+        evidence += f"<br>{transition.repeats:,} more alarm{plural}"
+    seen = "–" if transition.hindsight is None else html.escape(str(transition.hindsight))
+    where = ", ".join(f"{html.escape(name)} ({times:.2g}×)" for name, times in transition.where[:5])
+    return (
+        f'<tr><td><span class="dot" style="background:{colour}"></span>'
+        f"{html.escape(transition.kind)}</td><td>{html.escape(transition.status)}</td>"
+        f'<td class="number">{transition.onset_step:,}</td>'
+        f'<td class="number">{transition.detected_step:,}</td><td class="number">{end}</td>'
+        f'<td class="number">{transition.severity:.2f}</td><td>{seen}</td><td>{evidence}</td>'
+        f"<td>{where or '–'}</td></tr>"
+    )
+
+
+def _evidence(transition: Transition, name: str, alarm: Alarm) -> str:
+    before = transition.before.get(name, alarm.value_before)
+    after = transition.after.get(name, alarm.value_after)
+    steps = transition.lags[name]
+    lag = f"onset {steps:+,} steps, " if steps else ""
+    return (
+        f"<b>{html.escape(name)}</b> {html.escape(alarm.direction)}: {before:.4g} → {after:.4g} "
+        f"({lag}detected at {alarm.detected_step:,}, score {alarm.score:.2f})"
+    )
+
+
+# ---- facts
+
+
+def _facts(record: RunRecord) -> str:
+    info = record.info
+    ended = _time(info.ended_at) if info.ended_at else "–"
+    facts = {
+        "run": info.id,
+        "state": info.state + (f": {info.reason}" if info.reason else ""),
+        "attempts": str(info.attempt),
+        "started": _time(info.started_at),
+        "ended": ended,
+        "last step": f"{record.last_step:,}",
+        "process": f"{info.pid} on {info.host}",
+    }
+    rows = "".join(
+        f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>"
+        for key, value in facts.items()
+    )
+    config = json.dumps(_public(info.config or {}), indent=2, ensure_ascii=False, default=str)
+    return (
+        f"<h2>The run</h2><table>{rows}</table>{streams_table(record)}"
+        f"<details><summary>Configuration</summary><pre>{html.escape(config)}</pre></details>"
+    )
+
+
+def _public(value: Any, *, secret: bool = False) -> Any:
+    """A configuration without the passwords and tokens that URLs carry: reports get passed on."""
+    if isinstance(value, Mapping):
+        return {key: _public(item, secret=key == "alerts") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_public(item, secret=secret) for item in value]
+    if isinstance(value, str) and "://" in value:
+        hidden = r"\1://…" if secret else r"\1://…@"
+        return re.sub(r"^([\w+.-]+)://" + (".*" if secret else ".*@"), hidden, value)
+    return value
+
+
+def streams_table(record: Record) -> str:
+    """What was observed, as HTML."""
+    head = (
+        "<tr><th>observed</th><th class='number'>points</th><th class='number'>last value</th>"
+        "<th>status</th></tr>"
+    )
+    rows = []
+    for name in sorted(record.series):
+        series = record.series[name]
+        counts = Counter(str(o.status) for o in series.observations)
+        if not series.observations:
+            lost = int((~series.finite).sum())
+            counts = Counter({"not finite": lost}) if lost else Counter()
+        status = ", ".join(f"{count} {key}" for key, count in counts.most_common())
+        last = f"{series.values[-1]:.5g}" if len(series.values) else "–"
+        rows.append(
+            f"<tr><td>{html.escape(name)}</td><td class='number'>{len(series.values):,}</td>"
+            f"<td class='number'>{last}</td><td>{html.escape(status)}</td></tr>"
+        )
+    return f"<h2>Observed</h2><table>{head}{''.join(rows)}</table>"

@@ -1,0 +1,103 @@
+"""The self-check on one page: every case as a point beside what was expected of it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from phasewatch.monitor.reports.html import HEAD_SCRIPT, document, finite
+
+if TYPE_CHECKING:
+    from phasewatch.monitor.sampling.selfcheck import Check
+
+COLOURS = {True: "#0072B2", False: "#D55E00"}
+
+SCRIPT = HEAD_SCRIPT + 'Plotly.newPlot("plot", data.data, data.layout, options);'
+
+
+def render_selfcheck(checks: Sequence[Check], *, summary: str, rule: str, max_error: float) -> str:
+    """The page, as HTML.
+
+    Args:
+        checks: What was measured.
+        summary: What came out, in one line.
+        rule: How the verdict is made, in words.
+        max_error: Relative error that is always allowed: drawn as a band.
+    """
+    good = all(check.passed for check in checks)
+    body = [
+        f'<p class="found{"" if good else " none"}">{html.escape(summary)}</p>',
+        '<div id="plot"></div>',
+        f'<p class="note">Each point is an estimate of the local learning coefficient over what a '
+        "perfect sampler finds at this n; bars are ±2 standard errors. Grey: the error that is "
+        f"always allowed. {html.escape(rule)}</p>",
+        f'<div class="wide"><table id="checks">{_HEAD}{"".join(map(_row, checks))}</table></div>',
+    ]
+    return document("Self-check of the estimator", body, _figure(checks, max_error), SCRIPT)
+
+
+_HEAD = (
+    "<tr><th>model</th><th class='number'>n</th><th class='number'>λ</th>"
+    "<th class='number'>expected at n</th><th class='number'>estimate</th>"
+    "<th class='number'>error</th><th>status</th><th>verdict</th><th>reason</th></tr>"
+)
+
+
+def _row(check: Check) -> str:
+    verdict = "pass" if check.passed else "fail"
+    return (
+        f'<tr><td><span class="dot" style="background:{COLOURS[check.passed]}"></span>'
+        f"{html.escape(check.name)}</td><td class='number'>{check.n_samples:,}</td>"
+        f"<td class='number'>{check.truth:g}</td><td class='number'>{check.expected:.3g}</td>"
+        f"<td class='number'>{check.lambda_hat:.3f} ± {check.lambda_stderr:.3f}</td>"
+        f"<td class='number'>{check.error:+.1%}</td><td>{html.escape(check.status)}</td>"
+        f"<td>{verdict}</td><td>{html.escape(check.reason)}</td></tr>"
+    )
+
+
+def _figure(checks: Sequence[Check], max_error: float) -> dict[str, Any]:
+    """Data and layout for plotly.js."""
+    return {
+        "data": [_points(checks, passed) for passed in (True, False)],
+        "layout": {
+            "height": 24 * len(checks) + 120,
+            "margin": {"t": 30, "b": 50, "l": 230, "r": 20},
+            "font": {"family": "system-ui, sans-serif", "size": 13},
+            "xaxis": {"title": {"text": "estimate / expected"}, "zeroline": False},
+            "yaxis": {
+                "categoryorder": "array",
+                "categoryarray": [html.escape(check.name) for check in reversed(checks)],
+                "range": [-0.7, len(checks) - 0.3],
+            },
+            "shapes": [
+                _area(1 - max_error, 1 + max_error, fillcolor="#EBEBEB", line={"width": 0}),
+                _area(1, 1, line={"width": 1, "color": "#595959", "dash": "dash"}),
+            ],
+        },
+    }
+
+
+def _points(checks: Sequence[Check], passed: bool) -> dict[str, Any]:
+    chosen = [check for check in checks if check.passed is passed]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "pass" if passed else "fail",
+        "x": [finite(check.lambda_hat / check.expected) for check in chosen],
+        "y": [html.escape(check.name) for check in chosen],
+        "error_x": {
+            "array": [finite(2 * check.lambda_stderr / check.expected) for check in chosen],
+            "thickness": 1.4,
+        },
+        "marker": {
+            "color": COLOURS[passed],
+            "size": 9,
+            "symbol": "circle" if passed else "x",
+        },
+    }
+
+
+def _area(left: float, right: float, **look: Any) -> dict[str, Any]:
+    place = {"xref": "x", "yref": "paper", "x0": left, "x1": right, "y0": 0, "y1": 1}
+    return {"type": "rect", "layer": "below", **place, **look}

@@ -1,0 +1,1 @@
+"""A run: `Watch`, what it measures and when, where the numbers go."""

@@ -1,0 +1,627 @@
+"""One watched run: measure → store → detect → fuse → emit. The only place that knows the order."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phasewatch.detectors.base import Detector
+from phasewatch.monitor.config.alerts import resolve_targets
+from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.core.columns import chunked
+from phasewatch.monitor.core.errors import StoreError
+from phasewatch.monitor.core.health import Health
+from phasewatch.monitor.core.types import (
+    LossFn,
+    MeasureContext,
+    MicroBatches,
+    Observable,
+    Observation,
+    RunState,
+    Sink,
+    StepRecord,
+    Transition,
+    TransitionStatus,
+)
+from phasewatch.monitor.run.buffer import ScalarBuffer
+from phasewatch.monitor.run.failures import Failures
+from phasewatch.monitor.run.forecast import ForecastRow, headline_of, table_of
+from phasewatch.monitor.run.installed_sinks import open_installed
+from phasewatch.monitor.run.measurements import Given, Measuring, Seen, Subject
+from phasewatch.monitor.run.sinks import (
+    Outlets,
+    open_alerts,
+    open_annotations,
+    open_exporter,
+    open_store,
+    store_url,
+)
+from phasewatch.monitor.store.store import Store
+from phasewatch.monitor.transitions.pipeline import Detection
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from phasewatch.monitor.run.live_model import PlainSubject
+    from phasewatch.monitor.sampling.evaluation_cost import EvaluationCost
+
+log = logging.getLogger("phasewatch")
+
+
+class Watch:
+    """Watches one training run: keeps what it sees, and says when the model changes in kind.
+
+    In a plain training loop:
+
+        with Watch(probe=batches, loss_fn=loss_fn) as watch:
+            watch.check(model)  # what cannot be measured is said now
+            for step, batch in enumerate(loader, start=1):
+                ...  # forward, backward
+                watch.before_step(step, model.named_parameters())
+                optimizer.step()
+                watch.observe(step, {"train_loss": loss.detach()})
+                if watch.due(step):
+                    watch.probe(step, model)
+
+    Args:
+        config: A `MonitorConfig`, a mapping, or the path of a YAML file.
+        probe: Data on which a plain loop's model is measured: dataset, loader or batches.
+        val_probe: The same of validation data.
+        loss_fn: `loss_fn(model, batch)`, per-sample losses or their mean, in nats.
+        n_samples: Number of terms that the loss averages over in a plain loop's probe; None
+            counts samples. Give it for losses per token.
+        agree: Joint measuring on several ranks: told whether this rank's measurement succeeded,
+            it answers whether all did. None measures alone.
+        observables: Names or objects, in place of those of the configuration.
+        detectors: Detector, or its name, by stream name.
+        sinks: Further places that results go to.
+        root: Folder under which a relative store path lies.
+
+    Raises:
+        ConfigError: The configuration is wrong, or names something nobody registered.
+    """
+
+    def __init__(
+        self,
+        config: MonitorConfig | Mapping[str, Any] | str | Path | None = None,
+        *,
+        probe: Any = None,
+        val_probe: Any = None,
+        loss_fn: LossFn | None = None,
+        n_samples: int | None = None,
+        agree: Callable[[bool], bool] | None = None,
+        observables: Iterable[str | Observable] | None = None,
+        detectors: Mapping[str, Detector | str] | None = None,
+        sinks: Sequence[Sink] = (),
+        root: Path | None = None,
+    ) -> None:
+        self.config = MonitorConfig.load(config)
+        self._alert_targets = resolve_targets(self.config.alerts)
+        self.health = Health(overhead_budget=self.config.budget)
+        self.run_id = uuid.uuid4().hex
+        self.run_name = self.config.run_name or f"run-{time.strftime('%Y%m%d-%H%M%S')}"
+        self.attempt = 0
+        self._probe = probe
+        self._val_probe = val_probe
+        self._loss_fn = loss_fn
+        self._n_samples = n_samples
+        self._agree = agree
+        self._user_sinks = tuple(sinks)
+        self._root = root
+        self._measuring = Measuring(self.config, self.health, observables)
+        self._planner = self._measuring.planner
+        self.failures = Failures(self.health)
+        self._headline = ""
+        if stated := self._measuring.better:
+            self.config = self.config.replace(better=stated | dict(self.config.better))
+        self._detection = Detection(
+            self.config, detectors, self.run_id, self.health, locate=self._measuring.locate
+        )
+        self._buffer = ScalarBuffer()
+        self._record: StepRecord | None = None
+        self._micro_batches: tuple[int, MicroBatches] | None = None
+        self._learning_rate: float | None = None
+        self._outlets: Outlets | None = None
+        self._ended_store: Store | None = None
+        self._expected_steps: float = math.inf
+        self._drained = (0, time.perf_counter())
+        self._plain: PlainSubject | None = None
+        self._subject: Subject | None = None
+
+    # ---- life cycle
+
+    def start(self, step: int = 0, *, expected_steps: float = math.inf) -> None:
+        """Begin an attempt of this run, or go on with it, at `step`.
+
+        Args:
+            step: Optimizer steps completed so far.
+            expected_steps: Step at which the run is expected to end, if known.
+
+        Raises:
+            ConfigError: A store or exporter that the user named cannot be used.
+        """
+        if self._outlets is not None:
+            return
+        self._expected_steps = expected_steps
+        self._planner.start(step, expected_steps)
+        self._drained = (step, time.perf_counter())
+        self.health.state = RunState.RUNNING
+        self.health.step = step
+        self.health.last_step_timestamp = time.time()
+        resumed_step = step if self.attempt else None
+        if resumed_step is None:
+            self._detection.expect(step, expected_steps)
+        store = open_store(
+            self.config, self._root, self.health, lambda store: self._begin(store, resumed_step)
+        )
+        self._detection.start(self.run_id, self.attempt)
+        self.health.born(self._measuring.names, [type(sink).__name__ for sink in self._user_sinks])
+        try:
+            alerts = open_alerts(self.config, self._alert_targets, store, self.run_id, self.health)
+            sinks = [
+                *open_annotations(self.config, self.run_name, self.health),
+                *open_exporter(self.config, self.run_name, self.health),
+                *open_installed(self.config, self.run_name, self.health),
+                *self._user_sinks,
+            ]
+        except BaseException as error:
+            store.end_run(self.run_id, self.attempt, RunState.FAILED, str(error))
+            store.close()
+            raise
+        self._outlets = Outlets(store, sinks, self.health, self.run_id, self.attempt, alerts)
+        if resumed_step is not None:
+            self._catch_up(self._outlets, resumed_step)
+
+    def _catch_up(self, outlets: Outlets, step: int) -> None:
+        """Detect on what was observed at `step` after the checkpoint, such as its validation."""
+        try:
+            stored = list(outlets.store.in_order(self.run_id, step=step))
+        except StoreError as error:
+            log.warning("what was observed at step %d is not looked at again: %s", step, error)
+            return
+        for chunk in chunked(filter(self._detection.is_new, stored)):
+            for transition in self._detection.take_chunk(chunk):
+                outlets.notify(transition)
+
+    def _begin(self, store: Store, resumed_step: int | None) -> None:
+        self.run_id, self.attempt = store.begin_run(
+            name=self.run_name,
+            run_id=self.run_id,
+            attempt=self.attempt + 1,
+            resumed_step=resumed_step,
+            # A database URL may hold a password; what is kept names the place without it.
+            config=self.config.model_dump(mode="json")
+            | {"store": store.where, "detectors": self._detection.streams.settings()}
+            | {"horizon": self._detection.streams.horizon},
+        )
+
+    def finish(self, state: RunState = RunState.FINISHED, reason: str = "") -> None:
+        """End the attempt: everything observed is stored, every sink closed. Idempotent."""
+        if self._outlets is None:
+            return
+        outlets, store = self._outlets, self._outlets.store
+        try:
+            if state is RunState.FINISHED and self._subject is not None:
+                self.measure_last(self.health.step, self._subject, self.health.epoch)
+            self.drain()
+            for transition in self._detection.finish():
+                outlets.notify(transition)
+            for transition in self._detection.grown():
+                store.add_transition(transition)  # it grew since it was told: no news for a sink
+            if state is RunState.FINISHED:
+                self._look_back(outlets)
+        finally:
+            self._outlets = None
+            self.health.state = state
+            outlets.flush()
+            store.end_run(self.run_id, self.attempt, state, reason)
+            outlets.close()
+            self._refresh_health(store)
+            if store.is_in_memory:
+                self._ended_store = store  # closing would lose the only copy
+            else:
+                store.close()
+        self._say_goodbye(state, store)
+
+    def _look_back(self, outlets: Outlets) -> None:
+        """Judge transitions once more by the full history; what fails leaves them as they were."""
+        from phasewatch.monitor.transitions.hindsight import review, stored_history
+
+        store, before = outlets.store, {t.id: t.status for t in self.transitions}
+        try:
+            # The store also knows those of earlier attempts; what it was just told, not yet.
+            known = {t.id: t for t in (*store.transitions(self.run_id), *self.transitions)}
+            reviewed = review(
+                known.values(),
+                self._detection.streams,
+                stored_history(store, self.run_id),
+                run=self.run_id,
+                attempt=self.attempt,
+            )
+        except Exception as error:
+            log.warning("transitions were not looked at again: %s: %s", type(error).__name__, error)
+            return
+        self._detection.revise(reviewed)
+        for transition in reviewed:
+            told = before.get(transition.id) in (
+                TransitionStatus.CONFIRMED,
+                TransitionStatus.ENDED,
+            )
+            if told and transition.status is TransitionStatus.WITHDRAWN:
+                outlets.notify(transition)
+            else:
+                store.add_transition(transition)
+
+    def _say_goodbye(self, state: RunState, store: Store) -> None:
+        found = [t for t in self.transitions if t.status is not TransitionStatus.WITHDRAWN]
+        listed = ", ".join(f"{t.kind} at step {t.onset_step}" for t in found) or "none"
+        log.info("run %s %s; transitions: %s", self.run_name, state, listed)
+        if store.is_in_memory:
+            log.info("its history was kept in memory only, and ends with this process")
+        else:
+            log.info("look at it with: phasewatch report %s --store %s", self.run_name, store.where)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.finish(RunState.FINISHED)
+        elif issubclass(kind, Exception):
+            self.finish(RunState.FAILED, f"{kind.__name__}: {error}")
+        else:
+            self.finish(RunState.INTERRUPTED, kind.__name__)
+
+    # ---- what training calls
+
+    def observe(self, step: int, scalars: Mapping[str, Any], epoch: int | None = None) -> None:
+        """Keep one step's scalars; they are read, stored and detected at the next drain.
+
+        Args:
+            step: Optimizer steps completed.
+            scalars: Floats or detached 0-dim tensors, by stream name; not read here. A float
+                named "lr" is the learning rate of the coming step, for observables that ask.
+            epoch: Epoch, if known.
+        """
+        if "lr" in scalars and isinstance(scalars["lr"], float):
+            self._learning_rate = scalars["lr"]
+        if self._buffer.append(step, scalars, epoch):
+            self.drain()
+
+    def due(self, step: int) -> bool:
+        """Whether something is to be measured at `step`; the answer for a step does not change."""
+        return step >= self.failures.resumes_at and self._planner.due(step)
+
+    def before_step(self, step: int, named_parameters: Iterable[tuple[str, Any]]) -> None:
+        """Look at gradients and weights just before the optimizer steps to `step`, if it is due.
+
+        Args:
+            step: Count of optimizer steps after the coming one.
+            named_parameters: The live parameters; read, never written.
+        """
+        if not self.due(step):
+            return
+        record, keeps = self._measuring.looks_before(step)
+        if not record:
+            return
+        from phasewatch.monitor.observables.weights.norms import record_step  # imports torch
+
+        with self.spending(), self.failures.surviving(step):
+            self._record = record_step(step, named_parameters, keep_params=keeps)
+
+    def after_backward(
+        self,
+        step: int,
+        named_parameters: Iterable[tuple[str, Any]],
+        num_samples: int,
+        *,
+        loss_scale: float = 1.0,
+        num_replicas: int = 1,
+    ) -> None:
+        """Look at the gradient of the first of several micro-batches that make up a step.
+
+        For the gradient noise scale: call it after the backward pass of each micro-batch.
+
+        Args:
+            step: Count of optimizer steps after the coming one.
+            named_parameters: The live parameters; read, never written.
+            num_samples: Samples of this micro-batch; 0 spoils the step, for it is not known.
+            loss_scale: What a gradient scaler multiplied the loss by: `scaler.get_scale()`.
+            num_replicas: Processes whose gradients are averaged only after the last micro-batch.
+        """
+        if not self._planner.due(step):
+            return
+        if self._micro_batches is None or self._micro_batches[0] != step:
+            from phasewatch.monitor.observables.weights.norms import gradient_norm  # imports torch
+
+            with self.spending():
+                norm = gradient_norm(named_parameters) / loss_scale
+            seen = MicroBatches(first_norm=norm, num_samples=(), num_replicas=num_replicas)
+        else:
+            seen = self._micro_batches[1]
+        seen = replace(seen, num_samples=(*seen.num_samples, num_samples))
+        self._micro_batches = (step, seen)
+
+    def spending(self) -> AbstractContextManager[None]:
+        """Count the time inside as overhead."""
+        return self._planner.spending()
+
+    def check(
+        self,
+        context: MeasureContext | nn.Module,
+        *,
+        loss: str = "loss_fn",
+        step_seconds: float | None = None,
+        cost: EvaluationCost | None = None,
+    ) -> None:
+        """Ask every observable, before the first step, whether it can measure this model.
+
+        What the run will see is logged as one table, and kept with the run.
+
+        Args:
+            context: What will be measured; in a plain loop, the live model.
+            loss: Where the loss comes from, for the table.
+            step_seconds: What a training step is expected to take; None takes it from the
+                probe's gradient.
+            cost: What one gradient of the probe takes; None times it.
+
+        Raises:
+            ConfigError: One that the user named cannot.
+        """
+        with self.spending():
+            if isinstance(context, MeasureContext):
+                self._measuring.check(context, cost)
+                self._forecast(context, loss, step_seconds)
+                return
+            subject = self._subject = self._subject_of(context)
+            with subject.guarded(0, 0):
+                subject.size(self)
+                copied = subject.context(0, None)
+                self._measuring.check(copied, cost or subject.cost)
+                self._forecast(copied, loss, step_seconds or subject.step_seconds)
+
+    def _forecast(self, context: MeasureContext, loss: str, step_seconds: float | None) -> None:
+        """Log and keep what the run will see."""
+        cost = self._measuring.cost
+        if step_seconds is None and cost is not None:
+            step_seconds = cost.gradient_seconds
+        if step_seconds is not None:
+            steps_left = max(0.0, self._expected_steps - context.step)
+            self._planner.expect(steps_left * step_seconds)
+        self._headline = headline_of(self.run_name, context, loss, cost, self._planner.budget)
+        rows = self.forecast()
+        log.info("%s", table_of(self._headline, rows, self.health.skip_reasons.items()))
+        if self._outlets is None:
+            return
+        try:
+            self._outlets.store.add_to_config(
+                self.run_id,
+                self.attempt,
+                forecast=[row.as_dict() for row in rows],
+                measured_on=self._headline,
+            )
+        except StoreError as error:
+            log.warning("what the run will see is not kept: %s", error)
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether measuring is limited to a share of wall time."""
+        return self._planner.ledger.limited
+
+    def probe_growth(
+        self, context: MeasureContext, cost: EvaluationCost, step_seconds: float
+    ) -> float:
+        """How many times as large a probe the budget allows; inf without a budget.
+
+        Args:
+            context: The model and the probe as they are now.
+            cost: What one gradient of it takes.
+            step_seconds: What a training step should take.
+        """
+        steps_left = max(0.0, self._expected_steps - context.step)
+        return self._measuring.probe_growth(context, cost, steps_left * step_seconds)
+
+    def forecast(self) -> list[ForecastRow]:
+        """What this run will see of each observable, as far as is known now."""
+        return self._measuring.forecast()
+
+    def refuse(self, reason: str) -> None:
+        """Measure nothing: the model as it is cannot be measured. Scalars are still observed.
+
+        Raises:
+            ConfigError: The user named an observable.
+        """
+        for name in self._measuring.names:
+            self._measuring.refuse(name, reason)
+
+    def probe(
+        self, step: int, context: MeasureContext | Subject | nn.Module, epoch: int | None = None
+    ) -> None:
+        """Measure what is due at `step`. Never raises into training, never changes it.
+
+        A measurement that takes long is spread over several steps; it is of the weights at which
+        it began.
+
+        Args:
+            step: Optimizer steps completed.
+            context: What to measure; in a plain loop, the live model.
+            epoch: Epoch, if known.
+        """
+        with self.spending(), self.failures.surviving(step, backs_off=True):
+            subject = self._subject = self._as_subject(context)
+            self._measure(step, subject, epoch)
+
+    def measure_last(
+        self, step: int, context: MeasureContext | Subject | nn.Module, epoch: int | None = None
+    ) -> None:
+        """Training ends at `step`: measure what the run had no room for, as the budget allows.
+
+        Args:
+            step: Optimizer steps completed.
+            context: What to measure; in a plain loop, the live model.
+            epoch: Epoch, if known.
+        """
+        self._subject = None  # once is enough
+        with self.spending(), self.failures.surviving(step):
+            self.drain()
+            subject = self._as_subject(context)
+            self._take_up(self._measuring.last_turn(step, subject, epoch))
+
+    # ---- measuring
+
+    def _as_subject(self, given: MeasureContext | Subject | nn.Module) -> Subject:
+        if isinstance(given, MeasureContext):
+            return Given(given)
+        return given if isinstance(given, Subject) else self._subject_of(given)
+
+    def _subject_of(self, model: nn.Module) -> PlainSubject:
+        from phasewatch.monitor.run.live_model import PlainSubject  # imports torch
+
+        if self._plain is None or self._plain.model is not model:
+            self._plain = PlainSubject(
+                model,
+                self._probe,
+                self._val_probe,
+                self._loss_fn,
+                self._n_samples,
+                self.config,
+                self.health,
+            )
+        return self._plain
+
+    def _measure(self, step: int, subject: Subject, epoch: int | None) -> None:
+        record, micro = self._record, self._micro_batches
+        self._record = self._micro_batches = None
+        if record is not None and record.step == step:
+            if micro is not None and micro[0] == step:
+                record = replace(record, micro_batches=micro[1])
+        else:
+            record = None
+        self.drain()  # before, so that the planner knows how fast training is
+        seen = Seen(record=record, learning_rate=self._learning_rate)
+        observations = self._measuring.turn(step, subject, epoch, seen)
+        if self._agree is not None and not self._agree(bool(observations)):
+            self.health.measurement_failures["joint"] += 1
+            return
+        self._take_up(observations)
+
+    def _take_up(self, observations: Iterable[Observation]) -> None:
+        if self._outlets is None:
+            return
+        for observation in observations:
+            self._outlets.emit(observation)
+            for transition in self._detection.take(observation):
+                self._outlets.notify(transition)
+
+    # ---- the road of a number
+
+    def drain(self) -> None:
+        """Read, store and detect everything buffered."""
+        if not len(self._buffer) or self._outlets is None:
+            return
+        with self.spending():
+            columns = self._buffer.drain()
+            if not columns:
+                return
+            self._measuring.look_at(columns)
+            self._outlets.emit_columns(columns)
+            for transition in self._detection.take_columns(columns):
+                self._outlets.notify(transition)
+            latest = max(columns.values(), key=lambda column: column.steps[-1])
+            self.health.step = max(self.health.step, latest.steps[-1])
+            self.health.epoch = latest.epochs[-1]
+            self.health.last_step_timestamp = latest.timestamps[-1]
+            self._refresh_health(self._outlets.store)
+
+    def _refresh_health(self, store: Store) -> None:
+        health = self.health
+        old_step, old_time = self._drained
+        now = time.perf_counter()
+        if health.step > old_step and now > old_time:
+            health.steps_per_second = (health.step - old_step) / (now - old_time)
+            self._drained = (health.step, now)
+            remaining = max(0.0, self._expected_steps - health.step)
+            self._planner.expect(remaining / health.steps_per_second)
+        health.overhead_ratio = self._planner.ledger.overhead_ratio
+        health.monitor_seconds_total = self._planner.ledger.total_seconds
+        health.store_queue_depth = store.queue_depth
+        health.store_dropped = store.num_dropped
+        health.store_failed = store.num_failed
+        self._detection.refresh_scores()
+        if self._outlets is not None:
+            self._outlets.refresh()
+
+    # ---- reading
+
+    @property
+    def store(self) -> Store | None:
+        """The open store; None before the start and after the end."""
+        return self._outlets.store if self._outlets else None
+
+    @property
+    def metrics_url(self) -> str | None:
+        """Where the metrics are served while the run goes on; None where they are not."""
+        return self._outlets.metrics_url if self._outlets else None
+
+    @property
+    def transitions(self) -> list[Transition]:
+        """Transitions found so far, in the order of their onset."""
+        return self._detection.transitions
+
+    def history(
+        self, name: str
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+        """Everything stored of one stream.
+
+        Args:
+            name: Stream name, for example "llc".
+
+        Returns:
+            Steps, values and standard errors (NaN where a value has none), each of shape (n,).
+        """
+        self.drain()
+        if self._outlets is not None:
+            self._outlets.store.flush()
+            return self._outlets.store.history(self.run_id, name)
+        if self._ended_store is not None:
+            return self._ended_store.history(self.run_id, name)
+        with Store(store_url(self.config, self._root), create=False) as store:
+            return store.history(self.run_id, name)
+
+    # ---- resume
+
+    def state_dict(self) -> dict[str, Any]:
+        """Identity, schedule, detectors and transitions, as plain containers."""
+        self.drain()
+        return {
+            "run_id": self.run_id,
+            "run_name": self.run_name,
+            "attempt": self.attempt,
+            "measuring": self._measuring.state_dict(),
+            "detection": self._detection.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the run that `state_dict` was taken from. Opens nothing; idempotent."""
+        self.run_id = str(state["run_id"])
+        self.run_name = str(state["run_name"])
+        self.attempt = max(self.attempt, int(state["attempt"]))
+        self._measuring.load_state_dict(state["measuring"])
+        self._detection.load_state_dict(state["detection"])

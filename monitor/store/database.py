@@ -1,0 +1,265 @@
+"""Opening a database: where it lies, how it is locked, and what it says when it cannot be."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import create_engine, event
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.pool import StaticPool
+
+from phasewatch.monitor.core.errors import StoreError
+from phasewatch.monitor.store import schema
+
+logger = logging.getLogger(__name__)
+
+BUSY_SECONDS = 5.0
+"""How long SQLite itself waits for another writer's lock."""
+
+NETWORK_FILE_SYSTEMS = frozenset(
+    """9p afs afpfs beegfs beegfs_nodev ceph cifs coda davfs fhgfs gfs gfs2 glusterfs gpfs lustre
+    ncpfs nfs nfs3 nfs4 ocfs2 orangefs panfs pvfs2 quobyte smb smb2 smb3 smbfs sshfs vboxsf wekafs
+    fuse.beegfs fuse.ceph fuse.ceph-fuse fuse.davfs2 fuse.gcsfuse fuse.glusterfs fuse.goofys
+    fuse.juicefs fuse.mergerfs fuse.quobyte fuse.rclone fuse.s3fs fuse.smbnetfs fuse.sshfs
+    fuse.vmhgfs-fuse""".split()  # noqa: SIM905 - fifty quoted words would be harder to read
+)
+"""File systems on which the shared memory of SQLite's write-ahead log does not work."""
+
+_told_about: set[str] = set()
+
+
+class Database:
+    """An engine, and the few things about it that SQLAlchemy does not know.
+
+    Args:
+        source: Path of an SQLite file, or any SQLAlchemy URL.
+        create: Make the file and the tables when they are missing.
+
+    Raises:
+        StoreError: It cannot be opened: names the place and the reason.
+    """
+
+    def __init__(self, source: str | Path, *, create: bool) -> None:
+        self.url = _parse(source)
+        self.path = _file_of(self.url)
+        self.where = str(self.path) if self.path else self.url.render_as_string(hide_password=True)
+        # One connection serves every thread of a store in memory, so they take turns.
+        self._turn: threading.RLock | None = threading.RLock() if self.is_in_memory else None
+        self._inode: tuple[int, int] | None = None
+        if self.path is not None:
+            _check_path(self.path, create=create)
+        self.engine = self._make_engine()
+        try:
+            self._prepare(create)
+        except StoreError:
+            self.engine.dispose()
+            raise
+        except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+            self.engine.dispose()
+            raise StoreError(
+                f"store {self.where} cannot be opened: {schema.reason_of(error)}. Give a file or "
+                "database that can be read and written (store=, --store or PHASEWATCH_STORE)"
+            ) from error
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether SQLite keeps the store."""
+        return self.url.get_backend_name() == "sqlite"
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether the database ends with this process."""
+        return self.is_sqlite and self.url.database in (None, "", ":memory:")
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A short transaction that has the write lock from its first statement."""
+        with self._turn or contextlib.nullcontext(), self.engine.connect() as connection:
+            connection = connection.execution_options(phasewatch_writes=True)
+            with connection.begin():
+                yield connection
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that sees one state of the database and holds nobody up."""
+        with self._turn or contextlib.nullcontext(), self.engine.connect() as connection:
+            try:
+                yield connection
+            except SQLAlchemyError as error:
+                raise StoreError(
+                    f"store {self.where} cannot be read: {schema.reason_of(error)}"
+                ) from error
+
+    def lost(self) -> bool:
+        """Whether the file is no longer the one that was opened.
+
+        SQLite goes on writing to a file that was removed, and what it writes is lost.
+        """
+        return self._inode is not None and self._inode != _inode(self.path)
+
+    def reopen(self) -> None:
+        """Let go of a file that was removed, and make a new one in its place."""
+        self.engine.dispose()
+        self._prepare(create=True)
+
+    def _make_engine(self) -> Engine:
+        options: dict[str, Any] = {}
+        if self.is_sqlite:
+            options["connect_args"] = {"timeout": BUSY_SECONDS, "check_same_thread": False}
+            if self.is_in_memory:
+                options["poolclass"] = StaticPool
+        try:
+            engine = create_engine(self.url, **options)
+        except ImportError as error:
+            raise StoreError(
+                f"store {self.where} needs the Python package {error.name!r}; install it, or name "
+                "an SQLite file"
+            ) from error
+        except (SQLAlchemyError, ValueError) as error:
+            raise StoreError(f"store {self.where} cannot be opened: {error}") from error
+        if self.is_sqlite:
+            event.listen(engine, "connect", _leave_transactions_to_us)
+            event.listen(engine, "begin", _begin)
+        return engine
+
+    def _prepare(self, create: bool) -> None:
+        if not create:
+            with self.engine.connect() as connection:
+                schema.check_version(schema.stored_version(connection), self.where)
+        else:
+            if self.path is not None:
+                self._choose_journal(self.path)
+            try:
+                with self.writing() as connection:
+                    schema.prepare(connection, self.where)
+            except SQLAlchemyError:
+                # On a server two first writers may both have set out to make the tables.
+                with self.writing() as connection:
+                    schema.prepare(connection, self.where)
+        self._inode = _inode(self.path)
+
+    def _choose_journal(self, path: Path) -> None:
+        kind = network_file_system(path)
+        mode = "wal" if kind is None else "delete"
+        if kind is not None and str(path) not in _told_about:
+            _told_about.add(str(path))
+            logger.warning(
+                "store %s lies on a network file system (%s): using a rollback journal instead of "
+                "a write-ahead log; readers and writers may wait for each other",
+                path,
+                kind,
+            )
+        raw = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+        with contextlib.closing(raw):
+            if raw.execute("PRAGMA journal_mode").fetchone()[0] != mode:
+                raw.execute(f"PRAGMA journal_mode={mode}")
+
+
+def network_file_system(path: Path, mounts: str | None = None) -> str | None:
+    """Type of the network file system that holds `path`; None on a local one, or if unknown.
+
+    Args:
+        path: A file, which need not exist yet.
+        mounts: Content of /proc/mounts; read there if not given.
+    """
+    if mounts is None:
+        try:
+            mounts = Path("/proc/mounts").read_text(errors="surrogateescape")
+        except OSError:
+            return None
+    place = Path(os.path.realpath(path))
+    best, kind = -1, ""
+    for line in mounts.splitlines():
+        fields = line.split(" ")
+        if len(fields) < 3:
+            continue
+        mount = re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), fields[1])
+        depth = len(Path(mount).parts)
+        if place.is_relative_to(mount) and depth >= best:  # a later mount hides an earlier one
+            best, kind = depth, fields[2]
+    return kind if kind in NETWORK_FILE_SYSTEMS else None
+
+
+def _parse(source: str | Path) -> URL:
+    if isinstance(source, Path) or "://" not in source:
+        if str(source) == ":memory:":
+            return URL.create("sqlite")
+        path = Path(source).expanduser()
+        if str(source) in ("", "."):
+            raise StoreError(f"store {str(source)!r} is not a file; give a path such as runs.db")
+        return URL.create("sqlite", database=str(path.absolute()))
+    try:
+        url = make_url(source)
+    except ArgumentError as error:
+        raise StoreError(
+            f"store {source!r} is neither a path nor a URL such as postgresql://user@host/database"
+        ) from error
+    if url.get_backend_name() == "sqlite" and _file_of(url) is not None:
+        url = url.set(database=str(Path(url.database or "").expanduser().absolute()))
+    return url
+
+
+def _file_of(url: URL) -> Path | None:
+    """The SQLite file of a URL, if it is one we can look at."""
+    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+        return None
+    return None if url.database.startswith("file:") else Path(url.database)
+
+
+def _check_path(path: Path, *, create: bool) -> None:
+    if path.is_dir():
+        raise StoreError(f"store {path} is a directory; give the path of a file in it")
+    if not create:
+        if not path.exists():
+            raise StoreError(
+                f"there is no store at {path}; name one with --store or PHASEWATCH_STORE"
+            )
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"store {path} cannot be made: folder {path.parent}: {error.strerror}; give a path "
+            "that can be written"
+        ) from error
+    target = path if path.exists() else path.parent
+    # SQLite keeps its journal beside the file, so the folder must be writable too.
+    for place in {target, path.parent}:
+        if not os.access(place, os.W_OK):
+            raise StoreError(
+                f"store {path} cannot be written: no permission to write {place}; give a path "
+                "that can be written"
+            )
+
+
+def _inode(path: Path | None) -> tuple[int, int] | None:
+    if path is None:
+        return None
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0)  # gone: unlike any file
+    return status.st_dev, status.st_ino
+
+
+def _leave_transactions_to_us(raw: Any, _record: object) -> None:
+    raw.isolation_level = None  # else sqlite3 opens a transaction only at the first write
+    cursor = raw.cursor()
+    # With a write-ahead log a commit then waits for no disk, and a crash cannot corrupt the file.
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()
+
+
+def _begin(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("phasewatch_writes")
+    # A transaction that starts by reading cannot wait for the write lock: it fails at once.
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

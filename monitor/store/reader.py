@@ -1,0 +1,362 @@
+"""Reading the run history. Rows that a resume has superseded are hidden unless asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import ColumnElement, Select, Table, false, func, or_, select, true
+from sqlalchemy.engine import Connection, Row
+
+from phasewatch.monitor.core.errors import StoreError
+from phasewatch.monitor.core.processes import ProcessIdentity
+from phasewatch.monitor.core.types import EstimateStatus, Observation, RunState, Transition
+from phasewatch.monitor.store import schema
+from phasewatch.monitor.store.codec import decode_estimate, decode_numbers, decode_transition
+from phasewatch.monitor.store.database import Database
+
+_MIN_PREFIX = 4
+"""Letters of an id that may stand for the whole."""
+
+ROWS_AT_ONCE = 4096
+"""Rows fetched together where a whole run is read."""
+
+_STATUSES = {status.value: status for status in EstimateStatus}
+
+_BY_STEP = (
+    schema.observations.c.step,
+    schema.observations.c.attempt,
+    schema.observations.c.id,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """One run, as its latest attempt stands.
+
+    Attributes:
+        id: Identity of the run.
+        name: Its name.
+        attempt: Number of its latest attempt.
+        state: Where it stands; INTERRUPTED if it says running and its process is gone.
+        started_at: Start of its first attempt, in Unix seconds.
+        ended_at: End of its latest attempt; None while it runs, or if it was interrupted.
+        last_step: Last step observed; None before the first.
+        reason: Why it ended as it did.
+        config: The configuration it was started with.
+        host: Machine of its latest attempt.
+        pid: Process of its latest attempt.
+        last_seen: When it last wrote, in Unix seconds.
+    """
+
+    id: str
+    name: str
+    attempt: int
+    state: RunState
+    started_at: float
+    ended_at: float | None
+    last_step: int | None
+    reason: str
+    config: Mapping[str, Any] | None
+    host: str
+    pid: int
+    last_seen: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamInfo:
+    """One observed stream in short.
+
+    Attributes:
+        name: Its name.
+        unit: Unit of its values.
+        count: Observations that are not superseded.
+        last: The latest of them, without its detail.
+    """
+
+    name: str
+    unit: str
+    count: int
+    last: Observation
+
+
+class Reader:
+    """Queries on the run history.
+
+    Args:
+        database: Where to read.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def runs(self) -> list[RunInfo]:
+        """All runs, the latest first."""
+        table = schema.attempts
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                select(table).order_by(table.c.started_at, table.c.attempt)
+            ).all()
+        by_id: dict[str, list[Row[Any]]] = {}
+        for row in rows:
+            by_id.setdefault(row.run_id, []).append(row)
+        latest_first = sorted(by_id.values(), key=lambda group: group[-1].started_at, reverse=True)
+        return [_run_info(group) for group in latest_first]
+
+    def run(self, name_or_id: str) -> RunInfo:
+        """The run of this id, the latest of this name, or the one whose id begins like this."""
+        runs = self.runs()
+        for exact in ("id", "name"):
+            for run in runs:
+                if getattr(run, exact) == name_or_id:
+                    return run
+        if len(name_or_id) >= _MIN_PREFIX:
+            alike = [run for run in runs if run.id.startswith(name_or_id)]
+            if len(alike) == 1:
+                return alike[0]
+        known = ", ".join(dict.fromkeys(run.name for run in runs)) or "none"
+        raise StoreError(
+            f"no run {name_or_id!r} in store {self._database.where}; known runs: {known}"
+        )
+
+    def names(self, run_id: str) -> list[str]:
+        """Names of the streams of a run."""
+        table = schema.streams
+        query = select(table.c.name).where(table.c.run_id == run_id).distinct()
+        with self._database.reading() as connection:
+            return sorted(connection.execute(query).scalars())
+
+    def units(self, run_id: str) -> dict[str, str]:
+        """Unit of each stream of a run, by name."""
+        table = schema.streams
+        query = select(table.c.name, table.c.unit).where(table.c.run_id == run_id)
+        with self._database.reading() as connection:
+            return {row.name: row.unit for row in connection.execute(query.order_by(table.c.id))}
+
+    def streams(self, run_id: str) -> list[StreamInfo]:
+        """What was observed, in short."""
+        names = self.names(run_id)
+        with self._database.reading() as connection:
+            hidden = _hidden(connection, run_id)
+            infos = [_stream_info(connection, run_id, name, hidden) for name in names]
+        return [info for info in infos if info is not None]
+
+    def history(
+        self, run_id: str, name: str, *, superseded: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+        """Steps, values and standard errors of one stream."""
+        table = schema.observations
+        columns = (table.c.step, table.c.value, table.c.stderr, table.c.nonfinite)
+        with self._database.reading() as connection:
+            hidden = {} if superseded else _hidden(connection, run_id)
+            query = _of_stream(select(*columns), _units(connection, run_id, name), hidden)
+            rows = connection.execute(query.order_by(*_BY_STEP)).all()
+        # Millions of rows: column by column, and only the few odd ones one by one.
+        steps, values, stderrs, codes = zip(*rows, strict=True) if rows else ((), (), (), ())
+        value_array = np.array(values, dtype=np.float64)  # None becomes NaN
+        stderr_array = np.array(stderrs, dtype=np.float64)
+        for index, code in enumerate(codes):
+            if code is not None:
+                value, stderr = decode_numbers(values[index], stderrs[index], code)
+                value_array[index] = value
+                stderr_array[index] = math.nan if stderr is None else stderr
+        return np.array(steps, dtype=np.int64), value_array, stderr_array
+
+    def observations(self, run_id: str, name: str, *, superseded: bool) -> list[Observation]:
+        """The observations of one stream, each with its detail."""
+        table, details = schema.observations, schema.estimates
+        columns = (table, details.c.body, details.c.chain_loss)
+        with self._database.reading() as connection:
+            hidden = {} if superseded else _hidden(connection, run_id)
+            units = _units(connection, run_id, name)
+            query = _of_stream(select(*columns), units, hidden).outerjoin(
+                details, details.c.observation_id == table.c.id
+            )
+            rows = connection.execute(query.order_by(*_BY_STEP)).all()
+        return [_observation(row, name, units[row.stream_id]) for row in rows]
+
+    def in_order(self, run_id: str, step: int | None) -> Iterator[Observation]:
+        """Everything observed in a run, or at one step of it, by step and time."""
+        table, streams = schema.observations, schema.streams
+        own = ("step", "epoch", "value", "stderr", "nonfinite", "timestamp", "duration_seconds")
+        columns = [table.c[name] for name in (*own, "status", "reason")]
+        with self._database.reading() as connection:
+            hidden = _hidden(connection, run_id)
+            query = (
+                select(streams.c.name, streams.c.unit, *columns)
+                .join(streams, streams.c.id == table.c.stream_id)
+                .where(streams.c.run_id == run_id, *_shown(table, "step", hidden))
+                .where(true() if step is None else table.c.step == step)
+                .order_by(table.c.step, table.c.timestamp, table.c.id)
+                .execution_options(yield_per=ROWS_AT_ONCE)
+            )
+            # Millions of rows: a tuple is unpacked in a fraction of the time of `_observation`.
+            for (
+                name,
+                unit,
+                at,
+                epoch,
+                value,
+                stderr,
+                code,
+                written,
+                seconds,
+                status,
+                reason,
+            ) in connection.execute(query):
+                number, error = decode_numbers(value, stderr, code)
+                yield Observation(
+                    name=name,
+                    step=at,
+                    value=number,
+                    unit=unit,
+                    stderr=error,
+                    epoch=epoch,
+                    timestamp=written,
+                    duration_seconds=seconds,
+                    status=_STATUSES[status],
+                    reason=reason or "",
+                )
+
+    def transitions(self, run_id: str, *, superseded: bool) -> list[Transition]:
+        """The transitions of a run as they stand, by onset."""
+        table = schema.transitions
+        with self._database.reading() as connection:
+            hidden = {} if superseded else _hidden(connection, run_id)
+            rows = connection.execute(
+                select(table.c.id, table.c.body)
+                .where(table.c.run_id == run_id, *_shown(table, "recorded_step", hidden))
+                .order_by(table.c.seq)
+            ).all()
+        standing = {row.id: row.body for row in rows}  # the last word on each
+        found = [decode_transition(body) for body in standing.values()]
+        return sorted(found, key=lambda item: (item.onset_step, item.detected_step))
+
+    def transition_changes(self, transition_id: str) -> list[tuple[float, Transition]]:
+        """The life of one transition."""
+        table = schema.transitions
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                select(table.c.recorded_at, table.c.body)
+                .where(table.c.id == transition_id)
+                .order_by(table.c.seq)
+            ).all()
+        return [(row.recorded_at, decode_transition(row.body)) for row in rows]
+
+
+def _units(connection: Connection, run_id: str, name: str) -> dict[int, str]:
+    """Numbers of the streams of one name, and the unit of each: nearly always one."""
+    table = schema.streams
+    rows = connection.execute(
+        select(table.c.id, table.c.unit).where(table.c.run_id == run_id, table.c.name == name)
+    )
+    return {row.id: row.unit for row in rows}
+
+
+def _of_stream(
+    query: Select[Any], units: Mapping[int, str], hidden: Mapping[int, int]
+) -> Select[Any]:
+    """Restrict a query on observations to what counts of some streams."""
+    table = schema.observations
+    # An equality, unlike a join or a list, lets the index give the order.
+    which = [table.c.stream_id == stream for stream in units]
+    return query.select_from(table).where(or_(false(), *which), *_shown(table, "step", hidden))
+
+
+def _shown(table: Table, step: str, hidden: Mapping[int, int]) -> list[ColumnElement[bool]]:
+    """Conditions that keep out what a resume has superseded."""
+    return [
+        or_(table.c.attempt != attempt, table.c[step] <= last_step)
+        for attempt, last_step in hidden.items()
+    ]
+
+
+def _hidden(connection: Connection, run_id: str) -> dict[int, int]:
+    """For each attempt that a later one has cut short, its last step that still counts."""
+    table = schema.attempts
+    rows = connection.execute(
+        select(table.c.attempt, table.c.resumed_step)
+        .where(table.c.run_id == run_id)
+        .order_by(table.c.attempt.desc())
+    ).all()
+    cuts: dict[int, int] = {}
+    earliest: int | None = None
+    for row in rows:  # the latest attempt first
+        if earliest is not None:
+            cuts[row.attempt] = earliest
+        if row.resumed_step is not None:
+            earliest = min(row.resumed_step, row.resumed_step if earliest is None else earliest)
+    return cuts
+
+
+def _stream_info(
+    connection: Connection, run_id: str, name: str, hidden: Mapping[int, int]
+) -> StreamInfo | None:
+    units = _units(connection, run_id, name)
+    last = connection.execute(
+        _of_stream(select(schema.observations), units, hidden)
+        .order_by(*(column.desc() for column in _BY_STEP))
+        .limit(1)
+    ).one_or_none()
+    if last is None:
+        return None
+    counting = _of_stream(select(func.count()), units, hidden)
+    return StreamInfo(
+        name=name,
+        unit=units[last.stream_id],
+        count=connection.execute(counting).scalar_one(),
+        last=_observation(last, name, units[last.stream_id]),
+    )
+
+
+def _observation(row: Row[Any], name: str, unit: str) -> Observation:
+    value, stderr = decode_numbers(row.value, row.stderr, row.nonfinite)
+    body = getattr(row, "body", None)
+    return Observation(
+        name=name,
+        step=row.step,
+        value=value,
+        unit=unit,
+        stderr=stderr,
+        epoch=row.epoch,
+        timestamp=row.timestamp,
+        duration_seconds=row.duration_seconds,
+        status=EstimateStatus(row.status),
+        reason=row.reason or "",
+        detail=None if body is None else decode_estimate(body, row.chain_loss),
+    )
+
+
+def _run_info(attempts: list[Row[Any]]) -> RunInfo:
+    latest = max(attempts, key=lambda row: row.attempt)
+    state, reason = RunState(latest.state), latest.reason
+    if state is RunState.RUNNING:
+        process = ProcessIdentity(
+            host=latest.host,
+            machine=latest.machine,
+            pid=latest.pid,
+            start=latest.process_start,
+        )
+        if not process.is_alive(heartbeat=latest.heartbeat, now=time.time()):
+            state = RunState.INTERRUPTED
+            reason = f"process {latest.pid} on {latest.host} is gone and has left no word"
+    return RunInfo(
+        id=latest.run_id,
+        name=latest.name,
+        attempt=latest.attempt,
+        state=state,
+        started_at=min(row.started_at for row in attempts),
+        ended_at=latest.ended_at,
+        last_step=latest.last_step,
+        reason=reason,
+        config=None if latest.config is None else json.loads(latest.config),
+        host=latest.host,
+        pid=latest.pid,
+        last_seen=latest.heartbeat,
+    )

@@ -1,0 +1,375 @@
+"""The history of runs: one database for many runs and many processes.
+
+    store = Store("phasewatch.db")
+    store.begin_run(name="demo", run_id=run_id)
+    store.add_observation(run_id, 1, observation)      # queued; written within half a second
+    store.end_run(run_id, 1, RunState.FINISHED)
+    store.close()
+
+What is queued is committed at least every half second and at exit. A process that is killed loses
+at most what came in the last half second; its run then reads as interrupted.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import time
+import uuid
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import func, insert, select, update
+
+from phasewatch.monitor.core.columns import Column
+from phasewatch.monitor.core.errors import StoreError
+from phasewatch.monitor.core.processes import ProcessIdentity
+from phasewatch.monitor.core.types import Observation, Recipient, RunState, Transition
+from phasewatch.monitor.store import schema
+from phasewatch.monitor.store.codec import to_json
+from phasewatch.monitor.store.database import Database
+from phasewatch.monitor.store.outbox import Outbox
+from phasewatch.monitor.store.reader import Reader, RunInfo, StreamInfo
+from phasewatch.monitor.store.rows import (
+    ColumnRow,
+    EndRow,
+    ObservationRow,
+    RowWriter,
+    TransitionRow,
+)
+from phasewatch.monitor.store.writer import Writer
+
+__all__ = ["RunInfo", "Store", "StreamInfo"]
+
+logger = logging.getLogger(__name__)
+
+CAPACITY = 100_000
+"""Rows the queue holds while the database cannot be written."""
+
+CLOSE_SECONDS = 10.0
+"""How long closing waits for the last rows."""
+
+_open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+class Store:
+    """Run history in SQLite, or in any database SQLAlchemy speaks to.
+
+    Writing never blocks training and never raises into it: see `num_dropped` and `num_failed`.
+    A process forked from the one that opened the store (a DataLoader's worker) writes nothing.
+
+    Args:
+        source: Path of an SQLite file, `:memory:`, or a SQLAlchemy URL.
+        create: Make the file and its tables when missing; False for readers.
+        capacity: Rows held at most while they cannot be written.
+
+    Raises:
+        StoreError: The database cannot be opened or was written by a newer phasewatch; names it,
+            the reason and what to do.
+    """
+
+    def __init__(
+        self, source: str | Path = "phasewatch.db", *, create: bool = True, capacity: int = CAPACITY
+    ) -> None:
+        self._forked = False
+        self._closed = False
+        self._database = Database(source, create=create)
+        self._rows = RowWriter()
+        self._writer = Writer(self._database, self._rows, capacity=capacity)
+        self._reader = Reader(self._database)
+        _open_stores.add(self)
+
+    @property
+    def where(self) -> str:
+        """The file, or the URL without its password."""
+        return self._database.where
+
+    @property
+    def path(self) -> Path | None:
+        """The SQLite file, if the store is one."""
+        return self._database.path
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether the history ends with this process."""
+        return self._database.is_in_memory
+
+    @property
+    def url(self) -> str:
+        """The SQLAlchemy URL, password and all: not to be shown."""
+        return self._database.url.render_as_string(hide_password=False)
+
+    @property
+    def database(self) -> Database:
+        """The database behind it."""
+        return self._database
+
+    @property
+    def outbox(self) -> Outbox:
+        """Messages about transitions, sent and waiting."""
+        self._refuse_in_fork()
+        return Outbox(self._database)
+
+    @property
+    def queue_depth(self) -> int:
+        """Rows waiting to be written."""
+        return self._writer.depth
+
+    @property
+    def num_dropped(self) -> int:
+        """Rows lost: the queue was full, or the database refused what they hold."""
+        return self._writer.num_dropped
+
+    @property
+    def num_failed(self) -> int:
+        """Writes that failed, each try counted."""
+        return self._writer.num_failed
+
+    @property
+    def writer_cpu_seconds(self) -> float:
+        """Processor time the writer thread has used."""
+        return self._writer.cpu_seconds
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Writing ------------------------------------------------------------------------------------
+
+    def begin_run(
+        self,
+        *,
+        name: str,
+        run_id: str | None = None,
+        attempt: int = 1,
+        resumed_step: int | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> tuple[str, int]:
+        """Enter a run, or another attempt of one. Written at once.
+
+        Args:
+            name: Name of the run.
+            run_id: Its identity; None makes a new one.
+            attempt: Which fit of the run this is. The next free number is taken if it is in use,
+                as when one checkpoint is resumed twice.
+            resumed_step: Step the run was resumed from. What earlier attempts observed after it is
+                superseded: kept, and hidden from reading. None supersedes nothing.
+            config: The configuration, kept for the record.
+
+        Returns:
+            The run's id and the attempt's number: what the `add_` methods are to be given.
+
+        Raises:
+            StoreError: The database cannot be written.
+        """
+        self._refuse_in_fork()
+        run_id = run_id or uuid.uuid4().hex
+        now = time.time()
+        process = ProcessIdentity.current()
+        values: dict[str, Any] = {
+            "run_id": run_id,
+            "name": name,
+            "state": RunState.RUNNING.value,
+            "reason": "",
+            "started_at": now,
+            "ended_at": None,
+            "resumed_step": resumed_step,
+            "last_step": resumed_step,
+            "heartbeat": now,
+            "config": None if config is None else to_json(config),
+            "host": process.host,
+            "machine": process.machine,
+            "pid": process.pid,
+            "process_start": process.start,
+        }
+        table = schema.attempts
+        try:
+            with self._database.writing() as connection:
+                taken = connection.execute(
+                    select(func.max(table.c.attempt)).where(table.c.run_id == run_id)
+                ).scalar()
+                values["attempt"] = max(attempt, (taken or 0) + 1)
+                connection.execute(insert(table), values)
+        except Exception as error:
+            raise StoreError(
+                f"run {name!r} cannot be entered into store {self.where}: "
+                f"{schema.reason_of(error)}. Give a store that can be written"
+            ) from error
+        self._rows.opened(values)
+        self._writer.nudge()
+        return run_id, values["attempt"]
+
+    def add_to_config(self, run_id: str, attempt: int, **entries: Any) -> None:
+        """Keep more with the configuration of an attempt, such as what it is expected to see.
+
+        Raises:
+            StoreError: The database cannot be written.
+        """
+        self._refuse_in_fork()
+        table = schema.attempts
+        own = (table.c.run_id == run_id) & (table.c.attempt == attempt)
+        try:
+            with self._database.writing() as connection:
+                text = connection.execute(select(table.c.config).where(own)).scalar()
+                config = json.loads(text) if text else {}
+                values = {"config": to_json(config | entries)}
+                connection.execute(update(table).where(own).values(values))
+        except Exception as error:
+            raise StoreError(
+                f"store {self.where} cannot be written: {schema.reason_of(error)}"
+            ) from error
+
+    def add_observation(self, run_id: str, attempt: int, observation: Observation) -> None:
+        """Queue one observation. Never blocks and never raises."""
+        if not (self._closed or self._forked):
+            self._writer.put(ObservationRow(run_id, attempt, observation))
+
+    def add_scalars(self, run_id: str, attempt: int, name: str, column: Column) -> None:
+        """Queue many values of one scalar stream at once. Never blocks and never raises."""
+        if not (self._closed or self._forked):
+            self._writer.put(ColumnRow(run_id, attempt, name, column))
+
+    def add_transition(
+        self, transition: Transition, recipients: tuple[Recipient, ...] = ()
+    ) -> None:
+        """Queue a transition as it stands now. Each call keeps one change of its life.
+
+        Args:
+            transition: What to keep.
+            recipients: Whom to tell: their messages enter the outbox in the same transaction.
+        """
+        if not (self._closed or self._forked):
+            self._writer.put_always(TransitionRow(transition, time.time(), recipients))
+
+    def end_run(self, run_id: str, attempt: int, state: RunState, reason: str = "") -> None:
+        """Say how an attempt ended, and write what is queued before it. Never raises."""
+        if not (self._closed or self._forked):
+            self._writer.put_always(EndRow(run_id, attempt, state.value, reason, time.time()))
+            self.flush()
+
+    def flush(self, timeout: float = CLOSE_SECONDS) -> bool:
+        """Wait until what is queued is committed; False if that took more than `timeout` s."""
+        return self._forked or self._closed or self._writer.flush(timeout)
+
+    def close(self, timeout: float = CLOSE_SECONDS) -> None:
+        """Write what is queued and let go of the database. May be called again."""
+        if self._closed or self._forked:
+            return
+        left = self._writer.close(timeout)
+        self._closed = True
+        self._writer.num_dropped += left
+        if left:
+            logger.error("store %s: %d rows could not be written and are lost", self.where, left)
+        self._database.engine.dispose()
+
+    # Reading ------------------------------------------------------------------------------------
+
+    def runs(self) -> list[RunInfo]:
+        """All runs, the latest first.
+
+        Raises:
+            StoreError: The database cannot be read.
+        """
+        return self._fresh_reader().runs()
+
+    def run(self, name_or_id: str) -> RunInfo:
+        """The run of this id, the latest of this name, or the one whose id begins like this.
+
+        Raises:
+            StoreError: There is none; lists the known names.
+        """
+        return self._fresh_reader().run(name_or_id)
+
+    def names(self, run_id: str) -> list[str]:
+        """Names of what was observed in a run, sorted."""
+        return self._fresh_reader().names(run_id)
+
+    def units(self, run_id: str) -> dict[str, str]:
+        """Unit of each stream of a run, by name."""
+        return self._fresh_reader().units(run_id)
+
+    def streams(self, run_id: str) -> list[StreamInfo]:
+        """What was observed in a run: for each name how often, and the last value."""
+        return self._fresh_reader().streams(run_id)
+
+    def history(
+        self, run_id: str, name: str, *, superseded: bool = False
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+        """Steps, values and standard errors (NaN where exact) of one stream, each of shape (n,).
+
+        Args:
+            run_id: Id of the run.
+            name: Name of the stream; arrays are empty if it was never observed.
+            superseded: Show what a resume has superseded as well.
+        """
+        return self._fresh_reader().history(run_id, name, superseded=superseded)
+
+    def observations(
+        self, run_id: str, name: str, *, superseded: bool = False
+    ) -> list[Observation]:
+        """The observations of one stream, by step, each with its detail."""
+        return self._fresh_reader().observations(run_id, name, superseded=superseded)
+
+    def in_order(self, run_id: str, *, step: int | None = None) -> Iterator[Observation]:
+        """Everything observed in a run, by step and time, read as it is asked for.
+
+        Args:
+            run_id: Id of the run.
+            step: Only what was observed at this step.
+
+        Yields:
+            Observations that no resume has superseded, without their details.
+        """
+        yield from self._fresh_reader().in_order(run_id, step)
+
+    def transitions(self, run_id: str, *, superseded: bool = False) -> list[Transition]:
+        """The transitions of a run as they stand, by onset."""
+        return self._fresh_reader().transitions(run_id, superseded=superseded)
+
+    def transition_changes(self, transition_id: str) -> list[tuple[float, Transition]]:
+        """The life of one transition: when it was said (Unix seconds), and what."""
+        return self._fresh_reader().transition_changes(transition_id)
+
+    def _fresh_reader(self) -> Reader:
+        """A reader that sees what this process has queued so far."""
+        self._refuse_in_fork()
+        if self._closed:
+            raise StoreError(f"store {self.where} is closed; open it again to read")
+        if self._writer.depth and not self._writer.is_failing:
+            self._writer.flush(CLOSE_SECONDS)
+        return self._reader
+
+    def _refuse_in_fork(self) -> None:
+        if self._forked:
+            raise StoreError(
+                f"store {self.where} was opened by the parent of process {os.getpid()}; "
+                "open it again in this process"
+            )
+
+    def _after_fork(self) -> None:
+        # The child has neither the thread nor the right to the parent's connections. They stay
+        # referenced, for closing them here would meddle with the parent's locks.
+        self._forked = True
+
+
+def _close_all() -> None:
+    for store in [*_open_stores]:
+        store.close()
+
+
+def _leave_all() -> None:
+    for store in [*_open_stores]:
+        store._after_fork()
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_all)

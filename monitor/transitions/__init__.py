@@ -1,0 +1,1 @@
+"""From streams to alarms, transitions and verdicts."""

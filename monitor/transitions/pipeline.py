@@ -1,0 +1,308 @@
+"""From numbers to transitions: every stream's detector, the fusing of alarms, and the account."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from phasewatch.detectors.base import Detector
+from phasewatch.detectors.types import Alarm, AlarmKind
+from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.core.columns import Chunk, Column
+from phasewatch.monitor.core.health import Health
+from phasewatch.monitor.core.semantics import is_validation
+from phasewatch.monitor.core.types import EstimateStatus, Observation, Transition, TransitionStatus
+from phasewatch.monitor.transitions.episodes import Point
+from phasewatch.monitor.transitions.streams import Override, Role, Stream, Streams, create_detector
+from phasewatch.monitor.transitions.tracker import TransitionTracker
+
+log = logging.getLogger("phasewatch")
+
+Locate = Callable[[int, int], tuple[tuple[str, float], ...]]
+"""From two steps to the parameter groups that moved most between them."""
+
+
+class Detection:
+    """Detectors and transitions of one run.
+
+    Args:
+        config: The run's configuration.
+        given: Detectors, or their names, by stream name.
+        run_id: Identity of the run.
+        health: Where transitions, scores and non-finite values are counted.
+        override: Which detector a stream gets in place of the one it would have.
+        locate: Tells which parameter groups moved most between two steps; None leaves that open.
+
+    Raises:
+        ConfigError: A detector's name or parameters are wrong.
+    """
+
+    def __init__(
+        self,
+        config: MonitorConfig,
+        given: Mapping[str, Detector | str] | None,
+        run_id: str,
+        health: Health,
+        override: Override | None = None,
+        *,
+        locate: Locate | None = None,
+    ) -> None:
+        self._health = health
+        self._find = locate
+        self._streams = Streams(config.detectors, given, override, config.false_alarms_per_run)
+        self._tracker = TransitionTracker(run_id, attempt=0, better=config.better)
+        self._ahead = {
+            name: detector
+            for name, settings in config.precursors.items()
+            if (detector := create_detector(settings)) is not None
+        }
+        self._announced: set[str] = set()
+        self._told: dict[str, Transition] = {}
+        self._seen: dict[str, int] = {}
+
+    @property
+    def transitions(self) -> list[Transition]:
+        """Transitions found so far, in the order of their onset."""
+        return sorted(self._tracker.found.values(), key=lambda t: t.onset_step)
+
+    @property
+    def streams(self) -> Streams:
+        """The streams seen so far, each with its detector."""
+        return self._streams
+
+    def revise(self, reviewed: Iterable[Transition]) -> None:
+        """Take over what hindsight says of transitions."""
+        for transition in reviewed:
+            self._tracker.annotate(transition)
+
+    def expect(self, first_step: int, last_step: float) -> None:
+        """Say where the run begins and should end; its false alarms are spread over that.
+
+        Only at the start of a run: a resumed one keeps what it had, or its replay would differ.
+        """
+        self._streams.horizon = (first_step, last_step) if math.isfinite(last_step) else None
+
+    def start(self, run_id: str, attempt: int) -> None:
+        """Begin an attempt."""
+        self._tracker.run, self._tracker.attempt = run_id, attempt
+
+    def is_new(self, observation: Observation) -> bool:
+        """Whether its stream has not got to this step yet."""
+        return observation.step > self._seen.get(observation.name, -1)
+
+    def take_chunk(self, chunk: Chunk) -> list[Transition]:
+        """Detect on scalars or on a measured value, as they come."""
+        return self.take(chunk) if isinstance(chunk, Observation) else self.take_columns(chunk)
+
+    def take_columns(self, columns: Mapping[str, Column]) -> list[Transition]:
+        """Detect on many exact scalars of many streams.
+
+        How a run is cut into calls depends on the clock; what is found does not: points are fused
+        in the order of step, time and name.
+
+        Returns:
+            Every state that a transition newly took, in the order of steps.
+        """
+        points: list[Point] = []
+        for name, column in columns.items():
+            self._seen[name] = column.steps[-1]
+            stream = self._streams.get(name, step=column.steps[0])
+            if stream.detector is None:
+                self._count_nonfinite(name, column)
+                continue
+            try:
+                points += self._take_column(stream, stream.detector, column)
+            except Exception as error:
+                self._put_away(stream, error)
+        points.sort(key=lambda point: (point.step, point.timestamp, point.name))
+        validated = min(
+            ((c.steps[0], c.timestamps[0]) for n, c in columns.items() if is_validation(n)),
+            default=(math.inf, math.inf),
+        )
+        changed = []
+        for point in points:
+            self._tracker.has_validation |= (point.step, point.timestamp) >= validated
+            changed += self._fuse(point)
+        self._tracker.has_validation |= math.isfinite(validated[0])
+        return changed
+
+    def _put_away(self, stream: Stream, error: Exception) -> None:
+        """A detector that raises detects no more; its stream is still stored."""
+        stream.detector = None
+        self._health.measurement_failures[f"detector of {stream.name}"] += 1
+        log.warning(
+            "the detector of %s raised %s: %s; the stream is stored, but no longer watched",
+            stream.name,
+            type(error).__name__,
+            error,
+        )
+
+    def _count_nonfinite(self, name: str, column: Column) -> None:
+        if wrong := sum(not math.isfinite(value) for value in column.values):
+            self._health.nonfinite[name] += wrong
+
+    def _take_column(self, stream: Stream, detector: Detector, column: Column) -> list[Point]:
+        """Feed one stream; returns the points that fusing must see."""
+        points = []
+        followed = self._tracker.concerns(stream.name)
+        update = detector.update
+        ahead = self._ahead.get(stream.name)
+        for index, value in enumerate(column.values):
+            alarm = update(column.steps[index], value)
+            if ahead is not None and (sign := ahead.update(column.steps[index], value)):
+                followed = True
+                points.append(self._point(stream, column, index, as_precursor(sign)))
+            if alarm is not None or followed:
+                followed = True
+                points.append(self._point(stream, column, index, alarm))
+            if value - value != 0.0:  # NaN or infinite, in one comparison
+                self._health.nonfinite[stream.name] += 1
+        return points
+
+    def _point(self, stream: Stream, column: Column, index: int, alarm: Alarm | None) -> Point:
+        return Point(
+            name=stream.name,
+            step=column.steps[index],
+            value=column.values[index],
+            epoch=column.epochs[index],
+            timestamp=column.timestamps[index],
+            active=stream.active,
+            role=stream.role,
+            alarm=alarm,
+        )
+
+    def take(self, observation: Observation) -> list[Transition]:
+        """Detect on one measured value.
+
+        A value that is finite and not OK never reaches a detector; a non-finite one is counted.
+
+        Returns:
+            Every state that a transition newly took.
+        """
+        name, step, value = observation.name, observation.step, observation.value
+        self._seen[name] = step
+        if not math.isfinite(value):
+            self._health.nonfinite[name] += 1
+            return []
+        if observation.status is not EstimateStatus.OK:
+            return []
+        stream = self._streams.get(name, observation.stderr, step=step, measured=True)
+        try:
+            alarm = stream.update(step, value, observation.stderr)
+            ahead = self._ahead.get(name)
+            sign = ahead.update(step, value, observation.stderr) if ahead is not None else None
+        except Exception as error:
+            self._put_away(stream, error)
+            return []
+        point = Point(
+            name=name,
+            step=step,
+            value=value,
+            epoch=observation.epoch,
+            timestamp=observation.timestamp,
+            active=stream.active,
+            role=stream.role,
+            alarm=alarm,
+        )
+        changed = []
+        if sign is not None:
+            changed += self._fuse(replace(point, alarm=as_precursor(sign)))
+        if alarm is not None or name in self._tracker.following:
+            changed += self._fuse(point)
+        return changed
+
+    def _fuse(self, point: Point) -> list[Transition]:
+        changed = []
+        for transition in self._tracker.update(point):
+            transition = self._locate(transition, point.step)
+            # One point may confirm a transition and end it: that is news all the same.
+            sure = transition.status in (TransitionStatus.CONFIRMED, TransitionStatus.ENDED)
+            if sure and transition.id not in self._announced:
+                self._announce(transition)
+            self._told[transition.id] = transition
+            changed.append(transition)
+        return changed
+
+    def finish(self) -> list[Transition]:
+        """The run is over.
+
+        Returns:
+            The transitions that this ended.
+        """
+        ended = [self._locate(t, t.detected_step) for t in self._tracker.finish()]
+        self._told.update((transition.id, transition) for transition in ended)
+        return ended
+
+    def grown(self) -> list[Transition]:
+        """Transitions that have changed since they were told: larger, or seen by more alarms."""
+        return [t for t in self.transitions if self._told.get(t.id) != t]
+
+    def _announce(self, transition: Transition) -> None:
+        self._announced.add(transition.id)
+        lead = next(iter(transition.evidence))
+        self._health.transitions[transition.kind, lead] += 1
+        self._health.last_transition = transition
+        log.info(
+            "transition: %s at step %d (detected at %d), %s %.4g → %.4g, seen by %s",
+            transition.kind,
+            transition.onset_step,
+            transition.detected_step,
+            lead,
+            transition.before[lead],
+            transition.after[lead],
+            ", ".join(transition.evidence),
+        )
+
+    def _locate(self, transition: Transition, step: int) -> Transition:
+        """Where in the model it happened: as far as is known when confirmed, in full at its end."""
+        ended = transition.status is TransitionStatus.ENDED
+        if self._find is None or not (ended or transition.status is TransitionStatus.CONFIRMED):
+            return transition
+        if transition.where and not ended:
+            return transition
+        end = transition.end_step if ended else None
+        where = self._find(transition.onset_step, step if end is None else end)
+        if not where:
+            return transition
+        transition = replace(transition, where=where)
+        self._tracker.annotate(transition)
+        return transition
+
+    def refresh_scores(self) -> None:
+        """Write every detector's score, and what can open a transition, into the health record."""
+        for stream in self._streams:
+            if stream.detector is not None and stream.role is Role.LEAD:
+                self._health.leads.setdefault(stream.name)
+            if math.isfinite(score := stream.score):
+                self._health.detector_scores[stream.name] = score
+
+    def state_dict(self) -> dict[str, Any]:
+        """Detectors and transitions, as plain containers."""
+        return {
+            "streams": self._streams.state_dict(),
+            "horizon": self._streams.horizon and list(self._streams.horizon),
+            "transitions": self._tracker.state_dict(),
+            "ahead": {name: detector.state_dict() for name, detector in self._ahead.items()},
+            "seen": dict(self._seen),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self._streams.load_state_dict(state["streams"])
+        self._streams.horizon = state["horizon"] and tuple(state["horizon"])
+        self._tracker.load_state_dict(state["transitions"])
+        for name, saved in state["ahead"].items():
+            if name in self._ahead:
+                self._ahead[name].load_state_dict(saved)
+        self._seen = {name: int(step) for name, step in state["seen"].items()}
+        self._announced = {
+            t.id for t in self.transitions if t.status is not TransitionStatus.SUSPECTED
+        }
+
+
+def as_precursor(alarm: Alarm) -> Alarm:
+    """The alarm of a detector that only foretells."""
+    return replace(alarm, kind=AlarmKind.PRECURSOR)

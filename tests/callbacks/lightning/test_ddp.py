@@ -1,0 +1,138 @@
+"""Two processes that train together: no rank notices, none hangs, and only rank 0 speaks."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from phasewatch.monitor.store.store import Store
+
+WORKER = Path(__file__).parents[2] / "support" / "ddp_worker.py"
+QUICK = ("plain", "raises on rank 0")
+THOROUGH = (
+    "raises late on rank 0",
+    "find_unused_parameters",
+    "static graph",
+)
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+SHARDED = "sharded parameters"
+ACCUMULATED = "accumulated"
+
+
+def _train(folder, modes):
+    """Results of both ranks, by mode."""
+    arguments = [str(_free_port()), str(folder), ",".join(modes)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), rank, *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        outputs = [worker.communicate(timeout=150)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    for worker, output in zip(workers, outputs, strict=True):
+        assert worker.returncode == 0, output[-3000:]
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ddp")
+    return folder, _train(folder, QUICK)
+
+
+@pytest.fixture(scope="module")
+def thorough(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ddp-thorough")
+    return folder, _train(folder, (*THOROUGH, SHARDED, ACCUMULATED))
+
+
+def _check(ranks, mode):
+    for result in ranks:
+        assert result[mode]["differences"] == []
+        assert result[mode]["steps"] == 6
+    first, second = (result[mode] for result in ranks)
+    assert first["weights"] == second["weights"]
+    assert first["measurements"]["weight_norm"] == 3
+    assert first["emitted"] > 0
+    assert first["state"] == "finished"
+    assert second["emitted"] == 0
+    assert sum(second["measurements"].values()) == 0
+    return first
+
+
+@pytest.mark.ddp
+def test_two_processes_train_untouched(quick):
+    folder, ranks = quick
+    first = _check(ranks, "plain")
+    assert first["measurements"]["llc"] == 3
+    assert sum(first["failures"].values()) == 0
+    store = Store(str(folder / "plain" / "store.db"))
+    runs = store.runs()
+    store.close()
+    assert len(runs) == 1
+
+
+@pytest.mark.ddp
+def test_a_measurement_that_raises_on_rank_0_hangs_nobody(quick):
+    _, ranks = quick
+    first = _check(ranks, "raises on rank 0")
+    assert first["failures"]["rude"] >= 1
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", THOROUGH)
+def test_every_way_to_train_in_two_processes(mode, thorough):
+    _, ranks = thorough
+    first = _check(ranks, mode)
+    if mode == "raises late on rank 0":
+        assert first["failures"]["rude"] >= 1
+    else:
+        assert first["measurements"]["llc"] == 3
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+def test_sharded_parameters_are_skipped_with_the_reason_and_train_untouched(thorough):
+    _, ranks = thorough
+    for result in ranks:
+        assert result[SHARDED]["differences"] == []
+        assert result[SHARDED]["steps"] == 6
+    first, second = (result[SHARDED] for result in ranks)
+    assert "sharded" in first["skipped"]["llc"]
+    assert first["emitted"] > 0  # losses and metrics
+    assert second["emitted"] == 0
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+def test_the_gradient_noise_is_seen_before_the_processes_average_and_training_is_untouched(
+    thorough,
+):
+    _, ranks = thorough
+    for result in ranks:
+        assert result[ACCUMULATED]["differences"] == []
+    first, second = (result[ACCUMULATED] for result in ranks)
+    assert first["measurements"]["gradient_noise_scale"] >= 1
+    assert first["weights"] == second["weights"]

@@ -1,0 +1,116 @@
+"""From numbers to transitions: what is found depends on the numbers and their order alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.core.columns import Column
+from phasewatch.monitor.core.health import Health
+from phasewatch.monitor.core.types import Observation, TransitionStatus
+from phasewatch.monitor.transitions.pipeline import Detection
+from phasewatch.monitor.transitions.streams import Role, Streams
+from support.scripted import Scripted
+
+
+def rows(num: int):
+    """A support alarms at 48, the lead at 50; validation is logged from 70 on."""
+    for step in range(1, num + 1):
+        loss = 0.1 if step > 50 else 1.0
+        yield step, 10.0 * step, {"train_loss": loss, "gradient_norm": 0.1 * step}
+        if step >= 70:
+            yield step, 10.0 * step + 1.0, {"a_val_loss": 1.0}
+
+
+def detect(monkeypatch, cut: int):
+    """What is said in the end, where `cut` rows are taken at a time."""
+    scripts = {"train_loss": Scripted(50, 60), "gradient_norm": Scripted(48, 62)}
+    monkeypatch.setattr(
+        "phasewatch.monitor.transitions.pipeline.Streams", lambda *_: _scripted(scripts)
+    )
+    detection = Detection(MonitorConfig(), None, "run", Health())
+    said = {}
+    pending: dict[str, Column] = {}
+    for index, (step, timestamp, values) in enumerate(rows(120), start=1):
+        for name, value in values.items():
+            pending.setdefault(name, Column()).add(step, value, None, timestamp)
+        if index % cut == 0:
+            said |= {t.id: t for t in detection.take_columns(pending)}
+            pending = {}
+    said |= {t.id: t for t in detection.take_columns(pending)} if pending else {}
+    return list(said.values()), detection.transitions
+
+
+def _scripted(scripts):
+    streams = Streams({}, scripts)
+    streams.get("gradient_norm").role = Role.SUPPORT
+    return streams
+
+
+@pytest.mark.parametrize("cut", [2, 7, 49, 55, 1000])
+def test_how_the_numbers_are_cut_into_columns_does_not_matter(monkeypatch, cut) -> None:
+    whole = detect(monkeypatch, 1)
+    assert detect(monkeypatch, cut) == whole
+    ((transition,), _) = whole
+    assert set(transition.evidence) == {"train_loss", "gradient_norm"}
+    assert transition.end_step == 60
+    assert transition.kind == "acquisition"  # no validation had been seen by then
+
+
+def test_a_logged_name_with_a_slash_is_watched_and_a_measured_part_is_not() -> None:
+    detection = Detection(MonitorConfig(), None, "run", Health())
+    detection.take_columns({"train/loss": Column([1], [1.0], [None], [0.0])})
+    detection.take_columns({"opt/lr": Column([1], [1.0], [None], [0.0])})
+    detection.take(Observation(name="weight_norm/net", step=1, value=1.0))
+    assert {s.name: s.detector is not None for s in detection.streams} == {
+        "train/loss": True,
+        "opt/lr": False,
+        "weight_norm/net": False,
+    }
+
+
+def test_where_it_happened_is_asked_when_confirmed_and_again_at_the_end(monkeypatch) -> None:
+    scripts = {"train_loss": Scripted(50, 60), "gradient_norm": Scripted(48, 62)}
+    monkeypatch.setattr(
+        "phasewatch.monitor.transitions.pipeline.Streams", lambda *_: _scripted(scripts)
+    )
+    asked = []
+
+    def locate(onset, end):
+        asked.append((onset, end))
+        return (("net", float(len(asked))),)
+
+    detection = Detection(MonitorConfig(), None, "run", Health(), locate=locate)
+    for step, timestamp, values in rows(80):
+        columns = {n: Column([step], [v], [None], [timestamp]) for n, v in values.items()}
+        detection.take_columns(columns)
+    (transition,) = detection.transitions
+    assert asked == [(43, 50), (43, transition.end_step)]
+    assert transition.where == (("net", 2.0),)
+
+
+def test_a_detector_is_put_in_place_of_the_one_a_stream_would_have() -> None:
+    asked = []
+
+    def override(name, detector):
+        asked.append((name, detector.name))
+
+    detection = Detection(MonitorConfig(), None, "run", Health(), override)
+    detection.take_columns({"loss": Column([1], [math.nan], [None], [0.0])})
+    assert asked == [("loss", "slope_shift")]
+    assert [stream.detector for stream in detection.streams] == [None]
+
+
+def test_what_is_confirmed_and_over_at_the_same_point_is_announced():
+    health = Health()
+    detection = Detection(MonitorConfig(), {"train_loss": Scripted(50, until=51)}, "run", health)
+    said = []
+    for step in range(1, 80):
+        value = 0.1 if step > 50 else 1.0
+        column = Column([step], [value], [None], [float(step)])
+        said += detection.take_columns({"train_loss": column})
+    assert [t.status for t in said] == [TransitionStatus.SUSPECTED, TransitionStatus.ENDED]
+    assert sum(health.transitions.values()) == 1
+    assert health.last_transition == said[-1]
