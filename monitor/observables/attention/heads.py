@@ -323,7 +323,7 @@ class Composition:
         shapes = [heads.w_v.shape for heads in heads_at_weights(context, self._attention)]
         pairs = [(a, b) for index, b in enumerate(shapes) for a in shapes[:index]]
         total = sum(
-            3 * MULTIPLIED * first * last * e * (f * d + 2 * e * f)
+            6 * MULTIPLIED * first * last * e * (f * d + 2 * e * f)
             for (first, e, d), (last, f, _) in pairs
         )
         return reads(context, total)
