@@ -38,6 +38,7 @@ from phasewatch.monitor.cli.output import (
     writing,
 )
 from phasewatch.monitor.core.errors import PhasewatchError
+from phasewatch.monitor.core.forecast import COLUMNS, ForecastRow, forecast_of
 from phasewatch.monitor.core.version import phasewatch_version
 
 if TYPE_CHECKING:
@@ -109,6 +110,8 @@ def show(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOpti
         return
     say(_headline(info))
     say(_streams_table(streams) if streams else "nothing observed yet")
+    if expected := forecast_of(info.config):
+        say(_forecast_table(expected))
     say(transitions_table(transitions) if transitions else "no transitions")
 
 
@@ -320,6 +323,13 @@ def _headline(run: RunInfo) -> str:
         f"process {run.pid}, {_duration((run.ended_at or run.last_seen) - run.started_at)} long"
     )
     return printable("\n".join(lines))
+
+
+def _forecast_table(rows: list[ForecastRow]) -> Table:
+    table = new_table("expected at the start", "observable", *COLUMNS[1:-1], "needs")
+    for row in rows:
+        add_row(table, *row.cells)
+    return table
 
 
 def _streams_table(streams: list[StreamInfo]) -> Table:

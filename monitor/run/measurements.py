@@ -16,6 +16,7 @@ from phasewatch.monitor import observables as registry
 from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.forecast import ForecastRow, duration_in_words
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.types import (
     Cost,
@@ -29,7 +30,6 @@ from phasewatch.monitor.core.types import (
 )
 from phasewatch.monitor.run.budget import Budget
 from phasewatch.monitor.run.first_fall import FirstFall
-from phasewatch.monitor.run.forecast import ForecastRow, duration_in_words
 from phasewatch.monitor.run.interrupts import Interrupts
 from phasewatch.monitor.run.planner import SHORTEST, Account, Planner
 

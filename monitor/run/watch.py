@@ -21,6 +21,7 @@ from phasewatch.monitor.config.alerts import resolve_targets
 from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.columns import chunked
 from phasewatch.monitor.core.errors import StoreError
+from phasewatch.monitor.core.forecast import ForecastRow
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.types import (
     LossFn,
@@ -35,8 +36,9 @@ from phasewatch.monitor.core.types import (
     TransitionStatus,
 )
 from phasewatch.monitor.run.buffer import ScalarBuffer
+from phasewatch.monitor.run.console import ensure_heard
 from phasewatch.monitor.run.failures import Failures
-from phasewatch.monitor.run.forecast import ForecastRow, headline_of, table_of
+from phasewatch.monitor.run.forecast import headline_of, table_of
 from phasewatch.monitor.run.installed_sinks import open_installed
 from phasewatch.monitor.run.measurements import Given, Measuring, Seen, Subject
 from phasewatch.monitor.run.sinks import (
@@ -153,6 +155,7 @@ class Watch:
         """
         if self._outlets is not None:
             return
+        ensure_heard()
         self._expected_steps = expected_steps
         self._planner.start(step, expected_steps)
         self._drained = (step, time.perf_counter())
