@@ -53,7 +53,7 @@ class Durations:
 
 @dataclass(slots=True, kw_only=True)
 class Health:
-    """Counters of this process. Written by one thread; readers may lag by one update.
+    """Counters of this process, each written by one thread; readers may lag by one update.
 
     Attributes:
         state: State of the run.
@@ -64,6 +64,8 @@ class Health:
         overhead_ratio: Time spent monitoring over wall time, since the first measurements.
         overhead_budget: Share of wall time allowed; 1 is no budget.
         monitor_seconds_total: All time spent monitoring, first measurements included.
+        beside_seconds_total: Processor time of the monitor's own threads.
+        thinned_points: Points that were stored, and that detection did not look at.
         measurements: Successful measurements by observable.
         durations: How long they took, by observable.
         measurement_failures: Failed measurements by observable.
@@ -96,6 +98,8 @@ class Health:
     overhead_ratio: float = 0.0
     overhead_budget: float = 1.0
     monitor_seconds_total: float = 0.0
+    beside_seconds_total: float = 0.0
+    thinned_points: int = 0
     measurements: Counter[str] = field(default_factory=Counter)
     durations: dict[str, Durations] = field(default_factory=dict)
     measurement_failures: Counter[str] = field(default_factory=Counter)

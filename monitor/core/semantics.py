@@ -21,6 +21,9 @@ SUPPORTING = frozenset(
 """Evidence beside another stream, not alone: norms and ratios move with every change of the
 learning rate, and ν̂ has the chains, and their bad draws, in common with λ̂."""
 
+THINNING = "detection_thinning"
+"""Stream of the levels by which detection was thinned, each at the last step before it."""
+
 HELD_OUT_WORDS = frozenset(
     {"val", "valid", "validation", "test", "heldout", "holdout", "eval", "dev"}
 )
@@ -70,3 +73,8 @@ def _words(name: str) -> list[str]:
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
     parts = re.split(r"[^a-z0-9]+", spaced)
     return [part if part in SCORE_WORDS else part.strip("0123456789") for part in parts]
+
+
+def is_ours(thing: object) -> bool:
+    """Whether the code of an object is phasewatch's own, not the user's."""
+    return type(thing).__module__.partition(".")[0] == __name__.partition(".")[0]

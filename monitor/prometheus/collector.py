@@ -142,6 +142,8 @@ class RunCollector:
         yield Reading(m.OVERHEAD, (), health.overhead_ratio)
         yield Reading(m.OVERHEAD_BUDGET, (), health.overhead_budget)
         yield Reading(m.MONITOR_SECONDS, (), health.monitor_seconds_total)
+        yield Reading(m.BESIDE_SECONDS, (), health.beside_seconds_total)
+        yield Reading(m.THINNED, (), health.thinned_points)
         yield from _of_transitions(
             health.leads.copy(), health.transitions.copy(), health.last_transition
         )

@@ -15,7 +15,7 @@ from phasewatch.detectors.error_control.alpha_spending import Budgeted
 from phasewatch.detectors.types import Alarm, Direction
 from phasewatch.monitor.config.monitor import DetectorConfig
 from phasewatch.monitor.core.errors import ConfigError, UnknownNameError
-from phasewatch.monitor.core.semantics import SUPPORTING, better_direction
+from phasewatch.monitor.core.semantics import SUPPORTING, THINNING, better_direction, is_ours
 
 log = logging.getLogger("phasewatch")
 
@@ -24,7 +24,9 @@ StreamKind = Literal["loss", "measured", "scalar"]
 Override = Callable[[str, Detector | None], Detector | None]
 """From a stream's name, and the detector it would have, to the one it gets."""
 
-NOT_DETECTED = frozenset({"epoch", "step", "global_step", "lr", "learning_rate", "momentum"})
+NOT_DETECTED = frozenset(
+    {"epoch", "step", "global_step", "lr", "learning_rate", "momentum", THINNING}
+)
 """Logged settings and counters: they change because someone set them, not because of the model."""
 
 SCORE_EFFECT = 0.1
@@ -194,6 +196,12 @@ class Streams:
         except (ValueError, KeyError, TypeError) as error:
             detector.reset()
             log.warning("the detector of %s starts afresh: %s", name, error)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether no detector runs code of the user's."""
+        made = (create_detector(settings) for settings in self._chosen.values())
+        return all(map(is_ours, (*self._given.values(), *filter(None, made))))
 
     def settings(self) -> dict[str, Any]:
         """Detectors that were chosen or given, as a configuration would say them."""
