@@ -69,6 +69,7 @@ class Health:
         measurements: Successful measurements by observable.
         durations: How long they took, by observable.
         measurement_failures: Failed measurements by observable.
+        unfinished: Measurements that were left before their end, by observable.
         skipped: Observables that cannot be measured here, and how often that came up.
         skip_reasons: Why, by observable.
         estimates: LLC estimates by status.
@@ -103,6 +104,7 @@ class Health:
     measurements: Counter[str] = field(default_factory=Counter)
     durations: dict[str, Durations] = field(default_factory=dict)
     measurement_failures: Counter[str] = field(default_factory=Counter)
+    unfinished: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     skip_reasons: dict[str, str] = field(default_factory=dict)
     estimates: dict[EstimateStatus, int] = field(default_factory=_born_at_zero_statuses)
@@ -123,7 +125,12 @@ class Health:
     def born(self, observables: Iterable[str], sinks: Iterable[str]) -> None:
         """Give every counter its first value: one that appears above zero is not seen to rise."""
         for name in observables:
-            for counter in (self.measurements, self.measurement_failures, self.skipped):
+            for counter in (
+                self.measurements,
+                self.measurement_failures,
+                self.unfinished,
+                self.skipped,
+            ):
                 counter[name] += 0
             self.durations.setdefault(name, Durations())
         for name in sinks:

@@ -128,6 +128,11 @@ MEASUREMENT_SECONDS = Metric(
 MEASUREMENT_FAILURES = _counter(
     "measurement_failures", "Measurements that raised an error.", "observable"
 )
+UNFINISHED = _counter(
+    "unfinished_measurements",
+    "Measurements that were left before their end: the run had ended, or was asked to stop.",
+    "observable",
+)
 SKIPS = _counter(
     "skips",
     "Times something was left out: an observable this model cannot have, a store, an exporter.",

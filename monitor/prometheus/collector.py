@@ -164,6 +164,7 @@ class RunCollector:
         for name in {**health.measurements.copy(), **failures}:
             yield Reading(m.MEASUREMENTS, (name,), health.measurements.get(name, 0))
             yield Reading(m.MEASUREMENT_FAILURES, (name,), failures.get(name, 0))
+            yield Reading(m.UNFINISHED, (name,), health.unfinished.get(name, 0))
             seconds = durations.get(name, Durations())
             yield Reading(m.MEASUREMENT_SECONDS, (name,), seconds, _example(seconds))
         for what, count in health.skipped.copy().items():

@@ -578,7 +578,7 @@ class Measuring:
 
     def _leave(self, opened: Open) -> None:
         """A measurement that was cut short for good: counted, and said."""
-        self._health.measurement_failures[opened.name] += 1
+        self._health.unfinished[opened.name] += 1
         log.info(
             "%s of step %d was left unfinished after %.1f s: %s",
             opened.name,

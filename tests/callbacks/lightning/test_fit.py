@@ -36,6 +36,9 @@ class FakeWatch:
         self.asked.append(step)
         return step >= self.failures.resumes_at and step in self.due_steps
 
+    def bound_turns(self, seconds):
+        self.longest_turn = seconds
+
     def probe_growth(self, context, cost, step_seconds):
         return float("inf")
 

@@ -16,14 +16,15 @@ import numpy as np
 import pytest
 import torch
 
-from phasewatch.monitor import Watch, road, thinning
+from phasewatch.monitor import Watch
 from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.semantics import THINNING
 from phasewatch.monitor.core.types import TransitionStatus
 from phasewatch.monitor.replay.recorded import compare, replay
-from phasewatch.monitor.run import watch
+from phasewatch.monitor.run import road, watch
 from phasewatch.monitor.run.road import split
 from phasewatch.monitor.store.store import Store
+from phasewatch.monitor.transitions import thinning
 from phasewatch.monitor.transitions.pipeline import Detection
 from support.scripted import Scripted
 
