@@ -323,7 +323,7 @@ def _monitor() -> list[Built]:
     ]
 
 
-_TROUBLE = re.compile("fail|lost|dropped|thinned|refused|nonfinite|skips|repairs")
+_TROUBLE = re.compile("fail|lost|dropped|thinned|unfinished|refused|nonfinite|skips|repairs")
 
 
 def _plain(metric: m.Metric) -> str:
