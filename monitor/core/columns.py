@@ -6,17 +6,22 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from phasewatch.monitor.core.meaning import guess
 from phasewatch.monitor.core.types import EstimateStatus, Observation
 
 
 @dataclass(slots=True)
 class Column:
-    """Values of one stream, in the order in which they were observed."""
+    """Values of one stream, in the order in which they were observed.
+
+    Their unit is that of the name where it is empty.
+    """
 
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
     epochs: list[int | None] = field(default_factory=list)
     timestamps: list[float] = field(default_factory=list)
+    unit: str = ""
 
     def add(self, step: int, value: float, epoch: int | None, timestamp: float) -> None:
         """Append one value."""
@@ -60,8 +65,8 @@ def chunked(observations: Iterable[Observation]) -> Iterator[Chunk]:
 
 
 def unit_of(name: str) -> str:
-    """Unit of a logged scalar: losses are in nats, anything else is taken as a plain number."""
-    return "nats" if "loss" in name.lower() else "1"
+    """Unit of a logged scalar, as its name says: a loss is in nats, most others plain numbers."""
+    return guess(name).unit
 
 
 def observations_of(
@@ -77,7 +82,7 @@ def observations_of(
             step=column.steps[index],
             epoch=column.epochs[index],
             value=value,
-            unit=unit_of(name),
+            unit=column.unit or unit_of(name),
             timestamp=column.timestamps[index],
             status=EstimateStatus.OK if finite else EstimateStatus.DIVERGED,
             reason="" if finite else f"{name} is {value}",

@@ -15,6 +15,7 @@ from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.config.schedule import WANTED_MEASUREMENTS, Planner
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.core.health import Health
+from phasewatch.monitor.core.meaning import StreamMeaning, guess
 from phasewatch.monitor.core.types import Cost, Estimate, MeasureContext, Observable, Observation
 
 log = logging.getLogger("phasewatch")
@@ -100,10 +101,15 @@ class Measuring:
         return tuple(self._observables)
 
     @property
-    def better(self) -> dict[str, Direction]:
-        """Which way is better, for the observables that say so."""
-        stated = {name: getattr(o, "better", None) for name, o in self._observables.items()}
-        return {name: Direction(way) for name, way in stated.items() if way is not None}
+    def declared(self) -> dict[str, StreamMeaning]:
+        """What the observables declare of their streams."""
+        found: dict[str, StreamMeaning] = {}
+        for name, observable in self._observables.items():
+            found |= getattr(observable, "streams", {})
+            if (better := getattr(observable, "better", None)) is not None:
+                known = found.get(name) or guess(name)
+                found[name] = replace(known, better=Direction(better))
+        return found
 
     def locate(self, onset: int, end: int) -> tuple[tuple[str, float], ...]:
         """Where in the model something moved between two steps, if an observable can tell."""

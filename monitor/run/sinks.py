@@ -13,6 +13,7 @@ from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.columns import Column, observations_of
 from phasewatch.monitor.core.errors import ConfigError, StoreError
 from phasewatch.monitor.core.health import Health
+from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.core.types import Observation, Sink, Transition
 from phasewatch.monitor.grafana.annotations import GrafanaAnnotations
 from phasewatch.monitor.prometheus.push import PushgatewaySink
@@ -161,7 +162,9 @@ def _begun(url: str, begin: Callable[[Store], None]) -> Store:
     return store
 
 
-def open_exporter(config: MonitorConfig, run_name: str, health: Health) -> list[Sink]:
+def open_exporter(
+    config: MonitorConfig, run_name: str, health: Health, meanings: Meanings
+) -> list[Sink]:
     """Start the Prometheus endpoint, and pushing if that is wanted.
 
     The default endpoint is left out where it cannot be had.
@@ -172,15 +175,19 @@ def open_exporter(config: MonitorConfig, run_name: str, health: Health) -> list[
     """
     sinks: list[Sink] = []
     if config.pushgateway is not None:
-        sinks.append(PushgatewaySink(run_name, config.pushgateway, health, config.experiment))
+        sinks.append(
+            PushgatewaySink(run_name, config.pushgateway, health, config.experiment, meanings)
+        )
     if config.exporter.enabled:
-        sinks += _open_endpoint(config, run_name, health)
+        sinks += _open_endpoint(config, run_name, health, meanings)
     return sinks
 
 
-def _open_endpoint(config: MonitorConfig, run_name: str, health: Health) -> list[Sink]:
+def _open_endpoint(
+    config: MonitorConfig, run_name: str, health: Health, meanings: Meanings
+) -> list[Sink]:
     try:
-        return [PrometheusSink(run_name, config.exporter, health, config.experiment)]
+        return [PrometheusSink(run_name, config.exporter, health, config.experiment, meanings)]
     except OSError as error:
         if "exporter" in config.model_fields_set:
             raise ConfigError(f"exporter: {error}") from error

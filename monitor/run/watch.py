@@ -117,10 +117,13 @@ class Watch:
         self._root = root
         self._measuring = Measuring(self.config, self.health, observables)
         self._planner = self._measuring.planner
-        if stated := self._measuring.better:
-            self.config = self.config.replace(better=stated | dict(self.config.better))
         self._detection = Detection(
-            self.config, detectors, self.run_id, self.health, locate=self._measuring.locate
+            self.config,
+            detectors,
+            self.run_id,
+            self.health,
+            locate=self._measuring.locate,
+            declared=self._measuring.declared,
         )
         self._buffer = ScalarBuffer()
         self._record: StepRecord | None = None
@@ -164,7 +167,7 @@ class Watch:
             alerts = open_alerts(self.config, self._alert_targets, store, self.run_id, self.health)
             sinks = [
                 *open_annotations(self.config, self.run_name, self.health),
-                *open_exporter(self.config, self.run_name, self.health),
+                *open_exporter(self.config, self.run_name, self.health, self._detection.meanings),
                 *open_installed(self.config, self.run_name, self.health),
                 *self._user_sinks,
             ]
@@ -196,6 +199,7 @@ class Watch:
             # A database URL may hold a password; what is kept names the place without it.
             config=self.config.model_dump(mode="json")
             | {"store": store.where, "detectors": self._detection.streams.settings()}
+            | {"streams": self._detection.meanings.settings()}
             | {"horizon": self._detection.streams.horizon},
         )
 
@@ -435,6 +439,8 @@ class Watch:
             columns = self._buffer.drain()
             if not columns:
                 return
+            for name, column in columns.items():
+                column.unit = self._detection.meanings.of(name).unit
             self._outlets.emit_columns(columns)
             for transition in self._detection.take_columns(columns):
                 self._outlets.notify(transition)

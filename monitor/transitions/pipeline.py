@@ -13,10 +13,10 @@ from phasewatch.detectors.types import Alarm, AlarmKind
 from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.columns import Chunk, Column
 from phasewatch.monitor.core.health import Health
-from phasewatch.monitor.core.semantics import is_validation
+from phasewatch.monitor.core.meaning import Meanings, Role, StreamMeaning
 from phasewatch.monitor.core.types import EstimateStatus, Observation, Transition, TransitionStatus
 from phasewatch.monitor.transitions.episodes import Point
-from phasewatch.monitor.transitions.streams import Override, Role, Stream, Streams, create_detector
+from phasewatch.monitor.transitions.streams import Override, Stream, Streams, create_detector
 from phasewatch.monitor.transitions.tracker import TransitionTracker
 
 log = logging.getLogger("phasewatch")
@@ -35,6 +35,10 @@ class Detection:
         health: Where transitions, scores and non-finite values are counted.
         override: Which detector a stream gets in place of the one it would have.
         locate: Tells which parameter groups moved most between two steps; None leaves that open.
+        declared: What the run's observables declare of their streams.
+
+    Attributes:
+        meanings: What the streams mean.
 
     Raises:
         ConfigError: A detector's name or parameters are wrong.
@@ -49,11 +53,15 @@ class Detection:
         override: Override | None = None,
         *,
         locate: Locate | None = None,
+        declared: Mapping[str, StreamMeaning] | None = None,
     ) -> None:
+        self.meanings = Meanings(config.stream_settings, declared)
         self._health = health
         self._find = locate
-        self._streams = Streams(config.detectors, given, override, config.false_alarms_per_run)
-        self._tracker = TransitionTracker(run_id, attempt=0, better=config.better)
+        self._streams = Streams(
+            config.detectors, given, override, config.false_alarms_per_run, self.meanings
+        )
+        self._tracker = TransitionTracker(run_id, attempt=0, meanings=self.meanings)
         self._ahead = {
             name: detector
             for name, settings in config.precursors.items()
@@ -119,7 +127,11 @@ class Detection:
                 self._put_away(stream, error)
         points.sort(key=lambda point: (point.step, point.timestamp, point.name))
         validated = min(
-            ((c.steps[0], c.timestamps[0]) for n, c in columns.items() if is_validation(n)),
+            (
+                (c.steps[0], c.timestamps[0])
+                for name, c in columns.items()
+                if self.meanings.of(name).held_out
+            ),
             default=(math.inf, math.inf),
         )
         changed = []
@@ -274,7 +286,7 @@ class Detection:
     def refresh_scores(self) -> None:
         """Write every detector's score, and what can open a transition, into the health record."""
         for stream in self._streams:
-            if stream.detector is not None and stream.role is Role.LEAD:
+            if stream.detector is not None and stream.role is Role.LEADING:
                 self._health.leads.setdefault(stream.name)
             if math.isfinite(score := stream.score):
                 self._health.detector_scores[stream.name] = score

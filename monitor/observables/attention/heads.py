@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.meaning import FORMATION, SUPPORTING, StreamMeaning
 from phasewatch.monitor.core.types import Cost, MeasureContext, Observation
 from phasewatch.monitor.observables.attention.model import (
     WAY_OUT,
@@ -137,6 +139,7 @@ class PrefixMatching(_PatternScore):
 
     name = "prefix_matching"
     source = f"{OLSSON}, appendix (head activation evaluators)"
+    streams: ClassVar = {"prefix_matching": FORMATION}
 
     def _scores(self, pattern: Tensor, tokens: Tensor) -> Tensor:
         return prefix_matching_scores(pattern, tokens)
@@ -151,6 +154,7 @@ class PreviousToken(_PatternScore):
 
     name = "previous_token"
     source = f"{OLSSON}, appendix (head activation evaluators)"
+    streams: ClassVar = {"previous_token": StreamMeaning()}
 
     def _scores(self, pattern: Tensor, _: Tensor) -> Tensor:
         return previous_token_scores(pattern)
@@ -171,6 +175,7 @@ class CopyingScore:
     cost = Cost.WEIGHTS
     needs = "attention layers, an embedding and an unembedding of one vocabulary"
     source = f'{ELHAGE}, "Summarizing OV/QK matrices"'
+    streams: ClassVar = {"copying_score": SUPPORTING}
 
     def __init__(self, *, attention: Attention | None = None) -> None:
         self._attention = attention
@@ -228,6 +233,7 @@ class Composition:
     cost = Cost.WEIGHTS
     needs = "two attention layers of one width"
     source = f'{ELHAGE}, "Two-layer attention-only transformers"'
+    streams: ClassVar = {"composition": SUPPORTING}
 
     def __init__(self, *, attention: Attention | None = None) -> None:
         self._attention = attention

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map
 
 from phasewatch.monitor.config.monitor import SamplerConfig
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.meaning import StreamMeaning
 from phasewatch.monitor.core.types import Cost, MeasureContext, Observation
 from phasewatch.monitor.isolation.probe import build_probe
 from phasewatch.monitor.observables.evaluation import device_of, to_device
@@ -48,6 +49,7 @@ class LLCValidation(LLC):
 
     needs = "a probe loss; validation data (val_probe)"
     source = "Wang et al. 2024, arXiv 2410.02984, §2.1"
+    streams: ClassVar = {"llc_validation": StreamMeaning(detector="measured")}
 
     def __init__(self, config: SamplerConfig | None = None) -> None:
         super().__init__(config, name="llc_validation")
@@ -85,6 +87,7 @@ class LLCSlices:
     cost = Cost.SAMPLING
     needs = "a probe loss"
     source = "Wang et al. 2024, arXiv 2410.02984, §2.1"
+    streams: ClassVar = {"llc_slices": StreamMeaning(detector="measured")}
 
     def __init__(
         self,

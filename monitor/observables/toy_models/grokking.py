@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.meaning import LOSS, SUPPORTING, Role, Tells
 from phasewatch.monitor.core.types import Cost, MeasureContext, Observation
 from phasewatch.monitor.observables.evaluation import device_of
 from phasewatch.monitor.observables.toy_models.fourier import (
@@ -31,6 +33,8 @@ from phasewatch.monitor.observables.weights.norms import MAX_GROUPS, l2_norm, ob
 
 KEY_SHARE = 0.25
 """A frequency is key where its norm exceeds this share of the largest."""
+
+_EXCLUDED = replace(LOSS, tells=Tells.EXCLUDED_LOSS, detector="measured")
 
 
 class GrokkingProgress:
@@ -88,6 +92,14 @@ class GrokkingProgress:
     cost = Cost.FORWARD
     needs = "batches of integers (a, b) with labels (a + b) mod p, an nn.Embedding, an nn.Linear"
     source = "Nanda et al. 2023, arXiv 2301.05217, §5.1 and App. C; Hurley & Rickard 2009, eq. 3"
+    streams: ClassVar = {
+        "restricted_loss": replace(LOSS, tells=Tells.RESTRICTED_LOSS),
+        "excluded_loss": _EXCLUDED,
+        "excluded_loss_max": replace(_EXCLUDED, role=Role.SUPPORTING),
+        "key_frequencies": SUPPORTING,
+        "gini_embedding": SUPPORTING,
+        "gini_unembedding": SUPPORTING,
+    }
 
     def __init__(
         self,
@@ -210,6 +222,7 @@ class SquaredWeights:
     unit = "weight²"
     cost = Cost.WEIGHTS
     source = "Nanda et al. 2023, arXiv 2301.05217, §5.2"
+    streams: ClassVar = {"squared_weights": SUPPORTING}
 
     def measure(self, context: MeasureContext) -> Observation:
         """The sum at w*."""

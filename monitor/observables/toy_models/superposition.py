@@ -7,11 +7,13 @@ x̂ = ReLU(Wᵀ W x + b) with W of shape (hidden, features) they are the columns
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.meaning import FORMATION, SUPPORTING
 from phasewatch.monitor.core.types import Cost, MeasureContext, Observation
 from phasewatch.monitor.observables.evaluation import finite, named_weight
 from phasewatch.monitor.observables.weights.matrices import matrix, wide
@@ -138,6 +140,7 @@ class FeatureDimensionality(_Features):
     cost = Cost.WEIGHTS
     needs = "one weight matrix, or the name of one"
     source = "Elhage et al. 2022, Toy Models of Superposition, §Geometry"
+    streams: ClassVar = {"feature_dimensionality": SUPPORTING}
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """The total first, then each feature.
@@ -176,6 +179,7 @@ class RepresentedFeatures(_Features):
     cost = Cost.WEIGHTS
     needs = "one weight matrix, or the name of one"
     source = "Elhage et al. 2022, Toy Models of Superposition, §Geometry"
+    streams: ClassVar = {"represented_features": FORMATION}
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """The squared norm, then the count.
@@ -220,6 +224,7 @@ class Polygon(_Features):
     cost = Cost.WEIGHTS
     needs = "one weight matrix with two hidden dimensions, or the name of one"
     source = "Chen et al. 2023, arXiv 2310.06301, §3"
+    streams: ClassVar = {"polygon": FORMATION}
 
     def __init__(
         self,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
+from phasewatch.monitor.core.meaning import SUPPORTING
 from phasewatch.monitor.core.types import Cost, MeasureContext, Observation
 from phasewatch.monitor.observables.weights.displacement import ROUNDING
 from phasewatch.monitor.observables.weights.norms import observed
@@ -36,6 +37,10 @@ class DistanceFromInit:
     cost = Cost.WEIGHTS
     needs = "trainable parameters"
     source = "L2 norm; of a sketch: Charikar et al. 2002"
+    streams: ClassVar = {
+        "distance_from_init": SUPPORTING,
+        "distance_from_init_relative": SUPPORTING,
+    }
 
     def __init__(self) -> None:
         self._start: Position | None = None
@@ -104,6 +109,7 @@ class DistanceMoved:
     cost = Cost.WEIGHTS
     needs = "trainable parameters"
     source = "L2 norm; of a sketch: Charikar et al. 2002"
+    streams: ClassVar = {"distance_moved": SUPPORTING}
 
     def __init__(self) -> None:
         self._previous: Position | None = None
@@ -155,6 +161,7 @@ class UpdateAngle:
     cost = Cost.WEIGHTS
     needs = "trainable parameters"
     source = "scalar product; of a sketch: Charikar et al. 2002"
+    streams: ClassVar = {"update_angle": SUPPORTING}
 
     def __init__(self) -> None:
         self._trail: list[Position] = []

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from phasewatch.monitor.core.errors import RefusedError
+from phasewatch.monitor.core.meaning import SUPPORTING
 from phasewatch.monitor.core.types import Cost, EstimateStatus, LossFn, MeasureContext, Observation
 from phasewatch.monitor.observables.evaluation import at_weights, finite, listed
 from phasewatch.monitor.observables.weights.norms import grouped, observed
@@ -53,6 +54,7 @@ class SpectralNorm:
     cost = Cost.WEIGHTS
     needs = "trainable weight matrices"
     source = "Yoshida and Miyato 2017, arXiv 1705.10941, section 3"
+    streams: ClassVar = {"spectral_norm": SUPPORTING}
 
     def __init__(self) -> None:
         self._vectors: dict[str, Tensor] = {}
@@ -149,6 +151,7 @@ class DeadUnits:
     cost = Cost.FORWARD
     needs = "a probe loss, and modules of type ReLU, ReLU6, GELU or SiLU"
     source = "share of units; Lu et al. 2020, arXiv 1903.06733"
+    streams: ClassVar = {"dead_units": SUPPORTING}
 
     def check(self, context: MeasureContext) -> None:
         """Refuse a model without rectifiers, or without a probe.

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 
 from phasewatch.monitor.core.errors import RefusedError
+from phasewatch.monitor.core.meaning import NORM
 from phasewatch.monitor.core.types import (
     Cost,
     EstimateStatus,
@@ -144,6 +146,7 @@ class GradientNorm:
     cost = Cost.STEP
     needs = "a look at the model just before the optimizer step"
     source = "L2 norm"
+    streams: ClassVar = {"gradient_norm": replace(NORM, metric="phasewatch_gradient_norm")}
 
     def measure(self, context: MeasureContext) -> Observation:
         """Read the recorded norm.
@@ -167,6 +170,7 @@ class WeightNorm:
     unit = "weight"
     cost = Cost.WEIGHTS
     source = "L2 norm"
+    streams: ClassVar = {"weight_norm": replace(NORM, metric="phasewatch_weight_norm")}
 
     def __init__(self) -> None:
         self._displacements = Displacements()
@@ -208,6 +212,7 @@ class UpdateRatio:
     cost = Cost.STEP
     needs = "a look at the model just before the optimizer step"
     source = "ratio of L2 norms"
+    streams: ClassVar = {"update_ratio": replace(NORM, metric="phasewatch_update_ratio")}
 
     def measure(self, context: MeasureContext) -> Observation:
         """Compare the weights with those before the step.
