@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from phasewatch.callbacks.lightning.metrics import TRAIN_LOSS, LoggedMetrics
 from phasewatch.callbacks.lightning.steps import StepLosses
 from phasewatch.callbacks.lightning.subject import Subject
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
-from phasewatch.monitor.isolation import guard, refuse_unmeasurable
+from phasewatch.monitor.isolation import refuse_unmeasurable
 from phasewatch.monitor.isolation.batches import num_bytes
 from phasewatch.monitor.run.watch import Watch
 from phasewatch.monitor.sampling.batches import leading_size
@@ -23,9 +22,6 @@ log = logging.getLogger("phasewatch")
 
 MAX_SAVED_BYTES = 8 * 2**20
 """Largest probe of passing batches that is kept in checkpoints."""
-
-MAX_BACKOFF = 10
-"""After k failures in a row, 2^k steps pass before the next try, k up to this."""
 
 NOTHING_DUE = 2**63
 
@@ -45,15 +41,14 @@ class Fit:
         self._module = module
         self._watch = watch
         self._seed = watch.config.seed
-        self._subject = Subject(trainer, module, config=watch.config, **settings)
+        self._failures = watch.failures
+        self._subject = Subject(trainer, module, watch=watch, **settings)
         self._metrics = LoggedMetrics()
         self._steps = StepLosses(trainer.global_step, manual=not module.automatic_optimization)
         self._epoch: int | None = None
         self._measures_from: float = math.inf
         self._recorded_step = -1
         self._next_log = 0
-        self._failures = 0
-        self._told: set[str] = set()
         self.wants_batches = False
         self.num_backwards = 0
 
@@ -89,7 +84,7 @@ class Fit:
             if num_bytes(batches) <= MAX_SAVED_BYTES:
                 state["probe"] = list(batches)
             else:
-                self._tell_once(
+                self._failures.tell_once(
                     "probe",
                     "the probe was taken from passing batches and is too large for checkpoints: "
                     "a resumed run will take another, and its values will jump; pass probe=",
@@ -120,7 +115,7 @@ class Fit:
         try:
             self._watch.before_step(step, self._parameters_of(optimizer))
         except Exception as error:
-            self._failed(step, error)
+            self._failures.record(step, error)
 
     def batch_ended(self, outputs: Any, batch: Any) -> None:
         """Keep the loss, read what was logged, measure what is due."""
@@ -150,9 +145,9 @@ class Fit:
             if step >= self._next_log:
                 self._read_logged(step)
             if step >= self._measures_from and self._watch.due(step):
-                self._measure(step)
+                self._watch.probe(step, self._subject, self._epoch)
         except Exception as error:
-            self._failed(step, error)
+            self._failures.record(step, error)
 
     def _micro_batch_ended(self, step: int, batch: Any, num_backwards: int) -> None:
         """Let the watch look at the gradient of a part of the coming step, if it is due."""
@@ -189,21 +184,27 @@ class Fit:
 
     def epoch_reduced(self) -> None:
         """Take values of the epoch that Lightning has reduced."""
-        with self._surviving():
+        with self._failures.surviving(self._steps.step):
             self._observe(self._metrics.of_epoch(self._trainer))
             if self.wants_batches and self._subject.passing is not None:
                 self._subject.passing.close()
                 if self._subject.passing.complete:
                     self._settle()
 
+    def training_ends(self) -> None:
+        """Take the values of the last epoch, and measure what the run had no room for."""
+        self.epoch_reduced()
+        if not math.isinf(self._measures_from):
+            self._watch.measure_last(self._steps.step, self._subject, self._epoch)
+
     def validation_starts(self) -> None:
         """Remember what was logged before."""
-        with self._surviving():
+        with self._failures.surviving(self._steps.step):
             self._metrics.before_validation(self._trainer)
 
     def validation_ended(self) -> None:
         """Take what validation logged."""
-        with self._surviving():
+        with self._failures.surviving(self._steps.step):
             self._observe(self._metrics.of_validation(self._trainer))
 
     def _read_logged(self, step: int) -> None:
@@ -226,7 +227,7 @@ class Fit:
     def _prepare(self, saved: Any) -> None:
         try:
             refuse_unmeasurable(self._module)
-            with self._guarded(0, self._subject.touched()):
+            with self._subject.guarded(0, 0, self._subject.touched()):
                 self._subject.prepare(saved)
         except RefusedError as error:
             self._watch.refuse(str(error))
@@ -241,10 +242,10 @@ class Fit:
             self._check()
 
     def _settle(self) -> None:
-        self.wants_batches = False
-        with self._guarded(self._steps.step):
-            self._subject.settle()
-        self._check()
+        with self._subject.guarded(self._steps.step, 0):
+            self.wants_batches = not self._subject.settle()
+        if not self.wants_batches:
+            self._check()
 
     def _give_up_passing(self, error: Exception) -> None:
         """Go on without a probe loss. It is too late for an error: training has begun."""
@@ -254,41 +255,25 @@ class Fit:
         try:
             self._check()
         except Exception as refused:
-            self._tell_once("probe", str(refused))
+            self._failures.tell_once("probe", str(refused))
             self._measures_from = self._steps.step  # what cannot be measured is skipped then
 
     def _check(self) -> None:
         """Ask every observable whether it can measure this model, and begin."""
-        with self._guarded(self._steps.step):
+        step = self._steps.step
+        with self._watch.spending(), self._subject.guarded(step, 0):
             try:
-                context = self._subject.context_to_check(self._steps.step)
+                context = self._subject.context_to_check(step)
             except Exception as error:  # no copy, nothing to measure; training goes on
                 self._watch.refuse(f"{type(error).__name__}: {error}")
                 return
-            self._watch.check(context)
-        self._measures_from = self._steps.step
-
-    def _measure(self, step: int) -> None:
-        with self._watch.spending(), self._guarded(step):
-            self._watch.probe(step, self._subject.context(step, self._epoch))
-        self._failures = 0
-
-    @contextmanager
-    def _guarded(self, step: int, touched: list[Any] | None = None) -> Iterator[None]:
-        datamodule = self._trainer.datamodule
-        extra = [*(touched or ()), *([datamodule] if datamodule is not None else ())]
-        report = None
-        try:
-            with guard(self._module, seed=hash((self._seed, step)) % 2**63, extra=extra) as report:
-                yield
-        finally:
-            if report is not None and report.repairs and touched is None:
-                self._watch.health.repairs += len(report.repairs)
-                self._tell_once(
-                    "repairs",
-                    "measuring changed what is alive, which was put back: "
-                    + "; ".join(report.repairs[:5]),
-                )
+            self._watch.check(
+                context,
+                loss=self._subject.loss_source,
+                step_seconds=self._subject.step_seconds,
+                cost=self._subject.cost,
+            )
+        self._measures_from = step
 
     def _parameters_of(self, optimizer: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Several optimizers: only the stepping one's gradients are this step's."""
@@ -297,33 +282,6 @@ class Fit:
             return
         own = {id(p) for group in optimizer.param_groups for p in group["params"]}
         yield from ((n, p) for n, p in self._module.named_parameters() if id(p) in own)
-
-    # ---- failures
-
-    @contextmanager
-    def _surviving(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            self._failed(self._steps.step, error)
-
-    def _failed(self, step: int, error: Exception) -> None:
-        """Count a failure, say the first, and leave growing gaps before the next try."""
-        self._failures += 1
-        self._watch.health.measurement_failures["monitor"] += 1
-        if not math.isinf(self._measures_from):
-            self._measures_from = step + 2 ** min(self._failures, MAX_BACKOFF)
-        self._tell_once(
-            f"failure {type(error).__name__}",
-            f"the monitor failed at step {step} ({type(error).__name__}: {error}); training goes "
-            "on, further failures are counted in phasewatch_measurement_failures_total",
-        )
-        log.debug("the failure in full", exc_info=error)
-
-    def _tell_once(self, key: str, message: str) -> None:
-        if key not in self._told:
-            self._told.add(key)
-            log.warning("%s", message)
 
     def _expected_steps(self) -> float:
         try:

@@ -241,9 +241,9 @@ class MonitorHooks:
             self._fit.batch_ended(outputs, batch)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Take the values of the last epoch."""
+        """Take the values of the last epoch, and measure what waits for the end."""
         if self._fit is not None:
-            self._fit.epoch_reduced()
+            self._fit.training_ends()
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Remember what is logged already."""

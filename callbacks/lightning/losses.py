@@ -53,7 +53,6 @@ class ProbeLoss:
         self._manual = not getattr(module, "automatic_optimization", True)
         self._recorder = BackwardRecorder()
         self._takes_batch_idx = False
-        self._resettable: Resettable | None = None
         self._clones = False
         self._seeds: RngState | None = None
         self._mutes_metrics = False
@@ -69,14 +68,18 @@ class ProbeLoss:
         """Stand-ins for the live objects a copy must not get hold of."""
         return substitutes(self._trainer)
 
-    def attach(self, copied: nn.Module, stand_ins: dict[int, object]) -> None:
-        """Mute a fresh copy and take it as the one that is evaluated."""
+    def attach(self, copied: nn.Module, stand_ins: dict[int, object]) -> AttachedLoss:
+        """Mute a fresh copy.
+
+        Returns:
+            The loss of that copy.
+        """
         mute(copied, self._trainer, stand_ins[id(self._trainer)], self._recorder)
         if self._mutes_metrics:
             mute_metrics(copied)
-        self._resettable = Resettable(copied)
+        return AttachedLoss(self, Resettable(copied))
 
-    def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
+    def evaluate(self, model: nn.Module, batch: Any, resettable: Resettable | None) -> torch.Tensor:
         """Evaluate the loss; the copy and the batch are afterwards as before.
 
         Raises:
@@ -92,8 +95,8 @@ class ProbeLoss:
                 return _as_loss(self._call(model, batch), self.source)
         finally:
             self._recorder.losses = []
-            if self._resettable is not None:
-                self._resettable.restore()
+            if resettable is not None:
+                resettable.restore()
 
     def survey(self, context: MeasureContext) -> int:
         """Look at the loss once on the whole probe, and adapt to what is found.
@@ -108,12 +111,13 @@ class ProbeLoss:
         Raises:
             RefusedError: There is no loss to measure, for the reason given.
         """
-        first = context.batches[0]
+        first, loss = context.batches[0], context.loss_fn
+        assert isinstance(loss, AttachedLoss)  # noqa: S101  (contexts come from `attach`)
         self._recorder.ends_step = False
         try:
             alone = self._trainer.world_size == 1
             with nullcontext() if alone else RefusingCollectives():  # type: ignore[no-untyped-call]
-                losses = self._look(context, first)
+                losses = self._look(context, loss, first)
         except RefusedError:
             raise
         except Exception as error:
@@ -124,33 +128,31 @@ class ProbeLoss:
         self._recorder.ends_step = self._manual
         return sum(map(len, losses)) if losses[0].ndim else context.n_samples
 
-    def _look(self, context: MeasureContext, first: Any) -> list[torch.Tensor]:
+    def _look(
+        self, context: MeasureContext, attached: AttachedLoss, first: Any
+    ) -> list[torch.Tensor]:
         given = clone_batch(first)
-        loss = self._evaluate(context, given, SURVEY_SEEDS[0])
+        loss = _evaluated(context, attached, given, SURVEY_SEEDS[0])
         self._clones = not same_batch(given, first)
-        if not _same(loss, self._evaluate(context, first, SURVEY_SEEDS[1])):
+        if not _same(loss, _evaluated(context, attached, first, SURVEY_SEEDS[1])):
             devices = {tensor.device for tensor in context.params.values()}
             self._seeds = RngState(device for device in devices if device.type != "cpu")
         if undo := mute_metrics(context.model):
-            attached, self._resettable = self._resettable, None
+            resettable, attached.resettable = attached.resettable, None
             try:
-                self._mutes_metrics = _same(loss, self._evaluate(context, first, SURVEY_SEEDS[0]))
+                muted = _evaluated(context, attached, first, SURVEY_SEEDS[0])
+                self._mutes_metrics = _same(loss, muted)
             except Exception as error:
                 # The step needs what its metrics say: they stay, and are reset after each look.
                 log.debug("the step does not run without its metrics: %s", error)
                 self._mutes_metrics = False
             if self._mutes_metrics:
-                attached = Resettable(context.model)
+                resettable = Resettable(context.model)
             else:
                 undo()
-            self._resettable = attached
-        rest = [self._evaluate(context, b, SURVEY_SEEDS[0]) for b in context.batches[1:]]
+            attached.resettable = resettable
+        rest = [_evaluated(context, attached, b, SURVEY_SEEDS[0]) for b in context.batches[1:]]
         return [loss, *rest]
-
-    def _evaluate(self, context: MeasureContext, batch: Any, seed: int) -> torch.Tensor:
-        RngState().seed(seed)
-        loss: torch.Tensor = at_weights(context, self, batch)
-        return loss.detach()
 
     def _training_step(self, model: Any, batch: Any) -> Any:
         arguments = (batch, 0) if self._takes_batch_idx else (batch,)
@@ -161,6 +163,33 @@ class ProbeLoss:
         if self._recorder.losses:
             return _only(self._recorder.losses)
         return result
+
+
+class AttachedLoss:
+    """The loss of one copy: `loss(model, batch)`, in nats.
+
+    Args:
+        loss: How it is evaluated.
+        resettable: Puts the copy's plain attributes back after each evaluation.
+    """
+
+    def __init__(self, loss: ProbeLoss, resettable: Resettable | None) -> None:
+        self._loss = loss
+        self.resettable = resettable
+
+    def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        """Evaluate the loss; the copy and the batch are afterwards as before.
+
+        Raises:
+            RefusedError: The step gives no loss, or asks for what a copy must not have.
+        """
+        return self._loss.evaluate(model, batch, self.resettable)
+
+
+def _evaluated(context: MeasureContext, loss: AttachedLoss, batch: Any, seed: int) -> torch.Tensor:
+    RngState().seed(seed)
+    found: torch.Tensor = at_weights(context, loss, batch)
+    return found.detach()
 
 
 def _probe_loss(model: Any, batch: Any) -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,17 +14,24 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from phasewatch.callbacks.lightning.losses import ProbeLoss
-from phasewatch.monitor.config.monitor import MonitorConfig
-from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.callbacks.lightning.muted import substitutes
+from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
 from phasewatch.monitor.core.types import LossFn, MeasureContext
-from phasewatch.monitor.isolation import measure_context
+from phasewatch.monitor.isolation import guard, live_context, measure_context
+from phasewatch.monitor.isolation.batches import count_samples
 from phasewatch.monitor.isolation.probe import (
     PassingProbe,
     Probe,
+    batch_size_of,
     build_probe,
     find_dataset,
+    is_indexed,
     with_terms,
 )
+from phasewatch.monitor.run.live_model import seed_of
+from phasewatch.monitor.run.probe_size import Build, builder_of, mean_loss, sized_probe
+from phasewatch.monitor.run.watch import Watch
+from phasewatch.monitor.sampling.evaluation_cost import EvaluationCost, evaluation_cost
 
 log = logging.getLogger("phasewatch")
 
@@ -33,7 +42,7 @@ class Subject:
     Args:
         trainer: The live trainer.
         module: The live module.
-        config: The run's configuration.
+        watch: The run's watch.
         loss_fn: The user's loss.
         probe: The user's probe data.
         val_probe: The user's validation probe data.
@@ -42,6 +51,8 @@ class Subject:
     Attributes:
         passing: Collects the probe from passing batches, until it is complete; else None.
         reason: Why there is no loss to measure; empty when there is one.
+        cost: What one gradient of the probe takes, where that is known already.
+        step_seconds: What a training step should take, likewise.
     """
 
     def __init__(
@@ -49,7 +60,7 @@ class Subject:
         trainer: Any,
         module: nn.Module,
         *,
-        config: MonitorConfig,
+        watch: Watch,
         loss_fn: LossFn | None = None,
         probe: Any = None,
         val_probe: Any = None,
@@ -57,7 +68,8 @@ class Subject:
     ) -> None:
         self._trainer = trainer
         self._module = module
-        self._config = config
+        self._watch = watch
+        self._config = watch.config
         self._sources = (probe, val_probe)
         self._n_samples = n_samples
         self._given_loss = loss_fn
@@ -65,8 +77,43 @@ class Subject:
         self._val_batches: tuple[Any, ...] = ()
         self._loss: ProbeLoss | None = None
         self._was_passing = False
+        self._build: Build | None = None
+        self._batch_size = 1
         self.passing: PassingProbe | None = None
         self.reason = ""
+        self.cost: EvaluationCost | None = None
+        self.step_seconds: float | None = None
+
+    @property
+    def loss_source(self) -> str:
+        """Where the loss comes from, in a word."""
+        return self._loss.source if self._loss is not None else "no loss"
+
+    @contextmanager
+    def guarded(self, step: int, turn: int, touched: list[Any] | None = None) -> Iterator[None]:
+        """Shield training from what is measured inside.
+
+        Args:
+            step: Optimizer steps completed.
+            turn: Which turn of the run it is; seeds what is random inside.
+            touched: Further live objects, of which a change is no news.
+        """
+        datamodule = self._trainer.datamodule
+        extra = [*(touched or ()), *([datamodule] if datamodule is not None else ())]
+        report = None
+        try:
+            with guard(
+                self._module, seed=seed_of(self._config.seed, step, turn), extra=extra
+            ) as report:
+                yield
+        finally:
+            if report is not None and report.repairs and touched is None:
+                self._watch.health.repairs += len(report.repairs)
+                self._watch.failures.tell_once(
+                    "repairs",
+                    "measuring changed what is alive, which was put back: "
+                    + "; ".join(report.repairs[:5]),
+                )
 
     def touched(self) -> list[Any]:
         """Live objects that building a probe reads from, and that must be as before."""
@@ -96,22 +143,80 @@ class Subject:
         if self.passing is None:
             self.settle()
 
-    def settle(self) -> None:
-        """Look at the loss on the complete probe. Call it inside a guard.
+    def settle(self) -> bool:
+        """Look at the loss on the probe so far, and size the probe. Call it inside a guard.
+
+        Returns:
+            Whether the probe is complete; if not, more batches are to pass by.
 
         Raises:
             ConfigError: The user's loss or probe cannot be used.
         """
-        if self.passing is not None:
-            self._probe, self.passing = self.passing.probe(), None
+        passing = self.passing
+        if passing is not None:
+            self._probe, self.passing = passing.probe(), None
         if self.reason or self._probe is None or self._loss is None:
-            return
+            return True
         try:
-            terms = self._loss.survey(self.context(0))
+            self._survey()
+            if passing is not None:
+                if self._wants_more(passing):
+                    self.passing = passing
+                    return False
+            elif self._build is not None:
+                self._size(self._build)
         except RefusedError as error:
             self._refuse(str(error), given=self._given_loss is not None, what="loss_fn")
-        else:
-            self._probe = with_terms(self._probe, self._n_samples or terms)
+        return True
+
+    def _survey(self) -> None:
+        if self._loss is None or self._probe is None:
+            return
+        terms = self._loss.survey(self.context(0))
+        self._probe = with_terms(self._probe, self._n_samples or terms)
+
+    def _size(self, build: Build) -> None:
+        """Grow the probe while it pays, in batches of a shape that the loss takes."""
+        first = self._probe
+        if first is None:
+            return
+        context = self.context(0)
+        self._probe = sized_probe(
+            first,
+            build,
+            self._batch_size,
+            self._config.probe.num_samples,
+            growth=lambda _: self._growth(context),
+            loss_of=partial(mean_loss, context),
+            kept_bytes=lambda _: self.cost.kept_bytes if self.cost else 0,
+        )
+        if self._probe is not first:
+            self.cost = None
+            self._survey()
+
+    def _growth(self, context: MeasureContext) -> float:
+        """How many times as large the probe may be; notes what a gradient of it takes now."""
+        try:
+            self.cost = evaluation_cost(context)
+        except MeasurementError as error:  # not finite now, perhaps later
+            log.debug("one gradient of the probe could not be timed: %s", error)
+            return 1.0
+        samples = self._num_samples(context)
+        self.step_seconds = self.cost.gradient_seconds * self._batch_size / max(1, samples)
+        return self._watch.probe_growth(context, self.cost, self.step_seconds)
+
+    def _num_samples(self, context: MeasureContext) -> int:
+        return sum(map(count_samples, context.batches))
+
+    def _wants_more(self, passing: PassingProbe) -> bool:
+        """Whether further batches are to pass by before the probe is complete."""
+        if passing.closed:
+            return False
+        context = self.context(0)
+        have = self._num_samples(context)
+        self._batch_size = max(1, have // len(context.batches))
+        wanted = min(self._growth(context) * have, self._config.probe.num_samples)
+        return passing.extend(int(wanted))
 
     def context(self, step: int, epoch: int | None = None) -> MeasureContext:
         """Copy the live module as it is now. Call it inside a guard.
@@ -131,13 +236,12 @@ class Subject:
             substitutes=stand_ins,
         )
         context = replace(context, learning_rate=self._learning_rate())
-        if self._loss is not None:
-            self._loss.attach(context.model, stand_ins)
+        loss = self._loss.attach(context.model, stand_ins) if self._loss is not None else None
         if self.reason or self._probe is None:
             return context
         return replace(
             context,
-            loss_fn=self._loss,
+            loss_fn=loss,
             batches=self._probe.batches,
             val_batches=self._val_batches,
             n_samples=self._probe.n_samples,
@@ -164,32 +268,60 @@ class Subject:
 
     def batches_taken_in_passing(self) -> tuple[Any, ...]:
         """Batches that a resumed run could not find again."""
-        return self._probe.batches if self._probe is not None and self._was_passing else ()
+        return sel    def live_context(self, step: int, epoch: int | None = None) -> MeasureContext:
+        """The weights as they are, for observables that only read them."""
+        context = live_context(
+            self._module,
+            step=step,
+            epoch=epoch,
+            mode=self._config.probe.mode,
+            seed=self._config.seed,
+            substitutes=substitutes(self._trainer),
+        )
+        return replace(context, learning_rate=self._learning_rate())
+  with self.guarded(step, 0):
+            return self.context(step, epoch)
 
     def _build_probe(self, saved: Sequence[Any] | None) -> None:
         source, val_source = self._sources
-        settings: dict[str, Any] = {"config": self._config.probe, "seed": self._config.seed}
+        config, seed = self._config.probe, self._config.seed
+        settings: dict[str, Any] = {
+            "config": config,
+            "seed": seed,
+            "prepare": self._as_training_sees,
+        }
         if val_source is not None:
-            self._val_batches = build_probe(
-                val_source, prepare=self._as_training_sees, **settings
-            ).batches
-        settings["n_samples"] = self._n_samples
+            self._val_batches = build_probe(val_source, **settings).batches
         loader = self._trainer.train_dataloader
         if source is not None:
-            self._probe = build_probe(source, prepare=self._as_training_sees, **settings)
+            self._take(source, settings)
         elif saved:
             self._was_passing = True
             moved = [self._trainer.strategy.batch_to_device(batch) for batch in saved]
-            self._probe = build_probe(moved, **settings)
+            self._probe = build_probe(moved, config=config, seed=seed, n_samples=self._n_samples)
         elif find_dataset(loader) is not None:
-            self._probe = self._from_loader(loader, settings)
+            self._take_from_loader(loader, settings)
         if self._probe is None:
             self._was_passing = True
-            self.passing = PassingProbe(self._config.probe, self._n_samples)
+            sized = "num_samples" not in config.model_fields_set and self._watch.has_budget
+            self.passing = PassingProbe(config, self._n_samples, one_batch_first=sized)
 
-    def _from_loader(self, loader: Any, settings: dict[str, Any]) -> Probe | None:
+    def _take(self, source: Any, settings: dict[str, Any]) -> None:
+        """The probe of a source; where it can be read by index, one batch to begin with."""
+        config = settings["config"]
+        self._batch_size = config.batch_size or batch_size_of(source) or config.num_samples
+        fixed = {"num_samples", "batch_size"} & config.model_fields_set
+        if not is_indexed(source) or fixed:
+            self._probe = build_probe(source, n_samples=self._n_samples, **settings)
+            return
+
+        build = builder_of(source, self._n_samples, **settings)
+        first = min(self._batch_size, config.num_samples)
+        self._probe, self._build = build(first, first), build
+
+    def _take_from_loader(self, loader: Any, settings: dict[str, Any]) -> None:
         try:
-            return build_probe(loader, prepare=self._as_training_sees, **settings)
+            self._take(loader, settings)
         except RefusedError:
             raise
         except ConfigError as error:  # about data the user did not choose as probe
@@ -202,7 +334,7 @@ class Subject:
                 type(error).__name__,
                 error,
             )
-            return None
+            self._probe = None
 
     def _as_training_sees(self, batch: Any) -> Any:
         """What a loader's batch becomes on its way to the training step."""

@@ -7,10 +7,10 @@ durations are monotonic seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,56 @@ class Cost(StrEnum):
     FORWARD = "forward"
     GRADIENT = "gradient"
     SAMPLING = "sampling"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What one measurement takes, in evaluations of the whole probe; costs are predicted from it.
+
+    Attributes:
+        forwards: Forward passes without a gradient.
+        gradients: Forward and backward passes; of chains, each chain's counts.
+        hessian_products: Products of the Hessian with a vector.
+        weight_passes: Passes over the weights: norms, copies, singular values by their own count.
+    """
+
+    forwards: float = 0.0
+    gradients: float = 0.0
+    hessian_products: float = 0.0
+    weight_passes: float = 0.0
+
+
+T = TypeVar("T")
+
+Steps = Generator[None, None, T]
+"""A measurement in steps of one evaluation each. After each it may be left, for ever or until
+the budget has earned the next ones; its result is what the generator returns. No context manager
+that changes global state (`torch.no_grad`, a kernel setting) may be open across a step: training
+goes on in between."""
+
+
+def run_through(steps: Steps[T]) -> T:
+    """Take all steps of a measurement at once.
+
+    Args:
+        steps: The measurement.
+
+    Returns:
+        What it found.
+
+    Example:
+        >>> def halves():
+        ...     yield
+        ...     return 0.5
+        >>> run_through(halves())
+        0.5
+    """
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            result: T = done.value
+            return result
 
 
 class RunState(StrEnum):
@@ -349,7 +399,8 @@ class StepRecord:
     Attributes:
         step: The step this record leads to (the count after the optimizer has stepped).
         gradient_norm: L2 norm of the whole gradient before clipping; a 0-dim tensor, not yet read.
-        params_before: Copies of the trainable parameters before the step, by name.
+        params_before: Copies of the trainable parameters before the step, by name; empty where
+            nobody asked for them.
         micro_batches: What the gradient was accumulated from; None where it was not, or nobody
             looked.
     """
@@ -360,6 +411,38 @@ class StepRecord:
     micro_batches: MicroBatches | None = None
 
 
+class SharedWork:
+    """What observables that are measured in one turn have in common, so that it is done once.
+
+    All contexts of a turn hold the same object. It holds what was found until the turn is over.
+
+    Args:
+        seed: For random numbers that several observables use.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self._found: dict[tuple[Hashable, ...], tuple[Any, tuple[object, ...]]] = {}
+
+    def get(self, what: Hashable, make: Callable[[], T], *about: object) -> T:
+        """What was made before of the same, or is made now.
+
+        Args:
+            what: What it is.
+            make: Makes it; what it raises is not kept.
+            about: What it was made of, told apart by identity.
+        """
+        key = (what, *map(id, about))
+        if key not in self._found:
+            self._found[key] = (make(), about)  # held, so that no identity is used twice
+        found: T = self._found[key][0]
+        return found
+
+    def has(self, what: Hashable, *about: object) -> bool:
+        """Whether it was made before."""
+        return (what, *map(id, about)) in self._found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasureContext:
     """Everything an observable may look at. Nothing in it is alive: training cannot be touched.
@@ -367,11 +450,13 @@ class MeasureContext:
     Attributes:
         step: Optimizer steps completed.
         epoch: Epoch, if known.
-        model: A copy of the model whose parameters live on the meta device; give it weights with
-            `torch.func.functional_call`. A parameter that was not given fails loudly.
+        copied: Gives the copy of the model; see `model`. It is made when first asked for where
+            weights are read as they are.
         params: w*: detached copies of the trainable parameters, by name: in fp32, in fp64 or
-            complex where training is.
+            complex where training is. In a `live_context`, which only observables of our own see,
+            the live weights themselves, in their own dtype: never write into them.
         buffers: Copies of the buffers, by name. Also frozen parameters, which are never sampled.
+        frozen: Which of the buffers are frozen parameters.
         lent: Memory of live weights, by parameter name, in which chains may run if they leave it as
             they found it. Empty unless the caller of `measure_context` lends it.
         loss_fn: `loss_fn(model, batch)`, in nats; None when the run has no probe loss.
@@ -382,18 +467,25 @@ class MeasureContext:
         sample_unit: What one term of the loss is.
         probe_mode: "eval" or "train".
         generator: A generator of our own on the model's device, seeded from (seed, step).
-        deadline_seconds: How long the measurement should take at most; inf without a budget.
+        deadline_seconds: How long the measurement should take at most; inf without a budget. What
+            is spread over the training counts its own seconds only.
+        pause: Asked between two evaluations of a measurement in steps: whether training is to go
+            on before the next one.
+        over: Whether a measurement in steps is to end at once, with what it has.
+        max_bytes: Memory that a measurement should take at most; None leaves it to the sampler.
         previous: The last estimate of the same observable in this process, if any.
         record: What was seen before the step; None where the training loop did not call
             `Watch.before_step`.
         learning_rate: Of the coming step, the largest of all parameter groups; None if unknown.
+        shared: What the observables of a turn have in common; `dataclasses.replace` carries it on.
     """
 
     step: int
     epoch: int | None = None
-    model: nn.Module
+    copied: Callable[[], nn.Module]
     params: Mapping[str, torch.Tensor]
     buffers: Mapping[str, torch.Tensor]
+    frozen: frozenset[str] = frozenset()
     lent: Mapping[str, torch.Tensor] = field(default_factory=dict)
     loss_fn: LossFn | None = None
     batches: Sequence[Any] = ()
@@ -404,19 +496,34 @@ class MeasureContext:
     probe_mode: str = "eval"
     generator: torch.Generator
     deadline_seconds: float = float("inf")
+    pause: Callable[[], bool] = lambda: False
+    over: Callable[[], bool] = lambda: False
+    max_bytes: int | None = None
     previous: Estimate | None = None
     record: StepRecord | None = None
     learning_rate: float | None = None
+    shared: SharedWork = field(default_factory=SharedWork)
+
+    @property
+    def model(self) -> nn.Module:
+        """A copy of the model whose parameters live on the meta device.
+
+        Give it weights with `torch.func.functional_call`. A parameter that was not given fails
+        loudly.
+        """
+        return self.copied()
 
 
 @runtime_checkable
 class Observable(Protocol):
     """Something that is measured on a copy of the model.
 
-    Optional members: `cost` (a `Cost`), `source` (paper and equation), `needs` (what it looks for
-    in model, probe and arguments), `better`
-    ("up" or "down": which way is better, if the name does not say it), `locate(onset, end)` (the
-    parameter groups that moved most between two steps, each with a number, largest first),
+    Optional members: `cost` (a `Cost`), `work(context)` (the `Work` of one measurement),
+    `measure_in_steps(context)` (the same as `Steps`, which may be spread over the training),
+    `source` (paper and equation), `needs` (what it looks for in model, probe and arguments),
+    `better` ("up" or "down": which way is better, if the name does not say it),
+    `locate(onset, end)` (the parameter groups that moved most between two steps, each with a
+    number, largest first),
     `check(context)`, which raises `RefusedError` before the first step when the model lacks what
     is needed, and `state_dict()` / `load_state_dict(state)`.
     """

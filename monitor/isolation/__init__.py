@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from phasewatch.monitor.isolation.context import measure_context
+from phasewatch.monitor.isolation.context import live_context, measure_context
 from phasewatch.monitor.isolation.guard import GuardReport, guard, is_trainable
 from phasewatch.monitor.isolation.meta_copy import (
     Skeleton,
@@ -20,6 +20,7 @@ __all__ = [
     "guard",
     "is_sharded",
     "is_trainable",
+    "live_context",
     "measure_context",
     "original_of",
     "refuse_unmeasurable",

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from phasewatch.monitor.core.types import LossFn, MeasureContext
-from phasewatch.monitor.isolation.meta_copy import Skeleton, original_of, skeleton
+from phasewatch.monitor.core.types import LossFn, MeasureContext, SharedWork
+from phasewatch.monitor.isolation.meta_copy import (
+    Skeleton,
+    original_of,
+    skeleton,
+    split_parameters,
+)
 
 
 def measure_context(
@@ -53,9 +59,10 @@ def measure_context(
     return MeasureContext(
         step=step,
         epoch=epoch,
-        model=copied.module,
+        copied=lambda: copied.module,
         params=copied.params,
         buffers=copied.buffers,
+        frozen=copied.frozen,
         lent=_memory_of(original_of(model), copied) if lend else {},
         loss_fn=loss_fn,
         batches=tuple(batches),
@@ -64,7 +71,67 @@ def measure_context(
         n_data=n_data,
         sample_unit=sample_unit,
         probe_mode=mode,
-        generator=own_generator(copied, seed),
+        generator=own_generator((*copied.params.values(), *copied.buffers.values()), seed),
+        shared=SharedWork(seed),
+    )
+
+
+def live_context(
+    model: nn.Module,
+    *,
+    step: int,
+    epoch: int | None = None,
+    n_samples: int = 0,
+    n_data: int | None = None,
+    sample_unit: str = "sample",
+    mode: Literal["eval", "train"] = "eval",
+    seed: int = 0,
+    substitutes: Mapping[int, object] | None = None,
+) -> MeasureContext:
+    """The weights of `model` as they are, for observables that read weights and nothing else.
+
+    Nothing is copied: parameters and buffers are the live ones, detached, in their own dtype. Only
+    observables for which `observables.reads_live` holds may see them: they write nothing and call
+    no code of the user's, so that no guard is needed. There is no loss and no data. A copy of the
+    model without weights is made if one of them asks for `context.model`.
+
+    Args:
+        model: The live module; only read.
+        step: Optimizer steps completed.
+        epoch: Epoch, if known.
+        n_samples: Number of terms the probe loss averages over.
+        n_data: Size of the training dataset, if known.
+        sample_unit: What one term is.
+        mode: Mode of the copy.
+        seed: Seed of the context's own generator.
+        substitutes: Stand-ins for live objects, by identity; see `skeleton`.
+
+    Raises:
+        RefusedError: Parameters are sharded, not initialised yet, or without values.
+    """
+    model = original_of(model)
+    trainable, frozen = split_parameters(model)
+    params = {name: parameter.detach() for name, parameter in trainable.items()}
+    buffers = {name: buffer.detach() for name, buffer in model.named_buffers()}
+    buffers |= {name: parameter.detach() for name, parameter in frozen.items()}
+
+    @functools.cache
+    def copied() -> nn.Module:
+        return skeleton(model, substitutes=substitutes, mode=mode).module
+
+    return MeasureContext(
+        step=step,
+        epoch=epoch,
+        copied=copied,
+        params=params,
+        buffers=buffers,
+        frozen=frozenset(frozen),
+        n_samples=n_samples,
+        n_data=n_data,
+        sample_unit=sample_unit,
+        probe_mode=mode,
+        generator=own_generator((*params.values(), *buffers.values()), seed),
+        shared=SharedWork(seed),
     )
 
 
@@ -85,8 +152,7 @@ def _memory_of(model: nn.Module, copied: Skeleton) -> dict[str, torch.Tensor]:
     return lent if movable and len(places) == len(lent) else {}
 
 
-def own_generator(copied: Skeleton, seed: int) -> torch.Generator:
-    """A generator of our own on the device of the weights."""
-    tensors = (*copied.params.values(), *copied.buffers.values())
+def own_generator(tensors: Sequence[torch.Tensor], seed: int) -> torch.Generator:
+    """A generator of our own on the device of the first of the tensors."""
     device = tensors[0].device if tensors else torch.device("cpu")
     return torch.Generator(device=device).manual_seed(seed)

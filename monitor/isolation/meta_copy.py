@@ -39,12 +39,14 @@ class Skeleton:
         params: w*: detached clones of the trainable parameters, by deduplicated name: in fp32, in
             fp64 or complex where training is.
         buffers: Clones of the buffers and of the frozen parameters, by name, in their own dtype.
+        frozen: Names of the frozen parameters.
         shared: Attributes that could not be copied, and are the live ones.
     """
 
     module: nn.Module
     params: Mapping[str, torch.Tensor]
     buffers: Mapping[str, torch.Tensor]
+    frozen: frozenset[str] = frozenset()
     shared: tuple[str, ...] = ()
 
 
@@ -71,7 +73,7 @@ def skeleton(
             yet, or without values.
     """
     module = original_of(module)
-    trainable, frozen = _split(module)
+    trainable, frozen = split_parameters(module)
     seeds = _Seeds(module, substitutes or {})
     shared: list[str] = []
     try:
@@ -94,6 +96,7 @@ def skeleton(
         module=copied,
         params={name: _wide(parameter) for name, parameter in trainable.items()},
         buffers=buffers | {name: value.detach().clone() for name, value in frozen.items()},
+        frozen=frozenset(frozen),
         shared=tuple(shared),
     )
 
@@ -158,7 +161,14 @@ def _shards_itself(module: nn.Module) -> bool:
     return bool(names & {"FSDPModule", "FullyShardedDataParallel"})
 
 
-def _split(module: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def split_parameters(
+    module: nn.Module,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The parameters that are trained, and those that are not, by name.
+
+    Raises:
+        RefusedError: As `refuse_unmeasurable`.
+    """
     refuse_unmeasurable(module)
     trainable: dict[str, torch.Tensor] = {}
     frozen: dict[str, torch.Tensor] = {}

@@ -149,11 +149,24 @@ class PassingProbe:
     Args:
         config: How many samples, of how many bytes at most.
         n_samples: Number of loss terms, where it is not the number of samples.
+        one_batch_first: Complete after one batch; `extend` asks for more.
+
+    Attributes:
+        complete: Whether no more is wanted.
+        closed: Whether no more can be had.
     """
 
-    def __init__(self, config: ProbeConfig | None = None, n_samples: int | None = None) -> None:
+    def __init__(
+        self,
+        config: ProbeConfig | None = None,
+        n_samples: int | None = None,
+        *,
+        one_batch_first: bool = False,
+    ) -> None:
         self._config = config or ProbeConfig()
         self._n_samples = n_samples
+        self._wanted = 1 if one_batch_first else self._config.num_samples
+        self.closed = False
         self._batches: list[Any] = []
         self._samples = 0
         self._bytes = 0
@@ -169,17 +182,27 @@ class PassingProbe:
             return True
         size = num_bytes(batch)
         if self._batches and self._bytes + size > self._config.max_bytes:
-            self.complete = True
+            self.complete = self.closed = True
             return True
         self._batches.append(clone_batch(batch))
         self._bytes += size
         self._samples += count_samples(batch)
-        self.complete = self._samples >= self._config.num_samples
+        self.complete = self._samples >= self._wanted
         return self.complete
+
+    def extend(self, num_samples: int) -> bool:
+        """Ask for so many samples in all.
+
+        Returns:
+            Whether more batches are to pass by.
+        """
+        self._wanted = num_samples
+        self.complete = self.closed or self._samples >= num_samples
+        return not self.complete
 
     def close(self) -> None:
         """Take what has passed as the whole, if anything has."""
-        self.complete = bool(self._batches)
+        self.complete = self.closed = bool(self._batches)
 
     def probe(self) -> Probe:
         """The probe so far."""
@@ -195,6 +218,26 @@ def find_dataset(loader: Any) -> Any:
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return None
     return None if _indices(loader) is None else loader.dataset
+
+
+def is_indexed(source: Any) -> bool:
+    """Whether single samples can be chosen from it: a dataset, or a loader over one."""
+    if isinstance(source, DataLoader):
+        return find_dataset(source) is not None and source.batch_sampler is not None
+    ready = _is_batch(source) or isinstance(source, (list, tuple, IterableDataset))
+    return not ready and hasattr(source, "__getitem__") and hasattr(source, "__len__")
+
+
+def batch_size_of(source: Any) -> int | None:
+    """Samples in a batch of a loader; None for anything else."""
+    return source.batch_size if isinstance(source, DataLoader) else None
+
+
+def num_available(source: Any) -> int:
+    """Samples that can be chosen from a source that `is_indexed`."""
+    if isinstance(source, DataLoader):
+        return len(_indices(source) or ())
+    return len(source)
 
 
 def _is_batch(source: Any) -> bool:

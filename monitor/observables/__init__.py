@@ -19,7 +19,19 @@ from phasewatch.monitor.core.errors import ConfigError, UnknownNameError
 from phasewatch.monitor.core.types import Cost, Observable
 from phasewatch.monitor.observables.costs import MeasuredCost, measured_costs
 
-__all__ = ["BUILTIN", "Entry", "catalogue", "create", "factory_of", "names", "register", "selected"]
+__all__ = [
+    "BUILTIN",
+    "Entry",
+    "catalogue",
+    "create",
+    "factory_of",
+    "names",
+    "needs_params_before",
+    "needs_record",
+    "reads_live",
+    "register",
+    "selected",
+]
 
 ENTRY_POINT_GROUP = "phasewatch.observables"
 
@@ -186,6 +198,28 @@ def factory_of(name: str) -> Factory:
         names(),
         f"pass your own as an object, or install one under the entry point {ENTRY_POINT_GROUP!r}",
     )
+
+
+def reads_live(observable: Observable) -> bool:
+    """Whether it may be measured in a `live_context`: it reads weights, and is one of ours."""
+    return _is_ours(observable) and bool(getattr(observable, "reads_live", False))
+
+
+def needs_record(observable: Observable) -> bool:
+    """Whether it looks at what was seen before the step; of one that is not ours nobody knows."""
+    if not _is_ours(observable):
+        return True
+    seen = getattr(observable, "cost", None) is Cost.STEP
+    return seen or bool(getattr(observable, "needs_record", False))
+
+
+def needs_params_before(observable: Observable) -> bool:
+    """Whether it looks at the weights before the step; of one that is not ours nobody knows."""
+    return not _is_ours(observable) or bool(getattr(observable, "needs_params_before", False))
+
+
+def _is_ours(observable: Observable) -> bool:
+    return type(observable).__module__.startswith(f"{__name__}.")
 
 
 def _parameters(factory: Factory) -> list[inspect.Parameter]:

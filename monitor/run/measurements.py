@@ -3,28 +3,147 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from phasewatch.detectors.types import Direction
 from phasewatch.monitor import observables as registry
 from phasewatch.monitor.config.monitor import MonitorConfig
-from phasewatch.monitor.config.schedule import WANTED_MEASUREMENTS, Planner
+from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import StreamMeaning, guess
-from phasewatch.monitor.core.types import Cost, Estimate, MeasureContext, Observable, Observation
+from phasewatch.monitor.core.types import (
+    Cost,
+    Estimate,
+    MeasureContext,
+    Observable,
+    Observation,
+    StepRecord,
+    Steps,
+    Work,
+)
+from phasewatch.monitor.run.budget import Budget
+from phasewatch.monitor.run.first_fall import FirstFall
+from phasewatch.monitor.run.forecast import ForecastRow, duration_in_words
+from phasewatch.monitor.run.interrupts import Interrupts
+from phasewatch.monitor.run.planner import SHORTEST, Account, Planner
+
+if TYPE_CHECKING:
+    from phasewatch.monitor.sampling.evaluation_cost import EvaluationCost
 
 log = logging.getLogger("phasewatch")
 
-LONG_SECONDS = 10.0
-"""A first measurement that takes so long is told: training stood still meanwhile."""
+TOLD_SECONDS = 2.0
+"""A measurement that holds up training for longer shows itself, and again at each doubling."""
 
 MAX_BACKOFF = 6
 """After k failures in a row an observable sits out 2^k − 1 of its turns, k up to this."""
+
+MEMORY_SHARE = 0.4
+"""Share of the training's own peak that a measurement may take beside it."""
+
+FIRST_OF_ALL = "llc"
+WEIGHT_OF_FIRST = 4.0
+"""λ̂ gets so many times the budget of another observable that is not light."""
+
+BY_CLASS: Mapping[Cost | None, Work] = {
+    Cost.STEP: Work(weight_passes=2.0),
+    Cost.WEIGHTS: Work(weight_passes=4.0),
+    Cost.FORWARD: Work(forwards=1.0),
+    Cost.GRADIENT: Work(gradients=30.0),
+    Cost.SAMPLING: Work(gradients=1000.0),
+}
+"""What a measurement is taken to need where the observable tells only its class."""
+
+
+@runtime_checkable
+class Subject(Protocol):
+    """A live model, its data and its loss: what a training loop has measured."""
+
+    def guarded(self, step: int, turn: int) -> AbstractContextManager[None]:
+        """Shield training from what is measured inside.
+
+        Args:
+            step: Optimizer steps completed.
+            turn: Which turn of the run it is; seeds what is random inside.
+        """
+
+    def context(self, step: int, epoch: int | None) -> MeasureContext:
+        """Copy the model as it is now. Called inside `guarded`."""
+
+    def live_context(self, step: int, epoch: int | None) -> MeasureContext:
+        """The weights as they are, for built-in observables that only read them."""
+
+
+class Given:
+    """A subject of which the context is there already.
+
+    Args:
+        context: The context.
+    """
+
+    def __init__(self, context: MeasureContext) -> None:
+        self._context = context
+
+    def guarded(self, step: int, turn: int) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Nothing: whoever made the context has done it."""
+        return nullcontext()
+
+    def context(self, step: int, epoch: int | None) -> MeasureContext:  # noqa: ARG002
+        """The given one."""
+        return self._context
+
+    live_context = context
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What the training loop told beside the model.
+
+    Attributes:
+        record: What was seen just before the optimizer step.
+        learning_rate: Of the coming step.
+    """
+
+    record: StepRecord | None = None
+    learning_rate: float | None = None
+
+    def added_to(self, context: MeasureContext) -> MeasureContext:
+        """The context with what it lacks."""
+        return replace(
+            context,
+            record=context.record or self.record,
+            learning_rate=(
+                self.learning_rate if context.learning_rate is None else context.learning_rate
+            ),
+        )
+
+
+@dataclass(slots=True)
+class Open:
+    """A measurement that is spread over several turns.
+
+    Attributes:
+        name: The observable.
+        step: Step of the weights that are measured.
+        epoch: Their epoch.
+        steps: What is left of it.
+        timestamp: Unix seconds at which it began.
+        seconds: What it took so far.
+    """
+
+    name: str
+    step: int
+    epoch: int | None
+    steps: Steps[list[Observation]]
+    timestamp: float
+    seconds: float = 0.0
 
 
 class Measuring:
@@ -47,6 +166,7 @@ class Measuring:
     ) -> None:
         self._health = health
         self._seed = config.seed
+        self._num_chains = config.sampler.num_chains
         self._observables: dict[str, Observable] = {}
         self._named: set[str] = set()
         self._offered: set[str] = set()
@@ -66,18 +186,32 @@ class Measuring:
                 elif by_user:
                     self._named.add(name)
         self.planner = Planner(
-            {
-                name: settings.cadence or config.cadence
-                if (settings := config.observables.get(name))
-                else config.cadence
-                for name in self._observables
-            },
-            config.budget,
-            dear=(name for name, o in self._observables.items() if _is_dear(o)),
+            [self._account(name, config) for name in self._observables], Budget(config.budget)
         )
+        self.interrupts = Interrupts()
+        self.cost: EvaluationCost | None = None
+        self._open: Open | None = None
+        self._current: Open | None = None
+        self._first_fall: FirstFall | None = FirstFall()
+        self._ending = False
+        self._num_turns = 0
+        self._training_peak: int | None = None
+        self._asked_at = self._turn_began = self._told_at = 0.0
+        self._piece = 0.0
         self._previous: dict[str, Estimate] = {}
         self._failures_in_row: dict[str, int] = {}
-        self._told_few: set[str] = set()
+
+    def _account(self, name: str, config: MonitorConfig) -> Account:
+        settings, observable = config.observables.get(name), self._observables[name]
+        own = settings.cadence if settings else None
+        return Account(
+            name=name,
+            cadence=own or config.cadence,
+            lifted=own is not None,
+            expensive=_is_expensive(observable),
+            spread=_has_method(observable, "measure_in_steps"),
+            weight=WEIGHT_OF_FIRST if name == FIRST_OF_ALL else 1.0,
+        )
 
     def _add(self, observable: Observable) -> None:
         if not isinstance(observable, Observable):
@@ -125,12 +259,19 @@ class Measuring:
                 return found
         return ()
 
-    def check(self, context: MeasureContext) -> None:
+    def check(self, context: MeasureContext, cost: EvaluationCost | None = None) -> None:
         """Ask each observable, before the first step, whether it can measure this model.
+
+        One evaluation of the probe is timed, and from it what each measurement will take.
+
+        Args:
+            context: What will be measured.
+            cost: What one evaluation takes, where that is known already.
 
         Raises:
             ConfigError: One that the user named cannot. One that is on by default is skipped.
         """
+        self.cost = cost or _evaluation_cost(context)
         for name, observable in list(self._observables.items()):
             check = getattr(observable, "check", None)
             if check is None:
@@ -141,6 +282,90 @@ class Measuring:
                 self.refuse(name, str(error))
             except Exception as error:  # whatever it is: what is on by default kills no run
                 self.refuse(name, f"{type(error).__name__}: {error}")
+        for name in self._observables:
+            self._predict(name, context)
+
+    def probe_growth(
+        self, context: MeasureContext, cost: EvaluationCost, expected_seconds: float
+    ) -> float:
+        """How many times as large a probe leaves the run enough of the most expensive measurement.
+
+        Args:
+            context: The model and the probe as they are now.
+            cost: What one gradient of it takes.
+            expected_seconds: Length of the run; inf where it is not known.
+        """
+        if not self.planner.ledger.limited:
+            return math.inf
+        growth = math.inf
+        observable: Any
+        for name, observable in self._observables.items():
+            account = self.planner.accounts[name]
+            if not account.expensive or account.lifted or not _has_method(observable, "work"):
+                continue
+            try:
+                seconds = cost.of(observable.work(context))
+            except Exception as error:  # what cannot be measured here is told by its check
+                log.debug("what %s takes is not known: %s", name, error)
+                continue
+            affordable = self.planner.affordable_seconds(name, expected_seconds)
+            growth = min(growth, affordable / max(seconds, 1e-9))
+        return growth
+
+    def _predict(self, name: str, context: MeasureContext) -> None:
+        observable: Any = self._observables[name]
+        kind = getattr(observable, "cost", None)
+        try:
+            tells = _has_method(observable, "work")
+            work = observable.work(context) if tells else BY_CLASS.get(kind, Work(gradients=1.0))
+        except Exception as error:  # the user's own, or one that cannot tell beforehand
+            log.debug("what %s takes is not known before: %s", name, error)
+            return
+        if self.cost is None:
+            return
+        gradient = self.cost.gradient_seconds
+        chains = self._num_chains if kind is Cost.SAMPLING else 1
+        self.planner.predict(name, self.cost.of(work), chains * gradient)
+
+    def look_at(self, columns: Mapping[str, Column]) -> None:
+        """See in what was logged whether the training has begun to learn."""
+        if self._first_fall is None:
+            return
+        for name in ("train_loss", "loss", "train/loss"):
+            if name in columns:
+                if self._first_fall.seen_in(columns[name].values):
+                    self._first_fall = None
+                    self.planner.loss_fell()
+                return
+
+    def forecast(self) -> list[ForecastRow]:
+        """What the run will see of each observable, as far as is known now."""
+        return [self._row(account) for account in self.planner.accounts.values()]
+
+    def _row(self, account: Account) -> ForecastRow:
+        planner, note = self.planner, ""
+        expected = planner.expected_measurements(account.name)
+        first = f"step {account.next_step}"
+        if account.cadence is None and planner.ledger.limited and not account.light:
+            if account.expensive:
+                first = planner.begins_in_words()
+            if planner.at_end(account.name):
+                first, expected = "when training ends", 1.0
+            if planner.never(account.name):
+                first, expected = "–", 0.0
+            if expected < 1.5:
+                note = (
+                    f"one takes {duration_in_words(account.predicted)}, this run's budget is "
+                    f"{duration_in_words(planner.ledger.left_until(planner.seconds_left))}; raise "
+                    "overhead, or give it every_n_steps, which no budget holds back"
+                )
+        return ForecastRow(
+            name=account.name,
+            seconds=account.predicted,
+            first=first,
+            count=None if math.isinf(expected) else round(expected),
+            note=note,
+        )
 
     def refuse(self, name: str, reason: str) -> None:
         """Measure `name` no more: it cannot be measured here.
@@ -167,42 +392,205 @@ class Measuring:
         level = logging.INFO if name in self._offered else logging.WARNING
         log.log(level, "%s is not measured: %s", name, reason)
 
-    def measure(self, step: int, context: MeasureContext) -> list[Observation]:
-        """Run what is due at `step`. An exception is counted and said, and training goes on."""
+    def turn(
+        self, step: int, subject: Subject, epoch: int | None = None, seen: Seen | None = None
+    ) -> list[Observation]:
+        """Go on with what is open, begin what is due. An exception is counted and said.
+
+        Args:
+            step: Optimizer steps completed.
+            subject: What is measured.
+            epoch: Epoch, if known.
+            seen: What the training loop told beside it.
+
+        Returns:
+            What was completed, in order.
+        """
+        seen = seen or Seen()
         results: list[Observation] = []
-        for name in self.planner.due_names(step):
-            begin = time.perf_counter()
-            try:
-                results += self._measure_one(name, context)
-            except RefusedError as error:
-                self.skip(name, str(error))
-            except Exception as error:
-                self._fail(name, step, error)
-            else:
-                self._failures_in_row.pop(name, None)
-                self._health.measured(name, time.perf_counter() - begin, step)
-                self._tell_if_long(name, step)
-            finally:
-                seconds = time.perf_counter() - begin
-                self.planner.charge(name, step, seconds)
-            if failures := self._failures_in_row.get(name, 0):
-                self.planner.postpone(name, step, 2 ** min(failures, MAX_BACKOFF) - 1)
+        names = self.planner.due_names(step)
+        live = [name for name in names if registry.reads_live(self._observables[name])]
+        rest = [name for name in names if name not in live]
+        if live:
+            context = seen.added_to(subject.live_context(step, epoch))
+            for name in live:
+                results += self._whole(name, step, context)
+        if rest or self.planner.goes_on(step):
+            with subject.guarded(step, self._num_turns), self.interrupts.listening():
+                self._num_turns += 1
+                if self.planner.goes_on(step):
+                    results += self._go_on(step)
+                if rest:
+                    results += self._begin_all(rest, step, subject, epoch, seen)
+        if self.interrupts.requested:
+            self._halt()
+        self.planner.rest()
         return results
 
-    def _measure_one(self, name: str, context: MeasureContext) -> list[Observation]:
-        context.generator.manual_seed(
-            zlib.crc32(f"{self._seed}/{context.step}/{name}".encode()),
+    def _halt(self) -> None:
+        """The run was asked to stop: nothing more is measured in it."""
+        self.planner.halt()
+        if (opened := self._open) is not None:
+            opened.steps.close()
+            self._open = None
+
+    def measure(self, step: int, context: MeasureContext) -> list[Observation]:
+        """Take the turn of `step` on a context that is there already."""
+        return self.turn(step, Given(context), context.epoch)
+
+    def looks_before(self, step: int) -> tuple[bool, bool]:
+        """Whether what begins at `step` needs a look just before it, and the weights of then."""
+        due = [self._observables[name] for name in self.planner.due_names(step)]
+        return (
+            any(map(registry.needs_record, due)),
+            any(map(registry.needs_params_before, due)),
         )
+
+    def _begin_all(
+        self, names: Iterable[str], step: int, subject: Subject, epoch: int | None, seen: Seen
+    ) -> list[Observation]:
+        begin = self.planner.ledger.clock()
+        context = seen.added_to(subject.context(step, epoch))
+        self.planner.shared(self.planner.ledger.clock() - begin)
+        results: list[Observation] = []
+        for name in names:
+            if self.interrupts.requested:
+                break
+            if self.planner.accounts[name].spread and self._is_limited(name):
+                results += self._begin(name, step, context)
+            else:
+                results += self._whole(name, step, context)
+        return results
+
+    def _is_limited(self, name: str) -> bool:
+        return self.planner.ledger.limited and not self.planner.accounts[name].lifted
+
+    def _whole(self, name: str, step: int, context: MeasureContext) -> list[Observation]:
+        """Measure in one go; only an interrupt ends it before."""
+        opened = self._opened(name, context)
+        return self._advance(opened, step)
+
+    def _begin(self, name: str, step: int, context: MeasureContext) -> list[Observation]:
+        """Measure as far as the budget goes; the rest comes at later steps."""
+        self._open = self._opened(name, context)
+        self.planner.begin(name, step)
+        return self._go_on(step)
+
+    def _opened(self, name: str, context: MeasureContext) -> Open:
+        context.generator.manual_seed(zlib.crc32(f"{self._seed}/{context.step}/{name}".encode()))
         own = replace(
             context,
             deadline_seconds=min(context.deadline_seconds, self.planner.deadline(name)),
+            pause=self._pause,
+            over=lambda: self._ending,
+            max_bytes=self._max_bytes(context),
             previous=self._previous.get(name),
         )
-        begin = time.perf_counter()
-        result = self._observables[name].measure(own)
-        seconds = time.perf_counter() - begin
+        return Open(
+            name=name,
+            step=context.step,
+            epoch=context.epoch,
+            steps=_steps_of(self._observables[name], own),
+            timestamp=time.time(),
+        )
+
+    def _max_bytes(self, context: MeasureContext) -> int | None:
+        """What may be taken beside the training; its peak is what it was before any chain ran."""
+        if not self.planner.ledger.limited:
+            return None
+        if self._training_peak is None:
+            from phasewatch.monitor.sampling.memory_budget import peak_bytes  # imports torch
+
+            self._training_peak = peak_bytes(context.generator.device)
+        return int(MEMORY_SHARE * self._training_peak)
+
+    def _go_on(self, step: int) -> list[Observation]:
+        if self._open is None:
+            return []
+        results = self._advance(self._open, step)
+        if self.planner.open is None:
+            self._open = None
+        return results
+
+    def _advance(self, opened: Open, step: int) -> list[Observation]:
+        """Take steps until there is a reason to pause, or a result."""
+        name, clock = opened.name, self.planner.ledger.clock
+        before, account = opened.seconds, self.planner.accounts[name]
+        begin = self._asked_at = clock()
+        self._piece = account.piece
+        self._turn_began, self._told_at = begin, begin + TOLD_SECONDS
+        spread = opened is self._open
+        done, results = True, []
+        self._current = opened
+        try:
+            while True:
+                next(opened.steps)
+                # What pauses by itself has asked already; asking twice does no harm.
+                if self._pause():
+                    done = False
+                    break
+        except StopIteration as finished:
+            results = self._completed(opened, finished.value, before + clock() - begin)
+        except RefusedError as error:
+            self.skip(name, str(error))
+        except Exception as error:
+            self._fail(name, step, error)
+        seconds = clock() - begin
+        opened.seconds = before + seconds
+        account.piece = self._piece
+        self.planner.took(name, seconds)
+        if not done and (not spread or self.interrupts.requested):
+            opened.steps.close()
+            self._leave(opened)
+            done = True
+        if done:
+            self._closed(opened, step)
+        return results
+
+    def _closed(self, opened: Open, step: int) -> None:
+        name = opened.name
+        self.planner.charge(name, step, opened.seconds)
+        if failures := self._failures_in_row.get(name, 0):
+            self.planner.postpone(name, 2 ** min(failures, MAX_BACKOFF) - 1)
+
+    def _leave(self, opened: Open) -> None:
+        """A measurement that was cut short for good: counted, and said."""
+        self._health.measurement_failures[opened.name] += 1
+        log.info(
+            "%s of step %d was left unfinished after %.1f s: %s",
+            opened.name,
+            opened.step,
+            opened.seconds,
+            "the run was asked to stop" if self.interrupts.requested else "the run has ended",
+        )
+
+    def _pause(self) -> bool:
+        """Whether training is to go on before the next evaluation."""
+        now = self.planner.ledger.clock()
+        piece, self._asked_at = now - self._asked_at, now
+        self._piece = max(piece, 0.7 * self._piece)
+        if self.interrupts.requested:
+            return True
+        if now >= self._told_at:
+            self._tell_progress(now)
+        if self._open is not self._current:  # measured in one go
+            return False
+        return self.planner.ledger.level < self._piece
+
+    def _tell_progress(self, now: float) -> None:
+        if (opened := self._current) is None:
+            return
+        begun = self._turn_began
+        predicted = self.planner.accounts[opened.name].predicted
+        left = "" if predicted is None else f", about {max(predicted - now + begun, 0):.0f} s to go"
+        self._told_at = begun + 2 * (now - begun)
+        log.info("measuring %s of step %d: %.0f s%s", opened.name, opened.step, now - begun, left)
+
+    def _completed(self, opened: Open, result: Any, seconds: float) -> list[Observation]:
+        name = opened.name
         observations = [result] if isinstance(result, Observation) else list(result)
-        now = time.time()
+        self._failures_in_row.pop(name, None)
+        self._health.measured(name, seconds, opened.step)
         completed = []
         for observation in observations:
             if observation.detail is not None:
@@ -211,12 +599,51 @@ class Measuring:
             completed.append(
                 replace(
                     observation,
-                    epoch=observation.epoch if observation.epoch is not None else context.epoch,
-                    timestamp=observation.timestamp or now,
+                    epoch=observation.epoch if observation.epoch is not None else opened.epoch,
+                    timestamp=observation.timestamp or time.time(),
                     duration_seconds=observation.duration_seconds or seconds,
                 )
             )
         return completed
+
+    def last_turn(self, step: int, subject: Subject, epoch: int | None) -> list[Observation]:
+        """The training has ended: complete what is open, measure what the run had no room for.
+
+        Within what the budget has left. λ̂ of the final weights comes first.
+        """
+        ledger = self.planner.ledger
+        if self.interrupts.requested or not ledger.limited:
+            return []
+        results: list[Observation] = []
+        self._ending = True
+        self.planner.expect(0.0)
+        with subject.guarded(step, self._num_turns), self.interrupts.listening():
+            if (opened := self._open) is not None:
+                results += self._go_on(step)
+                if self._open is not None:
+                    opened.steps.close()
+                    self._leave(opened)
+                    self._closed(opened, step)
+                    self._open = None
+            self._ending = False
+            waiting = [name for name in self.planner.last_ones(step) if name in self._observables]
+            if not waiting or self.interrupts.requested:
+                return results
+            context = subject.context(step, epoch)
+            for name in waiting:
+                predicted = self.planner.accounts[name].predicted or 0.0
+                if ledger.level < SHORTEST * predicted:
+                    continue
+                opened = self._opened(name, replace(context, deadline_seconds=0.8 * ledger.level))
+                self._open = opened
+                self.planner.begin(name, step)
+                results += self._go_on(step)
+                if self._open is not None:
+                    opened.steps.close()
+                    self._leave(opened)
+                    self._closed(opened, step)
+                    self._open = None
+        return results
 
     def _fail(self, name: str, step: int, error: Exception) -> None:
         self._health.measurement_failures[name] += 1
@@ -230,37 +657,6 @@ class Measuring:
                 type(error).__name__,
                 error,
                 exc_info=log.isEnabledFor(logging.DEBUG),
-            )
-
-    def _tell_if_long(self, name: str, step: int) -> None:
-        """Say of a first measurement that training stood still for it."""
-        seconds = self._health.durations[name].latest_seconds
-        if self._health.measurements[name] > 1 or seconds < LONG_SECONDS:
-            return
-        limit = f"{self.planner.budget:.0%} of the time" if self.planner.budget < 1.0 else "nothing"
-        log.info(
-            "the first measurement of %s, at step %d, took %.0f s; all that are to come are "
-            "limited by %s (`overhead`)",
-            name,
-            step,
-            seconds,
-            limit,
-        )
-
-    def tell_if_few(self) -> None:
-        """Say once of each observable that the budget leaves too few measurements of it."""
-        for name in self._observables:
-            expected = self.planner.expected_measurements(name)
-            if expected >= WANTED_MEASUREMENTS or name in self._told_few:
-                continue
-            self._told_few.add(name)
-            log.warning(
-                "%s will be measured about %d times in the rest of this run, within an overhead of "
-                "%.0f %%; raise `overhead`, set `every_n_steps`, or make the probe or "
-                "`sampler.num_draws` smaller",
-                name,
-                max(1, round(expected)),
-                100 * self.planner.budget,
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -281,6 +677,36 @@ class Measuring:
                 observable.load_state_dict(own)
 
 
-def _is_dear(observable: Observable) -> bool:
+def _steps_of(observable: Observable, context: MeasureContext) -> Steps[Any]:
+    """The measurement in steps; as one, where the observable knows no others."""
+    own: Any = observable
+    if _has_method(own, "measure_in_steps"):
+        steps: Steps[Any] = own.measure_in_steps(context)
+        return steps
+    return _at_once(observable, context)
+
+
+def _has_method(observable: Observable, name: str) -> bool:
+    """Whether its class has that method; an attribute of a user's own may have the same name."""
+    return callable(getattr(type(observable), name, None))
+
+
+def _at_once(observable: Observable, context: MeasureContext) -> Steps[Any]:
+    yield from ()
+    return observable.measure(context)
+
+
+def _evaluation_cost(context: MeasureContext) -> EvaluationCost | None:
+    """What one evaluation takes; None where there is nothing to evaluate."""
+    from phasewatch.monitor.sampling.evaluation_cost import evaluation_cost  # imports torch
+
+    try:
+        return evaluation_cost(context)
+    except Exception as error:  # the observables that need it say why themselves
+        log.debug("no evaluation of the probe was timed: %s", error)
+        return None
+
+
+def _is_expensive(observable: Observable) -> bool:
     """Whether a measurement takes tens of gradients or more."""
     return getattr(observable, "cost", None) in (Cost.GRADIENT, Cost.SAMPLING)

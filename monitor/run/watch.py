@@ -27,6 +27,7 @@ from phasewatch.monitor.core.types import (
     MeasureContext,
     MicroBatches,
     Observable,
+    Observation,
     RunState,
     Sink,
     StepRecord,
@@ -34,8 +35,10 @@ from phasewatch.monitor.core.types import (
     TransitionStatus,
 )
 from phasewatch.monitor.run.buffer import ScalarBuffer
+from phasewatch.monitor.run.failures import Failures
+from phasewatch.monitor.run.forecast import ForecastRow, headline_of, table_of
 from phasewatch.monitor.run.installed_sinks import open_installed
-from phasewatch.monitor.run.measurements import Measuring
+from phasewatch.monitor.run.measurements import Given, Measuring, Seen, Subject
 from phasewatch.monitor.run.sinks import (
     Outlets,
     open_alerts,
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from phasewatch.monitor.run.live_model import PlainSubject
+    from phasewatch.monitor.sampling.evaluation_cost import EvaluationCost
 
 log = logging.getLogger("phasewatch")
 
@@ -117,6 +121,8 @@ class Watch:
         self._root = root
         self._measuring = Measuring(self.config, self.health, observables)
         self._planner = self._measuring.planner
+        self.failures = Failures(self.health)
+        self._headline = ""
         self._detection = Detection(
             self.config,
             detectors,
@@ -133,7 +139,8 @@ class Watch:
         self._ended_store: Store | None = None
         self._expected_steps: float = math.inf
         self._drained = (0, time.perf_counter())
-        self._subject: PlainSubject | None = None
+        self._plain: PlainSubject | None = None
+        self._subject: Subject | None = None
 
     # ---- life cycle
 
@@ -150,7 +157,7 @@ class Watch:
         if self._outlets is not None:
             return
         self._expected_steps = expected_steps
-        self._planner.start(step)
+        self._planner.start(step, expected_steps)
         self._drained = (step, time.perf_counter())
         self.health.state = RunState.RUNNING
         self.health.step = step
@@ -209,6 +216,8 @@ class Watch:
             return
         outlets, store = self._outlets, self._outlets.store
         try:
+            if state is RunState.FINISHED and self._subject is not None:
+                self.measure_last(self.health.step, self._subject, self.health.epoch)
             self.drain()
             for transition in self._detection.finish():
                 outlets.notify(transition)
@@ -302,7 +311,7 @@ class Watch:
 
     def due(self, step: int) -> bool:
         """Whether something is to be measured at `step`; the answer for a step does not change."""
-        return self._planner.due(step)
+        return step >= self.failures.resumes_at and self._planner.due(step)
 
     def before_step(self, step: int, named_parameters: Iterable[tuple[str, Any]]) -> None:
         """Look at gradients and weights just before the optimizer steps to `step`, if it is due.
@@ -311,12 +320,15 @@ class Watch:
             step: Count of optimizer steps after the coming one.
             named_parameters: The live parameters; read, never written.
         """
-        if not self._planner.due(step):
+        if not self.due(step):
+            return
+        record, keeps = self._measuring.looks_before(step)
+        if not record:
             return
         from phasewatch.monitor.observables.weights.norms import record_step  # imports torch
 
-        with self.spending():
-            self._record = record_step(step, named_parameters)
+        with self.spending(), self.failures.surviving(step):
+            self._record = record_step(step, named_parameters, keep_params=keeps)
 
     def after_backward(
         self,
@@ -355,20 +367,84 @@ class Watch:
         """Count the time inside as overhead."""
         return self._planner.spending()
 
-    def check(self, context: MeasureContext | nn.Module) -> None:
+    def check(
+        self,
+        context: MeasureContext | nn.Module,
+        *,
+        loss: str = "loss_fn",
+        step_seconds: float | None = None,
+        cost: EvaluationCost | None = None,
+    ) -> None:
         """Ask every observable, before the first step, whether it can measure this model.
+
+        What the run will see is logged as one table, and kept with the run.
 
         Args:
             context: What will be measured; in a plain loop, the live model.
+            loss: Where the loss comes from, for the table.
+            step_seconds: What a training step is expected to take; None takes it from the
+                probe's gradient.
+            cost: What one gradient of the probe takes; None times it.
 
         Raises:
             ConfigError: One that the user named cannot.
         """
-        if isinstance(context, MeasureContext):
-            self._measuring.check(context)
+        with self.spending():
+            if isinstance(context, MeasureContext):
+                self._measuring.check(context, cost)
+                self._forecast(context, loss, step_seconds)
+                return
+            subject = self._subject = self._subject_of(context)
+            with subject.guarded(0, 0):
+                subject.size(self)
+                copied = subject.context(0, None)
+                self._measuring.check(copied, cost or subject.cost)
+                self._forecast(copied, loss, step_seconds or subject.step_seconds)
+
+    def _forecast(self, context: MeasureContext, loss: str, step_seconds: float | None) -> None:
+        """Log and keep what the run will see."""
+        cost = self._measuring.cost
+        if step_seconds is None and cost is not None:
+            step_seconds = cost.gradient_seconds
+        if step_seconds is not None:
+            steps_left = max(0.0, self._expected_steps - context.step)
+            self._planner.expect(steps_left * step_seconds)
+        self._headline = headline_of(self.run_name, context, loss, cost, self._planner.budget)
+        rows = self.forecast()
+        log.info("%s", table_of(self._headline, rows, self.health.skip_reasons.items()))
+        if self._outlets is None:
             return
-        with self.spending(), self._subject_of(context).measuring(0, self.health) as copied:
-            self._measuring.check(copied)
+        try:
+            self._outlets.store.add_to_config(
+                self.run_id,
+                self.attempt,
+                forecast=[row.as_dict() for row in rows],
+                measured_on=self._headline,
+            )
+        except StoreError as error:
+            log.warning("what the run will see is not kept: %s", error)
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether measuring is limited to a share of wall time."""
+        return self._planner.ledger.limited
+
+    def probe_growth(
+        self, context: MeasureContext, cost: EvaluationCost, step_seconds: float
+    ) -> float:
+        """How many times as large a probe the budget allows; inf without a budget.
+
+        Args:
+            context: The model and the probe as they are now.
+            cost: What one gradient of it takes.
+            step_seconds: What a training step should take.
+        """
+        steps_left = max(0.0, self._expected_steps - context.step)
+        return self._measuring.probe_growth(context, cost, steps_left * step_seconds)
+
+    def forecast(self) -> list[ForecastRow]:
+        """What this run will see of each observable, as far as is known now."""
+        return self._measuring.forecast()
 
     def refuse(self, reason: str) -> None:
         """Measure nothing: the model as it is cannot be measured. Scalars are still observed.
@@ -379,55 +455,84 @@ class Watch:
         for name in self._measuring.names:
             self._measuring.refuse(name, reason)
 
-    def probe(self, step: int, context: MeasureContext | nn.Module) -> None:
+    def probe(
+        self, step: int, context: MeasureContext | Subject | nn.Module, epoch: int | None = None
+    ) -> None:
         """Measure what is due at `step`. Never raises into training, never changes it.
+
+        A measurement that takes long is spread over several steps; it is of the weights at which
+        it began.
 
         Args:
             step: Optimizer steps completed.
             context: What to measure; in a plain loop, the live model.
+            epoch: Epoch, if known.
         """
-        with self.spending():
-            if isinstance(context, MeasureContext):
-                self._measure(step, context)
-            else:
-                self._measure_live(step, context)
+        with self.spending(), self.failures.surviving(step, backs_off=True):
+            subject = self._subject = self._as_subject(context)
+            self._measure(step, subject, epoch)
+
+    def measure_last(
+        self, step: int, context: MeasureContext | Subject | nn.Module, epoch: int | None = None
+    ) -> None:
+        """Training ends at `step`: measure what the run had no room for, as the budget allows.
+
+        Args:
+            step: Optimizer steps completed.
+            context: What to measure; in a plain loop, the live model.
+            epoch: Epoch, if known.
+        """
+        self._subject = None  # once is enough
+        with self.spending(), self.failures.surviving(step):
+            self.drain()
+            subject = self._as_subject(context)
+            self._take_up(self._measuring.last_turn(step, subject, epoch))
 
     # ---- measuring
 
-    def _measure_live(self, step: int, model: nn.Module) -> None:
-        with self._subject_of(model).measuring(step, self.health) as context:
-            self._measure(step, context)
+    def _as_subject(self, given: MeasureContext | Subject | nn.Module) -> Subject:
+        if isinstance(given, MeasureContext):
+            return Given(given)
+        return given if isinstance(given, Subject) else self._subject_of(given)
 
     def _subject_of(self, model: nn.Module) -> PlainSubject:
         from phasewatch.monitor.run.live_model import PlainSubject  # imports torch
 
-        if self._subject is None or self._subject.model is not model:
-            self._subject = PlainSubject(
-                model, self._probe, self._val_probe, self._loss_fn, self._n_samples, self.config
+        if self._plain is None or self._plain.model is not model:
+            self._plain = PlainSubject(
+                model,
+                self._probe,
+                self._val_probe,
+                self._loss_fn,
+                self._n_samples,
+                self.config,
+                self.health,
             )
-        return self._subject
+        return self._plain
 
-    def _measure(self, step: int, context: MeasureContext) -> None:
+    def _measure(self, step: int, subject: Subject, epoch: int | None) -> None:
         record, micro = self._record, self._micro_batches
         self._record = self._micro_batches = None
-        if record is not None and record.step == step and context.record is None:
+        if record is not None and record.step == step:
             if micro is not None and micro[0] == step:
                 record = replace(record, micro_batches=micro[1])
-            context = replace(context, record=record)
-        if context.learning_rate is None:
-            context = replace(context, learning_rate=self._learning_rate)
+        else:
+            record = None
         self.drain()  # before, so that the planner knows how fast training is
-        observations = self._measuring.measure(step, context)
+        seen = Seen(record=record, learning_rate=self._learning_rate)
+        observations = self._measuring.turn(step, subject, epoch, seen)
         if self._agree is not None and not self._agree(bool(observations)):
             self.health.measurement_failures["joint"] += 1
             return
+        self._take_up(observations)
+
+    def _take_up(self, observations: Iterable[Observation]) -> None:
         if self._outlets is None:
             return
         for observation in observations:
             self._outlets.emit(observation)
             for transition in self._detection.take(observation):
                 self._outlets.notify(transition)
-        self._measuring.tell_if_few()
 
     # ---- the road of a number
 
@@ -441,6 +546,7 @@ class Watch:
                 return
             for name, column in columns.items():
                 column.unit = self._detection.meanings.of(name).unit
+            self._measuring.look_at(columns)
             self._outlets.emit_columns(columns)
             for transition in self._detection.take_columns(columns):
                 self._outlets.notify(transition)
@@ -459,8 +565,8 @@ class Watch:
             self._drained = (health.step, now)
             remaining = max(0.0, self._expected_steps - health.step)
             self._planner.expect(remaining / health.steps_per_second)
-        health.overhead_ratio = self._planner.overhead_ratio
-        health.monitor_seconds_total = self._planner.total_seconds
+        health.overhead_ratio = self._planner.ledger.overhead_ratio
+        health.monitor_seconds_total = self._planner.ledger.total_seconds
         health.store_queue_depth = store.queue_depth
         health.store_dropped = store.num_dropped
         health.store_failed = store.num_failed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from phasewatch.monitor.core.types import Steps
 from phasewatch.monitor.sampling.acceptance import EVERY, WatchedStep
 from phasewatch.monitor.sampling.bias import (
     NOISE_EVERY,
@@ -25,6 +25,7 @@ from phasewatch.monitor.sampling.bias import (
 from phasewatch.monitor.sampling.diagnostics import Descent
 from phasewatch.monitor.sampling.engine import Engine, Evaluation, evaluate
 from phasewatch.monitor.sampling.integrators import Chains, Integrator
+from phasewatch.monitor.sampling.pace import Stopwatch
 from phasewatch.monitor.sampling.pointwise import TermSums
 from phasewatch.monitor.sampling.posterior import Problem
 from phasewatch.monitor.sampling.sharpness import Sharpness, measure_sharpness
@@ -140,7 +141,7 @@ class Run:
             ĝ(w) − ĝ(w*) + g(w*) for the gradient, and for the loss
             L̂(w) − [ĝ(w*) − g(w*)]·(w − w*). The probe's batches are fixed, so their gradients at
             w* are computed once, and kept.
-        deadline: When to stop, on the monotonic clock.
+        stopwatch: Says when to stop; None never does.
     """
 
     def __init__(
@@ -157,7 +158,7 @@ class Run:
         mask: Tensor | None = None,
         pick: Callable[[], Sequence[int]] | None = None,
         control: bool = False,
-        deadline: float = math.inf,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
         self.problem = problem
         self.engine = engine
@@ -165,7 +166,8 @@ class Run:
         self.n_beta = n_beta
         self.localization = localization
         self.adaptive = adaptive
-        self.deadline = deadline
+        self.stopwatch = stopwatch or Stopwatch()
+        self.last_second = self.stopwatch.deadline_seconds
         self.chains = Chains.at_center(problem.displacements(num_chains))
         self.num_sampled = self.chains.x.shape[1] if mask is None else int(mask.count_nonzero())
         self.record = Recorder()
@@ -191,7 +193,7 @@ class Run:
 
     # -- before the first draw ---------------------------------------------------------------
 
-    def prepare(self, warm: Tensor | None = None, guess: float | None = None) -> None:
+    def prepare(self, warm: Tensor | None = None, guess: float | None = None) -> Steps[None]:
         """Evaluate w* by the same engine as the chains, and measure the sharpness there.
 
         Args:
@@ -199,13 +201,14 @@ class Run:
             guess: The sharpness found then.
         """
         at_center = self._evaluate_center()
+        yield
         if self.adaptive:
             shape = self.chains.x.shape
             vectors = torch.empty_like(self.chains.x).normal_(generator=self._generator)
             if warm is not None and warm.shape == shape[1:]:
                 vectors.mul_(0.1 / math.sqrt(shape[1])).add_(warm.to(vectors))
             self._restrict(vectors)
-            self.latest = measure_sharpness(
+            self.latest = yield from measure_sharpness(
                 lambda x: self._gradient(x, self._all),
                 self.chains.x,
                 at_center.grad,
@@ -240,7 +243,7 @@ class Run:
         self._restrict(self.chains.velocity)
         self._watched = None
 
-    def resume(self, displacement: Tensor, heat: float) -> None:
+    def resume(self, displacement: Tensor, heat: float) -> Steps[None]:
         """Put the chains where those of an earlier measurement stood, if they fit in here.
 
         The landscape may have changed since. Chains that are hotter or colder in it by less than
@@ -254,6 +257,7 @@ class Run:
         if displacement.shape != self.chains.x.shape or not heat > 0.0:
             return
         found = self._evaluate(displacement, self._all)
+        yield
         ratio = float(self._virial(displacement, found.grad).mean()) / heat
         lost = self._lost(found.loss.tolist(), self.baseline(self._all))
         if lost or not 1.0 / MAX_REHEAT < ratio < MAX_REHEAT:
@@ -276,21 +280,23 @@ class Run:
 
     # -- draws -------------------------------------------------------------------------------
 
-    def extend(self, num_draws: int) -> None:
-        """Draw until there are `num_draws`, the deadline has passed, or no chain is left."""
-        extend_together([self], [num_draws])
+    def extend(self, num_draws: int) -> Steps[None]:
+        """Draw until there are `num_draws`, time is up, or no chain is left."""
+        yield from extend_together([self], [num_draws])
 
     def wants(self, num_draws: int) -> bool:
         """Whether to go on to `num_draws`."""
         if len(self.record) >= num_draws or not any(self.alive):
             return False
-        return len(self.record) < MIN_DRAWS or time.monotonic() <= self.deadline
+        if len(self.record) < MIN_DRAWS:
+            return True
+        return self.stopwatch.seconds <= self.last_second and not self.stopwatch.over()
 
     def pick(self) -> Sequence[int]:
         """The batches of the next step."""
         return self._all if self._pick is None else self._pick()
 
-    def receive(self, found: Evaluation, indices: Sequence[int], num_draws: int) -> None:
+    def receive(self, found: Evaluation, indices: Sequence[int], num_draws: int) -> Steps[None]:
         """Keep one draw and move on.
 
         Args:
@@ -306,7 +312,7 @@ class Run:
             return
         self._keep(values, base, found, indices)
         if self.adaptive and self.latest and self._next_check == len(self.record) < num_draws:
-            self._check(found, indices, self.latest)
+            yield from self._check(found, indices, self.latest)
         if not self._partial and len(self.record) % EVERY == 0:
             self._watched = WatchedStep(
                 self.chains, found, self.integrator, self.n_beta, self.localization
@@ -419,7 +425,7 @@ class Run:
 
     # -- sharpness and blow-ups --------------------------------------------------------------
 
-    def _check(self, found: Evaluation, indices: Sequence[int], latest: Sharpness) -> None:
+    def _check(self, found: Evaluation, indices: Sequence[int], latest: Sharpness) -> Steps[None]:
         """Measure the sharpness where the chains are now; the step is never made longer.
 
         It is the one that the steps meet: of this step's batches, and in the scheme's metric P,
@@ -436,7 +442,7 @@ class Run:
         x, base = self.chains.x, found.grad
         if self._control:
             base = self._gradient(x, indices)
-        self.latest = met = measure_sharpness(
+        self.latest = met = yield from measure_sharpness(
             gradient,
             x if root is None else x / root,
             base if root is None else base * root,
@@ -490,8 +496,10 @@ class Run:
         return False
 
 
-def extend_together(runs: Sequence[Run], num_draws: Sequence[int]) -> None:
+def extend_together(runs: Sequence[Run], num_draws: Sequence[int]) -> Steps[None]:
     """Draw until each run has its number of draws; all get their gradients from one call.
+
+    A step is one draw, or one look at the sharpness.
 
     Args:
         runs: Runs of one problem, by one engine, that use the same batches at each step.
@@ -503,14 +511,17 @@ def extend_together(runs: Sequence[Run], num_draws: Sequence[int]) -> None:
         indices = first.pick()
         if len(wanted) == 1:
             found = evaluate(first.engine, first.problem, first.chains.x, indices)
-            first.receive(found, indices, wanted[0][1])
+            yield from first.receive(found, indices, wanted[0][1])
             del found  # before the next one is taken
+            yield
             continue
         x = torch.cat([run.chains.x for run, _ in wanted])
         found = evaluate(first.engine, first.problem, x, indices)
         sizes = [len(run.alive) for run, _ in wanted]
         for (run, target), part in zip(wanted, found.split(sizes), strict=True):
-            run.receive(part, indices, target)
+            yield from run.receive(part, indices, target)
+        del found
+        yield
 
 
 class OneByOne(Run):
@@ -524,28 +535,27 @@ class OneByOne(Run):
     Args:
         problem: What is sampled.
         num_chains: Chains.
-        deadline: When to stop, on the monotonic clock.
         **settings: As for `Run`.
     """
 
     def __init__(self, problem: Problem, *args: Any, num_chains: int, **settings: Any) -> None:
         super().__init__(problem, *args, num_chains=1, **settings)
         self._num_chains = num_chains
-        self._last = self.deadline
 
-    def resume(self, displacement: Tensor, heat: float) -> None:
+    def resume(self, displacement: Tensor, heat: float) -> Steps[None]:  # noqa: ARG002
         """Each chain starts at w*: the earlier ones are gone."""
+        yield from ()
 
-    def extend(self, num_draws: int) -> None:
+    def extend(self, num_draws: int) -> Steps[None]:
         """Draw `num_draws` of each chain, or as many as the deadline leaves to the first."""
         records, alive = [], []
         for chain in range(self._num_chains):
             self.record, self.alive = Recorder(), [True]
             self.num_restarts, self._next_check = 0, FIRST_CHECK
-            now = time.monotonic()
-            self.deadline = now + (self._last - now) / (self._num_chains - chain)
+            now, last = self.stopwatch.seconds, self.stopwatch.deadline_seconds
+            self.last_second = now + (last - now) / (self._num_chains - chain)
             self._start()
-            super().extend(num_draws)
+            yield from super().extend(num_draws)
             records.append(self.record)
             alive += self.alive
         self.record, self.alive = Recorder.beside(records, alive), alive

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from phasewatch.monitor.core.errors import RefusedError
+from phasewatch.monitor.core.types import Steps, T
 from phasewatch.monitor.sampling.batches import describe
 from phasewatch.monitor.sampling.engine import (
     Engine,
@@ -32,13 +33,13 @@ from phasewatch.monitor.sampling.posterior import Problem
 
 logger = logging.getLogger("phasewatch.monitor.sampling")
 
-SLOW_SECONDS = 0.5
-"""Engines are not timed against each other when two plain gradients already take this long."""
+SLOW_SECONDS = 0.05
+"""Where two plain gradients take this long, one timing of each engine tells which is faster."""
 
 AS_EXACT = 1.5
 """How much further from the truth than the plain gradient vmap may be, in low precision."""
 
-MIN_TURNS, MAX_TURNS, RACE_SECONDS = 3, 12, 0.2
+MIN_TURNS, MAX_TURNS, RACE_SECONDS = 2, 12, 0.1
 """How long the engines race: on a busy machine a few turns may all be disturbed."""
 
 
@@ -73,8 +74,10 @@ class Verdicts:
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], Verdict] = {}
 
-    def engine_for(self, problem: Problem, plan: Plan) -> Engine:
+    def engine_for(self, problem: Problem, plan: Plan) -> Steps[Engine]:
         """The engine for this problem: tried, checked and timed the first time it is seen.
+
+        A step is one try of one engine.
 
         Raises:
             RefusedError: The loss does not react to the copied weights, or "vmap" was demanded
@@ -82,7 +85,7 @@ class Verdicts:
         """
         key = (*_key(problem), plan)
         if key not in self._known:
-            verdict = _decide(problem, plan)
+            verdict = yield from _decide(problem, plan)
             self._known[key] = verdict
             logger.info("LLC chains run as %s: %s", verdict.engine, verdict.reason)
         return self._known[key].build(problem)
@@ -95,40 +98,63 @@ def _key(problem: Problem) -> tuple[Any, ...]:
     return (problem.layout, shapes, flags, problem.written, problem.copies_batch, device)
 
 
-def _decide(problem: Problem, plan: Plan) -> Verdict:
+def _decide(problem: Problem, plan: Plan) -> Steps[Verdict]:
     x = _perturbed(problem, plan.width)
     if plan.engine == "inplace":
         _check_reaction(InPlaceEngine(problem), problem, x[:1])
         return Verdict("inplace", plan.reason)
     loop = working_loop(problem, x[:1])
+    yield
     if plan.engine == "loop":
         return Verdict("loop", plan.reason, backward=loop.backward)
     few = x[:2]
-    started = time.perf_counter()
-    expected = evaluate(loop, problem, few, [0])
-    seconds = time.perf_counter() - started
+    expected, looped = _timed(lambda: evaluate(loop, problem, few, [0]))
+    yield
     vmapped = VmapEngine(problem, plan.width)
-    fault = _fault(vmapped, loop, few, expected)
+    fault, batched = _timed(lambda: _fault(vmapped, loop, few, expected))
+    yield
     if fault is not None:
         if plan.engine == "vmap":
             raise RefusedError(f"engine='vmap' is not possible here: {fault}; use engine='auto'")
         return Verdict("loop", fault, backward=loop.backward)
     if plan.engine == "vmap":
         return Verdict("vmap", plan.reason, plan.width)
-    if seconds > SLOW_SECONDS:
-        reason = f"its gradient equals the plain one; {plan.reason}"
-        return Verdict("vmap", reason, plan.width)
-    with vmapped.session():
-        looped, batched = _race(
-            lambda: evaluate(loop, problem, x, [0]), lambda: evaluate(vmapped, problem, x, [0])
-        )
+    num_chains = len(few)
+    if looped <= SLOW_SECONDS:
+        with vmapped.session():
+            looped, batched = _race(
+                lambda: evaluate(loop, problem, x, [0]), lambda: evaluate(vmapped, problem, x, [0])
+            )
+        num_chains = plan.width
     times = (
-        f"{plan.width} chains take {batched * 1e3:.2f} ms a step by vmap, {looped * 1e3:.2f} ms in "
+        f"{num_chains} chains take {batched * 1e3:.2f} ms a step by vmap, {looped * 1e3:.2f} ms in "
         f"a loop; {plan.reason}"
     )
     if batched <= looped:
         return Verdict("vmap", times, plan.width)
     return Verdict("loop", times, backward=loop.backward)
+
+
+def _timed(call: Callable[[], T]) -> tuple[T, float]:
+    """What it returns, and the seconds it took."""
+    started = time.perf_counter()
+    found = call()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return found, time.perf_counter() - started
+
+
+def check_gradient(problem: Problem, plan: Plan) -> None:
+    """Check that a gradient can be had, and that the loss reacts to the copied weights.
+
+    Raises:
+        RefusedError: It cannot, or does not; says what to do.
+    """
+    x = _perturbed(problem, 1)
+    if plan.engine == "inplace":
+        _check_reaction(InPlaceEngine(problem), problem, x)
+    else:
+        working_loop(problem, x)
 
 
 def _perturbed(problem: Problem, num_chains: int) -> Tensor:
@@ -237,9 +263,5 @@ def _race(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[float, f
         if turn >= MIN_TURNS and time.perf_counter() - begun > RACE_SECONDS:
             break
         for index, runner in enumerate((first, second)):
-            started = time.perf_counter()
-            runner()
-            if torch.cuda.is_initialized():
-                torch.cuda.synchronize()
-            best[index] = min(best[index], time.perf_counter() - started)
+            best[index] = min(best[index], _timed(runner)[1])
     return best[0], best[1]

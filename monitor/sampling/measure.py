@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,13 +14,22 @@ from torch import Tensor, nn
 
 from phasewatch.monitor.config.monitor import SamplerConfig
 from phasewatch.monitor.core.errors import RefusedError
-from phasewatch.monitor.core.types import Estimate, EstimateStatus, LossFn, MeasureContext
+from phasewatch.monitor.core.types import (
+    Estimate,
+    EstimateStatus,
+    LossFn,
+    MeasureContext,
+    Steps,
+    Work,
+    run_through,
+)
 from phasewatch.monitor.isolation import guard, measure_context
 from phasewatch.monitor.sampling import diagnostics, estimators
 from phasewatch.monitor.sampling.burnin import plateau
 from phasewatch.monitor.sampling.chains import MIN_DRAWS, OneByOne, Run, extend_together
 from phasewatch.monitor.sampling.diagnostics import Summary
-from phasewatch.monitor.sampling.engine_choice import Verdicts
+from phasewatch.monitor.sampling.engine import Engine
+from phasewatch.monitor.sampling.engine_choice import Verdicts, check_gradient
 from phasewatch.monitor.sampling.integrators import (
     Baoab,
     Integrator,
@@ -29,6 +38,7 @@ from phasewatch.monitor.sampling.integrators import (
     Sgld,
 )
 from phasewatch.monitor.sampling.memory_budget import Plan, plan_memory
+from phasewatch.monitor.sampling.pace import Stopwatch, paced
 from phasewatch.monitor.sampling.pointwise import pointwise
 from phasewatch.monitor.sampling.posterior import Layout, Problem, pose
 from phasewatch.monitor.sampling.restrictions import (
@@ -76,6 +86,11 @@ class Memory:
     displacement: Tensor | None = None
     heat: float = math.nan
     layout: Layout | None = None
+
+    @property
+    def warm(self) -> bool:
+        """Whether chains are kept from which the next measurement goes on."""
+        return self.displacement is not None
 
     def move_to(self, layout: Layout) -> None:
         """Cut the vectors as `layout` is; what it lacks is dropped, what is new is zero."""
@@ -204,8 +219,20 @@ def measure_llc(
         RefusedError: It cannot be measured safely; says why and what to do.
         MeasurementError: The loss at w* is not finite.
     """
+    return run_through(llc_steps(context, config, parameters=parameters, memory=memory))
+
+
+def llc_steps(
+    context: MeasureContext,
+    config: SamplerConfig,
+    *,
+    parameters: Selection = None,
+    memory: Memory | None = None,
+) -> Steps[Estimate]:
+    """`measure_llc` in steps: it waits where `context.pause` says so."""
     memories = None if memory is None else {"": memory}
-    return measure_refined_llc(context, config, {"": parameters}, memories)[""]
+    found = yield from refined_llc_steps(context, config, {"": parameters}, memories)
+    return found[""]
 
 
 def measure_refined_llc(
@@ -226,6 +253,19 @@ def measure_refined_llc(
         RefusedError: It cannot be measured safely; says why and what to do.
         MeasurementError: The loss at w* is not finite.
     """
+    return run_through(refined_llc_steps(context, config, selections, memories))
+
+
+def refined_llc_steps(
+    context: MeasureContext,
+    config: SamplerConfig,
+    selections: Mapping[str, Selection],
+    memories: Mapping[str, Memory] | None = None,
+) -> Steps[dict[str, Estimate]]:
+    """`measure_refined_llc` in steps: it waits where `context.pause` says so.
+
+    The deadline counts its own seconds, not those of the pauses.
+    """
     if not selections:
         raise RefusedError("there are no restrictions; name at least one part of the model")
     keeps_chains = memories is not None and config.warm_start
@@ -233,13 +273,14 @@ def measure_refined_llc(
         memories = {name: Memory() for name in selections}
     if len(selections) > 1 and not _fit_together(context, config, selections):
         found: dict[str, Estimate] = {}
-        ends = time.monotonic() + context.deadline_seconds
+        left = context.deadline_seconds
         for name, part in selections.items():
-            share = max(ends - time.monotonic(), 0.0) / (len(selections) - len(found))
-            own = replace(context, deadline_seconds=share)
-            found |= _measured(own, config, {name: part}, memories, keeps_chains)
+            own = replace(context, deadline_seconds=left / (len(selections) - len(found)))
+            one = yield from _measured(own, config, {name: part}, memories, keeps_chains)
+            left = max(left - one[name].duration_seconds, 0.0)
+            found |= one
         return found
-    return _measured(context, config, selections, memories, keeps_chains)
+    return (yield from _measured(context, config, selections, memories, keeps_chains))
 
 
 def _plan(
@@ -268,12 +309,43 @@ def _measured(
     selections: Mapping[str, Selection],
     memories: Mapping[str, Memory],
     keeps_chains: bool,
-) -> dict[str, Estimate]:
+) -> Steps[dict[str, Estimate]]:
     """All parts side by side."""
-    started = time.monotonic()
-    problem, plan = _plan(context, config, list(selections.values()))
+    stopwatch = Stopwatch(context.deadline_seconds, context.over)
+    with stopwatch.running():
+        problem, plan = _plan(context, config, list(selections.values()))
+    choosing = memories[next(iter(selections))].verdicts.engine_for(problem, plan)
+    # Weights that are lent must be back in place when training goes on: there is no pause then.
+    pause = _never if context.lent else context.pause
+    engine = yield from paced(choosing, pause, stopwatch.running)
+    sampling = _sampled(
+        context, config, selections, memories, keeps_chains, problem, engine, stopwatch
+    )
+
+    @contextmanager
+    def session() -> Iterator[None]:
+        with stopwatch.running(), engine.session():
+            yield
+
+    return (yield from paced(sampling, pause, session))
+
+
+def _never() -> bool:
+    return False
+
+
+def _sampled(
+    context: MeasureContext,
+    config: SamplerConfig,
+    selections: Mapping[str, Selection],
+    memories: Mapping[str, Memory],
+    keeps_chains: bool,
+    problem: Problem,
+    engine: Engine,
+    stopwatch: Stopwatch,
+) -> Steps[dict[str, Estimate]]:
+    """The chains of all parts; steps are taken within the engine's session."""
     n_beta = _n_beta(context, config)
-    engine = memories[next(iter(selections))].verdicts.engine_for(problem, plan)
     pick = _picker(problem, config, context.generator)
     runs = {
         name: (OneByOne if engine.name == "inplace" else Run)(
@@ -288,29 +360,28 @@ def _measured(
             mask=mask_of(problem.layout, part, problem.device),
             pick=pick,
             control=config.scheme == "lm",
-            deadline=started + context.deadline_seconds,
+            stopwatch=stopwatch,
         )
         for name, part in selections.items()
     }
-    with engine.session():
-        for name, run in runs.items():
-            memory = memories[name]
-            memory.move_to(problem.layout)
-            run.prepare(memory.sharpest, memory.sharpness)
-            if memory.displacement is not None:
-                run.resume(memory.displacement, memory.heat)
-        judged = _sample(list(runs.values()), config, context.n_samples)
-        seconds = (time.monotonic() - started) / len(runs)
-        estimates = {}
-        for (name, run), (summary, burnin) in zip(runs.items(), judged, strict=True):
-            estimate = _estimate(context, config, run, summary, burnin, seconds)
-            memories[name].displacement = None
-            if keeps_chains and _sound(run, estimate):
-                memories[name].displacement, memories[name].heat = run.chains.x, run.heat()
-            if run.latest is not None:
-                memories[name].sharpest = run.latest.top.clone()
-                memories[name].sharpness = run.sharpness
-            estimates[name] = estimate
+    for name, run in runs.items():
+        memory = memories[name]
+        memory.move_to(problem.layout)
+        yield from run.prepare(memory.sharpest, memory.sharpness)
+        if memory.displacement is not None:
+            yield from run.resume(memory.displacement, memory.heat)
+    judged = yield from _sample(list(runs.values()), config, context.n_samples)
+    seconds = stopwatch.seconds / len(runs)
+    estimates = {}
+    for (name, run), (summary, burnin) in zip(runs.items(), judged, strict=True):
+        estimate = _estimate(context, config, run, summary, burnin, seconds)
+        memories[name].displacement = None
+        if keeps_chains and _sound(run, estimate):
+            memories[name].displacement, memories[name].heat = run.chains.x, run.heat()
+        if run.latest is not None:
+            memories[name].sharpest = run.latest.top.clone()
+            memories[name].sharpness = run.sharpness
+        estimates[name] = estimate
     return estimates
 
 
@@ -328,25 +399,40 @@ def _first_look(config: SamplerConfig, warm: bool) -> int:
     return max(math.ceil(WARM_SHARE * config.num_draws), min(MIN_DRAWS, config.num_draws))
 
 
+PREPARATION = 12
+"""Gradients of each chain before its first draw, about: centre and sharpness."""
+
+
+def sampling_work(config: SamplerConfig, *, warm: bool = False) -> Work:
+    """What the chains of one model take up to the first look at them.
+
+    Args:
+        config: How is sampled.
+        warm: Whether they go on from where earlier ones stood.
+    """
+    draws = _first_look(config, warm) + PREPARATION
+    return Work(gradients=float(config.num_chains * draws))
+
+
 def check_llc(
-    context: MeasureContext,
-    config: SamplerConfig,
-    *,
-    parameters: Selection = None,
-    memory: Memory | None = None,
+    context: MeasureContext, config: SamplerConfig, *, parameters: Selection = None
 ) -> None:
-    """Everything that `measure_llc` may refuse, without running a chain.
+    """Everything that `measure_llc` may refuse, by one gradient of each probe batch.
+
+    Which engine is quickest is found out by the first measurement.
 
     Raises:
         RefusedError: It cannot be measured safely; says why and what to do.
         MeasurementError: The loss at w* is not finite.
     """
-    memory = memory if memory is not None else Memory()
     problem, plan = _plan(context, config, [parameters])
     _n_beta(context, config)
     mask_of(problem.layout, parameters, problem.device)
     _picker(problem, config, context.generator)
-    memory.verdicts.engine_for(problem, plan)
+    if config.engine == "vmap":  # demanded: whether it can be had is to be known now
+        run_through(Verdicts().engine_for(problem, plan))
+    else:
+        check_gradient(problem, plan)
 
 
 def _n_beta(context: MeasureContext, config: SamplerConfig) -> float:
@@ -390,7 +476,7 @@ def _picker(
 
 def _sample(
     runs: Sequence[Run], config: SamplerConfig, n_samples: int
-) -> list[tuple[Summary | None, int]]:
+) -> Steps[list[tuple[Summary | None, int]]]:
     """Draw; then draw on while more draws could mend an estimate and there is time for it.
 
     Returns:
@@ -398,7 +484,7 @@ def _sample(
     """
     targets = [_first_look(config, run.warm) for run in runs]
     while True:
-        _extend(runs, targets)
+        yield from _extend(runs, targets)
         judged = [_judged(run, config) for run in runs]
         wanted = [
             _wanted(run, summary, n_samples, config, target)
@@ -409,13 +495,13 @@ def _sample(
         targets = wanted
 
 
-def _extend(runs: Sequence[Run], targets: Sequence[int]) -> None:
+def _extend(runs: Sequence[Run], targets: Sequence[int]) -> Steps[None]:
     if not isinstance(runs[0], OneByOne):
-        extend_together(runs, targets)
+        yield from extend_together(runs, targets)
         return
     for run, target in zip(runs, targets, strict=True):
         if len(run.record) < target:
-            run.extend(target)
+            yield from run.extend(target)
 
 
 def _judged(run: Run, config: SamplerConfig) -> tuple[Summary | None, int]:

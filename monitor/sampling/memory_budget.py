@@ -22,6 +22,7 @@ a live run the displacements stay: C S.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,10 +66,15 @@ def plan_memory(problem: Problem, config: SamplerConfig, num_restrictions: int =
     Raises:
         RefusedError: Nothing that `config.engine` allows fits.
     """
-    limit = config.max_bytes or int(FREE_SHARE * free_bytes(problem.device))
+    wanted = config.engine
+    hard = config.max_bytes or int(FREE_SHARE * free_bytes(problem.device))
+    # What one chain takes is about what a training step takes: only more of them at a time would
+    # raise the training's own peak, so only they stay below it.
+    limit = min(hard, problem.max_bytes or hard) if wanted == "auto" else hard
     if config.scheme == "lm" and config.batch_size is not None:
         limit -= len(problem.batches) * problem.state_bytes
-    wanted, num_chains = config.engine, num_restrictions * config.num_chains
+        hard -= len(problem.batches) * problem.state_bytes
+    num_chains = num_restrictions * config.num_chains
     said = "the configuration asks for it" if wanted != "auto" else ""
     smallest = inplace_bytes(problem)
     if wanted in ("auto", "vmap"):
@@ -85,12 +91,12 @@ def plan_memory(problem: Problem, config: SamplerConfig, num_restrictions: int =
             return Plan("loop", reason=said or few)
     if wanted in ("auto", "inplace"):
         smallest = inplace_bytes(problem)
-        if smallest <= limit:
+        if smallest <= hard:
             stacked = f"{num_chains} chains side by side would exceed {mebibytes(limit)}"
             return Plan("inplace", reason=said or stacked)
     raise RefusedError(
         f"the chains need about {mebibytes(smallest)} for {problem.layout.num_parameters} "
-        f"parameters with engine={wanted!r}, and may take {mebibytes(limit)}; raise "
+        f"parameters with engine={wanted!r}, and may take {mebibytes(hard)}; raise "
         "sampler.max_bytes, take a smaller probe batch, or restrict the measurement with "
         "parameters=" + ("" if wanted in ("auto", "inplace") else "; or take engine='auto'")
     )
@@ -132,6 +138,18 @@ def _stacked(problem: Problem, num_chains: int, copies: int) -> int:
 
 def _several(problem: Problem) -> int:
     return int(len(problem.batches) > 1)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory that was taken so far: on an accelerator by tensors, else by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return free_bytes(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def free_bytes(device: torch.device) -> int:

@@ -167,6 +167,7 @@ class Problem:
         aliases: Further names of tied weights and buffers, each with its first name.
         lent: Memory of live weights, by name; see `MeasureContext`.
         kept_bytes: What one chain's forward pass keeps for its backward pass, at most.
+        max_bytes: What chains should take at most beside the training; None: no word of it.
         precision: Unit roundoff of the coarsest floating dtype it keeps (bf16 under autocast).
     """
 
@@ -182,6 +183,7 @@ class Problem:
     lent: Mapping[str, Tensor] = field(default_factory=dict)
     kept_bytes: int = 0
     precision: float = 0.0
+    max_bytes: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -281,6 +283,7 @@ def pose(context: MeasureContext, names: Sequence[str] | None = None) -> Problem
         copies_batch=True,
         aliases=_aliases(context.model),
         lent=context.lent,
+        max_bytes=context.max_bytes,
     )
     return _inspected(problem)
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from phasewatch.monitor.core.types import Steps
+
 Gradient = Callable[[Tensor], Tensor]
 """∇L_n at displacements x, both of shape (chains, d); a new tensor at each call."""
 
@@ -55,8 +57,8 @@ def measure_sharpness(
     guess: float | None = None,
     allowed: float = 0.0,
     max_iterations: int = 10,
-) -> Sharpness:
-    """Largest curvature of L_n at the displacements `x`.
+) -> Steps[Sharpness]:
+    """Largest curvature of L_n at the displacements `x`, a step for each gradient.
 
     Args:
         gradient: ∇L_n as a function of the displacements.
@@ -78,6 +80,7 @@ def measure_sharpness(
         # Large models have no room for one more copy: step away and back in the same memory.
         products = gradient(vectors.mul_(length).add_(x)).sub_(base).div_(length)
         vectors.sub_(x).div_(length)
+        yield
         sizes = products.norm(dim=1)
         found, index = (float(part) for part in sizes.max(dim=0))
         if not math.isfinite(found):  # stepped over a cliff: look closer

@@ -13,6 +13,7 @@ at most what came in the last half second; its run then reads as interrupted.
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import os
 import time
@@ -24,7 +25,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, select, update
 
 from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.errors import StoreError
@@ -205,6 +206,26 @@ class Store:
         self._rows.opened(values)
         self._writer.nudge()
         return run_id, values["attempt"]
+
+    def add_to_config(self, run_id: str, attempt: int, **entries: Any) -> None:
+        """Keep more with the configuration of an attempt, such as what it is expected to see.
+
+        Raises:
+            StoreError: The database cannot be written.
+        """
+        self._refuse_in_fork()
+        table = schema.attempts
+        own = (table.c.run_id == run_id) & (table.c.attempt == attempt)
+        try:
+            with self._database.writing() as connection:
+                text = connection.execute(select(table.c.config).where(own)).scalar()
+                config = json.loads(text) if text else {}
+                values = {"config": to_json(config | entries)}
+                connection.execute(update(table).where(own).values(values))
+        except Exception as error:
+            raise StoreError(
+                f"store {self.where} cannot be written: {schema.reason_of(error)}"
+            ) from error
 
     def add_observation(self, run_id: str, attempt: int, observation: Observation) -> None:
         """Queue one observation. Never blocks and never raises."""

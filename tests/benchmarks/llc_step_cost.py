@@ -105,6 +105,7 @@ def bare(index: int, repeats: int) -> Callable[[], float]:
 def ours(index: int, steps: int) -> tuple[Callable[[], float], str]:
     """Seconds a chain step, and the engine that was chosen."""
     from phasewatch.monitor.config.monitor import SamplerConfig
+    from phasewatch.monitor.core.types import run_through
     from phasewatch.monitor.isolation import measure_context
     from phasewatch.monitor.sampling.chains import Run
     from phasewatch.monitor.sampling.engine_choice import Verdicts
@@ -116,7 +117,7 @@ def ours(index: int, steps: int) -> tuple[Callable[[], float], str]:
     context = measure_context(model, step=0, loss_fn=loss, batches=[batch], n_samples=1024)
     problem = pose(context)
     plan = plan_memory(problem, SamplerConfig(num_chains=NUM_CHAINS))
-    engine = Verdicts().engine_for(problem, plan)
+    engine = run_through(Verdicts().engine_for(problem, plan))
     n_beta = 1024 / math.log(1024)
     run = Run(
         problem,
@@ -129,13 +130,17 @@ def ours(index: int, steps: int) -> tuple[Callable[[], float], str]:
         num_chains=NUM_CHAINS,
     )
     with engine.session():
-        run.prepare()
-        run.extend(40)  # past the early sharpness checks; the next is at draw 64
+        run_through(run.prepare())
+        run_through(run.extend(40))  # past the early sharpness checks; the next is at draw 64
         run.adaptive = False
 
     def measured() -> float:
         with engine.session():
-            return clocked(lambda: run.extend(len(run.record) + steps)) / steps / NUM_CHAINS
+            return (
+                clocked(lambda: run_through(run.extend(len(run.record) + steps)))
+                / steps
+                / NUM_CHAINS
+            )
 
     return measured, engine.name
 

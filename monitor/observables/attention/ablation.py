@@ -11,10 +11,17 @@ from torch import Tensor, nn
 
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.core.meaning import StreamMeaning
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.core.types import (
+    Cost,
+    MeasureContext,
+    Observation,
+    Steps,
+    Work,
+    run_through,
+)
 from phasewatch.monitor.observables.attention.heads import OLSSON, by_head
 from phasewatch.monitor.observables.attention.layers import Heads
-from phasewatch.monitor.observables.attention.model import WAY_OUT, Attention, attention_of
+from phasewatch.monitor.observables.attention.model import WAY_OUT, Attention, heads_at_weights
 from phasewatch.monitor.observables.evaluation import at_weights, named_weight
 
 
@@ -62,8 +69,8 @@ class HeadAblation:
             raise RefusedError(f"{self.name}: looked for a probe loss and a probe, and found none")
         layers = self._layers(context)
         try:
-            ablation = _Ablation(context, layers[:1], context.batches[:1])
-            ablation.increase(layers[0], 0, mean=self._mean)
+            ablation = _Ablation(context, layers[:1], context.batches[:1], mean=self._mean)
+            ablation.increase(layers[0], 0)
         except RefusedError:
             raise
         except Exception as error:
@@ -71,27 +78,35 @@ class HeadAblation:
                 f"{self.name}: the loss without a head failed ({type(error).__name__}: {error})"
             ) from error
 
+    def work(self, context: MeasureContext) -> Work:
+        """The loss, and for each head once or twice without it."""
+        heads = sum(len(layer.w_o) for layer in self._layers(context))
+        return Work(forwards=1.0 + heads * (2.0 if self._mean else 1.0))
+
     def measure(self, context: MeasureContext) -> list[Observation]:
         """The largest increase of the loss, then that of each head.
 
         Raises:
             RefusedError: As `check`.
         """
+        return run_through(self.measure_in_steps(context))
+
+    def measure_in_steps(self, context: MeasureContext) -> Steps[list[Observation]]:
+        """The same, one head a step."""
         layers = self._layers(context)
-        ablation = _Ablation(context, layers, context.batches)
-        increases = [
-            torch.tensor(
-                [ablation.increase(heads, h, mean=self._mean) for h in range(len(heads.w_o))]
-            )
-            for heads in layers
-        ]
+        ablation = _Ablation(context, layers, context.batches, mean=self._mean)
+        yield
+        increases = []
+        for heads in layers:
+            found = []
+            for head in range(len(heads.w_o)):
+                found.append(ablation.increase(heads, head))
+                yield
+            increases.append(torch.tensor(found))
         return by_head(context, self.name, self.unit, increases)
 
     def _layers(self, context: MeasureContext) -> Sequence[Heads]:
-        attention = attention_of(context, self._attention)
-        with torch.no_grad():
-            found: Sequence[Heads] = at_weights(context, attention.heads)
-        return found
+        return heads_at_weights(context, self._attention)
 
 
 class _Ablation:
@@ -101,17 +116,23 @@ class _Ablation:
         context: The measurement's context, with a loss.
         layers: The layers of heads.
         batches: The probe batches to evaluate.
+        mean: Replace by the mean, not by zero.
     """
 
     def __init__(
-        self, context: MeasureContext, layers: Sequence[Heads], batches: Sequence[Any]
+        self,
+        context: MeasureContext,
+        layers: Sequence[Heads],
+        batches: Sequence[Any],
+        *,
+        mean: bool,
     ) -> None:
         self._context = context
         self._batches = batches
-        self._written = {heads.module: _Mean() for heads in layers}
+        self._written = {heads.module: _Mean() for heads in layers} if mean else {}
         self._loss = self._evaluate({}, self._written)
 
-    def increase(self, heads: Heads, head: int, *, mean: bool) -> float:
+    def increase(self, heads: Heads, head: int) -> float:
         """Loss with the head's output replaced by zero, or by its mean, less the loss with it.
 
         Without its block of W_O a head writes nothing. Its mean output is what its layer then
@@ -122,7 +143,7 @@ class _Ablation:
         size = weight.shape[heads.output_axis] // len(heads.w_o)
         without.narrow(heads.output_axis, head * size, size).zero_()
         params = {heads.output: without}
-        if not mean:
+        if not self._written:
             return self._evaluate(params, {}) - self._loss
         rest = _Mean()
         self._evaluate(params, {heads.module: rest})

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.core.meaning import FORMATION, SUPPORTING, StreamMeaning
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
 from phasewatch.monitor.observables.attention.model import (
     WAY_OUT,
     Attention,
     attention_of,
     forward,
+    heads_at_weights,
     token_batches,
     try_forward,
 )
@@ -26,12 +27,30 @@ from phasewatch.monitor.observables.attention.scores import (
     previous_token_scores,
 )
 from phasewatch.monitor.observables.evaluation import at_weights, device_of, listed
+from phasewatch.monitor.observables.sharing import random_of
 from phasewatch.monitor.observables.weights.norms import MAX_GROUPS, observed
+from phasewatch.monitor.observables.work import DIAGONALISED, MULTIPLIED, reads
 
 OLSSON = "Olsson et al. 2022, arXiv 2209.11895"
 ELHAGE = "Elhage et al. 2021, transformer-circuits.pub/2021/framework"
 BLOCK = 25
 """Tokens of a random block, where the probe's sequences leave room for two of them."""
+
+
+class _Words(NamedTuple):
+    """What sequences are drawn from.
+
+    Attributes:
+        known: Tokens of the probe, but for the first one.
+        length: Tokens of a block.
+        bos: The token put first, if there is one.
+        num_tokens: Tokens in the probe, counted as often as they come.
+    """
+
+    known: Tensor
+    length: int
+    bos: int | None
+    num_tokens: int
 
 
 class _PatternScore:
@@ -71,6 +90,7 @@ class _PatternScore:
         self._length = length
         self._sequences = sequences
         self._bos = bos
+        self._found: tuple[Sequence[Any], _Words] | None = None
         self._attention = attention
 
     def check(self, context: MeasureContext) -> None:
@@ -80,7 +100,23 @@ class _PatternScore:
             RefusedError: There is no attention layer that is known, no token, or the pass fails.
         """
         attention = attention_of(context, self._attention)
-        try_forward(context, attention, self._tokens(context))
+        tokens = self._tokens(context)
+        context.shared.get(
+            ("attention verified", self._drawn_as),
+            lambda: try_forward(context, attention, tokens),
+            *self._about(context),
+        )
+
+    def work(self, context: MeasureContext) -> Work:
+        """A forward pass over the drawn sequences, unless this turn has seen it.
+
+        Raises:
+            RefusedError: The probe holds no tokens, or too few.
+        """
+        words = self._words(context)
+        if context.shared.has(("patterns", self._drawn_as), *self._about(context)):
+            return Work()
+        return Work(forwards=self._sequences * (2 * words.length + 1) / words.num_tokens)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """The maximum over the heads, then each head, with the error of the random sequences.
@@ -89,8 +125,12 @@ class _PatternScore:
             RefusedError: As `check`.
         """
         tokens = self._tokens(context)
-        seen = forward(context, attention_of(context, self._attention), tokens)
-        scores = [self._scores(pattern.double(), tokens) for pattern in seen.patterns]
+        patterns = context.shared.get(
+            ("patterns", self._drawn_as),
+            lambda: forward(context, attention_of(context, self._attention), tokens).patterns,
+            *self._about(context),
+        )
+        scores = [self._scores(pattern.double(), tokens) for pattern in patterns]
         return by_head(
             context,
             self.name,
@@ -102,7 +142,36 @@ class _PatternScore:
     def _scores(self, pattern: Tensor, tokens: Tensor) -> Tensor:
         raise NotImplementedError
 
+    @property
+    def _drawn_as(self) -> tuple[int | None, ...]:
+        """By what the sequences differ from those of another observable of the same turn."""
+        return (self._length, self._sequences, self._bos)
+
+    def _about(self, context: MeasureContext) -> tuple[object, ...]:
+        return (self._attention, context.params, context.batches)
+
     def _tokens(self, context: MeasureContext) -> Tensor:
+        """New sequences for each turn, the same for all that read attention patterns."""
+        words = self._words(context)
+        shape = (self._sequences, words.length + 1)
+        random = random_of(context, "attention patterns")
+        drawn = torch.randint(len(words.known), shape, generator=random, device=random.device)
+        block = words.known[drawn].long()
+        if words.bos is not None:
+            block[:, 0] = words.bos
+        return torch.cat([block, block[:, 1:]], dim=1)
+
+    def _words(self, context: MeasureContext) -> _Words:
+        """What there is to draw from; looked for once in the same probe.
+
+        Raises:
+            RefusedError: There are no tokens, or too few.
+        """
+        if self._found is None or self._found[0] is not context.batches:
+            self._found = (context.batches, self._look(context))
+        return self._found[1]
+
+    def _look(self, context: MeasureContext) -> _Words:
         seen = [tokens.to(device_of(context)) for tokens in token_batches(context)]
         if not seen:
             raise RefusedError(
@@ -119,13 +188,7 @@ class _PatternScore:
                 f"{self.name}: the probe's sequences hold {len(vocabulary)} tokens and leave room "
                 f"for two blocks of {length}; at least 2 of each are needed"
             )
-        shape = (self._sequences, length + 1)
-        device = device_of(context)
-        drawn = torch.randint(len(vocabulary), shape, generator=context.generator, device=device)
-        block = vocabulary[drawn].long()
-        if bos is not None:
-            block[:, 0] = bos
-        return torch.cat([block, block[:, 1:]], dim=1)
+        return _Words(vocabulary, length, bos, sum(tokens.numel() for tokens in seen))
 
 
 class PrefixMatching(_PatternScore):
@@ -188,6 +251,19 @@ class CopyingScore:
         """
         self._scores(context)
 
+    def work(self, context: MeasureContext) -> Work:
+        """For each head, products with both embeddings, and eigenvalues of d_head rows."""
+        attention = attention_of(context, self._attention)
+        layers = heads_at_weights(context, self._attention)
+        with torch.no_grad():
+            entries = at_weights(context, lambda model: attention.unembedding(model).numel())
+        width = int(layers[0].w_o.shape[1])
+        total = len(layers) * MULTIPLIED * entries * width
+        for heads in layers:
+            num, rows, columns = heads.w_v.shape
+            total += num * (MULTIPLIED * rows * columns**2 + DIAGONALISED * rows**3)
+        return reads(context, total)
+
     def measure(self, context: MeasureContext) -> list[Observation]:
         """The maximum over the heads, then each head.
 
@@ -198,6 +274,7 @@ class CopyingScore:
 
     def _scores(self, context: MeasureContext) -> list[Tensor]:
         attention = attention_of(context, self._attention)
+        layers = heads_at_weights(context, self._attention)
 
         def scores(model: nn.Module) -> list[Tensor]:
             w_e, w_u = attention.embedding(model), attention.unembedding(model)
@@ -207,7 +284,7 @@ class CopyingScore:
                     f"(vocabulary, d_model); found {tuple(w_e.shape)} and {tuple(w_u.shape)}; "
                     f"{WAY_OUT}"
                 )
-            return [copying_scores(heads, w_e, w_u) for heads in attention.heads(model)]
+            return [copying_scores(heads, w_e, w_u) for heads in layers]
 
         with torch.no_grad():
             found: list[Tensor] = at_weights(context, scores)
@@ -246,6 +323,16 @@ class Composition:
         """
         self._compositions(context)
 
+    def work(self, context: MeasureContext) -> Work:
+        """For each pair of heads three products of d_head rows with d_model columns."""
+        shapes = [heads.w_v.shape for heads in heads_at_weights(context, self._attention)]
+        pairs = [(a, b) for index, b in enumerate(shapes) for a in shapes[:index]]
+        total = sum(
+            3 * MULTIPLIED * first * last * e * (f * d + 2 * e * f)
+            for (first, e, d), (last, f, _) in pairs
+        )
+        return reads(context, total)
+
     def measure(self, context: MeasureContext) -> list[Observation]:
         """The largest composition, then that of each kind.
 
@@ -259,30 +346,24 @@ class Composition:
         return result
 
     def _compositions(self, context: MeasureContext) -> dict[str, float]:
-        attention = attention_of(context, self._attention)
-
-        def largest(model: nn.Module) -> dict[str, float]:
-            layers = attention.heads(model)
-            widths = {int(heads.w_o.shape[1]) for heads in layers}
-            if len(layers) < 2 or len(widths) > 1:
-                raise RefusedError(
-                    f"{self.name}: looked for two attention layers of one width; the model has "
-                    f"{listed(heads.module for heads in layers)}, of width {sorted(widths)}"
-                )
+        layers = heads_at_weights(context, self._attention)
+        widths = {int(heads.w_o.shape[1]) for heads in layers}
+        if len(layers) < 2 or len(widths) > 1:
+            raise RefusedError(
+                f"{self.name}: looked for two attention layers of one width; the model has "
+                f"{listed(heads.module for heads in layers)}, of width {sorted(widths)}"
+            )
+        with torch.no_grad():
             pairs = [
                 compositions(earlier, later)
                 for index, later in enumerate(layers)
                 for earlier in layers[:index]
             ]
-            random = widths.pop() ** -0.5
-            return {
-                kind: float(torch.stack([pair[kind].max() for pair in pairs]).max()) - random
-                for kind in ("q", "k", "v")
-            }
-
-        with torch.no_grad():
-            found: dict[str, float] = at_weights(context, largest)
-        return found
+        random = widths.pop() ** -0.5
+        return {
+            kind: float(torch.stack([pair[kind].max() for pair in pairs]).max()) - random
+            for kind in ("q", "k", "v")
+        }
 
 
 def by_head(

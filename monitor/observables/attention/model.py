@@ -275,6 +275,25 @@ def forward(context: MeasureContext, attention: Attention, tokens: Tensor) -> Pa
     return found
 
 
+def heads_at_weights(context: MeasureContext, given: Attention | None) -> Sequence[Heads]:
+    """The heads at w*, looked for once a turn.
+
+    Args:
+        context: The measurement's context.
+        given: The user's own word for the attention, if any.
+
+    Raises:
+        RefusedError: As `attention_of`.
+    """
+
+    def look() -> Sequence[Heads]:
+        with torch.no_grad():
+            found: Sequence[Heads] = at_weights(context, attention_of(context, given).heads)
+        return found
+
+    return context.shared.get("heads", look, given, context.params)
+
+
 def try_forward(context: MeasureContext, attention: Attention, tokens: Tensor) -> None:
     """Try a forward pass before the first step.
 

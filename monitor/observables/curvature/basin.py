@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -14,14 +13,26 @@ from torch import Tensor
 
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
 from phasewatch.monitor.core.meaning import SUPPORTING
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.core.types import (
+    Cost,
+    MeasureContext,
+    Observation,
+    Steps,
+    Work,
+    run_through,
+)
 from phasewatch.monitor.observables.curvature.hessian import marked
+from phasewatch.monitor.observables.curvature.krylov import forwards_to_pose, hessian_of
+from phasewatch.monitor.observables.sharing import Stopwatch, random_of
 from phasewatch.monitor.observables.weights.norms import observed
 from phasewatch.monitor.sampling.engine import plain_attention
-from phasewatch.monitor.sampling.posterior import Problem, checked_terms, pose
+from phasewatch.monitor.sampling.posterior import Problem, checked_terms
 
 NUM_RADII = 12
 """Radii on a ray, each half of the one before; one forward pass over the probe each, at most."""
+
+USUAL_RADII = 2.4
+"""So many radii of a ray are looked at where the loss rises by a tenth of a nat or so."""
 
 RELATIVE_RADIUS = 0.1
 """Radius where none is given, as a share of ‖w*‖."""
@@ -78,6 +89,7 @@ class BasinBroadness:
         self._radius = radius
         self._threshold = threshold
         self._num_rays = num_rays
+        self._num_losses = 0
 
     def check(self, context: MeasureContext) -> None:
         """Refuse before the first step what cannot be measured.
@@ -86,11 +98,16 @@ class BasinBroadness:
             RefusedError: Says what was looked for, and the way out.
         """
         try:
-            pose(context)
+            hessian_of(context)
         except RefusedError:
             raise
         except MeasurementError:
             return  # a loss that is not finite now may be finite later
+
+    def work(self, context: MeasureContext) -> Work:
+        """As many losses as the last measurement took; before the first, as many as usual."""
+        losses = self._num_losses or USUAL_RADII * self._num_rays
+        return Work(forwards=forwards_to_pose(context) + 1.0 + losses)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Walk along the rays, within `context.deadline_seconds`.
@@ -99,25 +116,35 @@ class BasinBroadness:
             RefusedError: The loss cannot be evaluated on a copy.
             MeasurementError: The loss is not finite at w*, or no radius is known.
         """
-        begin = time.perf_counter()
-        problem = pose(context)
+        return run_through(self.measure_in_steps(context))
+
+    def measure_in_steps(self, context: MeasureContext) -> Steps[list[Observation]]:
+        """The same, one loss a step."""
+        watch = Stopwatch()
+        with watch:
+            problem = hessian_of(context).problem
+            base = _loss(problem, None)
+        yield
+        random = random_of(context, self.name)
         radius = self._radius or RELATIVE_RADIUS * float(problem.center().norm())
         if not radius > 0:
             raise MeasurementError(f"{self.name}: all weights are zero, so give radius=")
         radii = np.array([radius * 0.5**halvings for halvings in range(NUM_RADII)])
         low = 0.5 * self._threshold
-        base = _loss(problem, None)
         rays: list[NDArray[np.float64]] = []
         for _ in range(self._num_rays):
-            if len(rays) > 1 and time.perf_counter() - begin > context.deadline_seconds:
+            if len(rays) > 1 and watch.seconds > context.deadline_seconds:
                 break
-            direction = _direction(context, problem)
+            direction = _direction(random, problem)
             rises = np.full(NUM_RADII, -math.inf)  # stays where nobody looks, further in
             for index, at in enumerate(radii):
-                rises[index] = _loss(problem, direction * at) - base
+                with watch:
+                    rises[index] = _loss(problem, direction * at) - base
+                yield
                 if rises[index] < low:
                     break
             rays.append(rises)
+        self._num_losses = sum(int((ray != -math.inf).sum()) for ray in rays)
         return self._values(context, np.array(rays), radii, problem.layout.num_parameters)
 
     def _values(
@@ -196,9 +223,8 @@ def _loss(problem: Problem, displacement: Tensor | None) -> float:
     return total / sum(problem.weights)
 
 
-def _direction(context: MeasureContext, problem: Problem) -> Tensor:
+def _direction(random: torch.Generator, problem: Problem) -> Tensor:
     """Uniform on the unit sphere, shape (d,)."""
-    random = context.generator
     size = problem.layout.num_parameters
     drawn = torch.randn(
         size, generator=random, device=random.device, dtype=problem.layout.state_dtype

@@ -1,8 +1,9 @@
 """Curvature of the probe loss at w*: trace, top eigenvalues and rank of its Hessian H.
 
 All are of the mean probe loss L_n, in nats, over the trainable parameters, and take Hessian-vector
-products alone: at most `MAX_PRODUCTS`, each of two gradients. A probe smaller than the training
-data has a Hessian of its own, which differs from that of the whole.
+products alone: at most `MAX_PRODUCTS`, each of two gradients. Those of one turn share the Lanczos
+steps from one random vector; see `krylov`. A probe smaller than the training data has a Hessian of
+its own, which differs from that of the whole.
 """
 
 from __future__ import annotations
@@ -13,34 +14,45 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
 from phasewatch.monitor.core.meaning import SUPPORTING
-from phasewatch.monitor.core.types import Cost, EstimateStatus, MeasureContext, Observation
+from phasewatch.monitor.core.types import (
+    Cost,
+    EstimateStatus,
+    MeasureContext,
+    Observation,
+    Steps,
+    Work,
+    run_through,
+)
+from phasewatch.monitor.observables.curvature.krylov import (
+    Allowance,
+    Lanczos,
+    Ritz,
+    Spectrum,
+    forwards_to_pose,
+    steps_done,
+)
+from phasewatch.monitor.observables.sharing import random_of
 from phasewatch.monitor.observables.weights.norms import observed
-from phasewatch.monitor.sampling.hessian import MAX_PRODUCTS, Hessian, Krylov, Way, lanczos
+from phasewatch.monitor.sampling.hessian import MAX_PRODUCTS, Way
 
 UNIT = "nats/weight²"
 
-LOOKS = (8, 16, 32, MAX_PRODUCTS)
+LOOKS = (8, 16, 32)
 """Numbers of probes after which the trace may be good enough: at few, for whoever stops as soon as
 an error happens to look small has stopped too soon."""
+
+DEFLATED = 12
+"""Directions that the trace takes out: Lanczos steps find the outliers of a spectrum first."""
 
 SETTLING = 5
 """Lanczos steps whose counts are compared."""
 
 MAX_TOP = 16
 """Eigenvalues that `hessian_top` reports at most."""
-
-
-def rademacher(context: MeasureContext, num: int, dtype: torch.dtype) -> Tensor:
-    """Independent signs ±1, shape (num,), from the context's generator."""
-    random = context.generator
-    bits = torch.randint(2, (num,), generator=random, device=random.device)
-    return 2 * bits.to(dtype) - 1
 
 
 def marked(observation: Observation, reason: str) -> Observation:
@@ -63,32 +75,46 @@ class _Curvature:
             RefusedError: Says what was looked for, and the way out.
         """
         try:
-            hessian = Hessian(context)
-            hessian.vectors_that_fit(4)
-            hessian(rademacher(context, hessian.num_parameters, hessian.problem.layout.state_dtype))
+            spectrum = Spectrum.of(context, self._way)
+            if not len(spectrum.run):
+                spectrum.run.step()
         except RefusedError:
             raise
         except MeasurementError:
             return  # what is not finite now may be finite later
-        self._way = hessian.way
+        self._way = spectrum.hessian.way
 
-    def _hessian(self, context: MeasureContext, max_products: int = MAX_PRODUCTS) -> Hessian:
-        return Hessian(context, max_products, self._way)
+    def _step(
+        self, run: Lanczos, size: int, allowance: Allowance, spectrum: Spectrum
+    ) -> Steps[None]:
+        """Let there be so many Lanczos steps; a step of the measurement if one must be taken."""
+        if len(run) < size:
+            with allowance:
+                run.step()
+            self._way = spectrum.hessian.way
+            yield
+        allowance.num_products += 1
 
 
 class HessianTrace(_Curvature):
-    """Trace of the Hessian, by Hutchinson's estimator with Rademacher probes.
+    """Trace of the Hessian, by Hutchinson's estimator beside the directions of largest curvature.
 
-    tr H = E[vᵀ H v] for v with independent entries ±1; the standard error is that of the mean over
-    the probes. Unit: nats per squared unit of weight.
+    With Q the orthonormal basis of the first k Lanczos steps, twelve at most,
 
-    It stops when the error is below `tolerance` times max(|tr H|, ‖H‖_F), with ‖H‖_F² = E‖H v‖²
-    from the same products. The trace alone would be no measure: it may be negative, or zero where
-    curvatures of both signs cancel. A value with a larger error is marked unconverged.
+        tr H = tr(QᵀHQ) + E[vᵀ H v],    v uniform on the sphere ‖v‖² = d − k, Qᵀv = 0.
+
+    The first part is exact and costs nothing where the top eigenvalues or the rank are measured in
+    the same turn; the second has the error of the mean over the probes v, which a few outlying
+    eigenvalues no longer dominate. Unit: nats per squared unit of weight.
+
+    It stops when the error is below `tolerance` times max(|tr H|, ‖H‖_F), with ‖H‖_F² =
+    ‖HQ‖_F² + E‖H v‖² from the same products. The trace alone would be no measure: it may be
+    negative, or zero where curvatures of both signs cancel. A value with a larger error is marked
+    unconverged.
 
     Args:
         tolerance: Largest relative error.
-        max_probes: Products at most.
+        max_probes: Products at most, Lanczos steps among them.
 
     Raises:
         ConfigError: An argument is out of its range.
@@ -98,7 +124,7 @@ class HessianTrace(_Curvature):
     unit = UNIT
     cost = Cost.GRADIENT
     needs = "a probe loss"
-    source = "Hutchinson 1990, Commun. Stat. 19, 433"
+    source = "Meyer et al. 2021 (Hutch++), arXiv 2010.09649; probes: Epperly et al. 2024, §2.3"
     streams: ClassVar = {"hessian_trace": SUPPORTING}
 
     def __init__(self, tolerance: float = 0.15, max_probes: int = MAX_PRODUCTS) -> None:
@@ -107,34 +133,65 @@ class HessianTrace(_Curvature):
         super().__init__()
         self._tolerance = tolerance
         self._max_probes = max_probes
+        self._usual = LOOKS[0]
+
+    def work(self, context: MeasureContext) -> Work:
+        """The directions that are not known yet, and as many probes as the last time."""
+        deflated = min(DEFLATED, self._max_probes // 2)
+        new = max(deflated - steps_done(context), 0)
+        probes = min(self._usual, self._max_probes - deflated)
+        return Work(forwards=forwards_to_pose(context), hessian_products=float(new + probes))
 
     def measure(self, context: MeasureContext) -> Observation:
         """Probe until the error is small enough, within `context.deadline_seconds`.
 
         Raises:
-            RefusedError: The loss cannot be differentiated.
+            RefusedError: The loss cannot be differentiated, or there is no memory.
             MeasurementError: The loss, or a product, is not finite.
         """
-        hessian = self._hessian(context, self._max_probes)
-        dtype = hessian.problem.layout.state_dtype
+        return run_through(self.measure_in_steps(context))
+
+    def measure_in_steps(self, context: MeasureContext) -> Steps[Observation]:
+        """The same, one product a step."""
+        allowance = Allowance(context, self._max_probes)
+        with allowance:
+            spectrum = Spectrum.of(context, self._way)
+        run, hessian = spectrum.run, spectrum.hessian
+        size, wanted = 0, min(DEFLATED, self._max_probes // 2, spectrum.num_vectors)
+        while size < wanted and not (size and run.closed and size == len(run)):
+            yield from self._step(run, size + 1, allowance, spectrum)
+            size += 1
+            if allowance.exhausted:
+                break
+        known, squares = run.trace(size)
+        random = random_of(context, self.name)
         samples: list[float] = []
-        squares: list[float] = []
-        error, allowed = math.inf, 0.0
-        while not hessian.exhausted:
-            vector = rademacher(context, hessian.num_parameters, dtype)
-            product = hessian(vector)
+        others: list[float] = []
+        left = hessian.num_parameters - size
+        value, error, allowed = hessian.num_parameters * run.trace(1)[0], math.inf, 0.0
+        if not left:
+            value, error = known, 0.0
+        while left and not allowance.exhausted:
+            with allowance:
+                vector = run.away(spectrum.normal(random), size)
+                vector *= math.sqrt(left) / vector.norm()
+                product = hessian(vector)
+            allowance.num_products += 1
             samples.append(float(vector.double() @ product.double()))
-            squares.append(float(product.double().square().sum()))
+            others.append(float(product.double().square().sum()))
+            yield
+            value = known + float(np.mean(samples))
             if len(samples) > 1:
                 error = float(np.std(samples, ddof=1)) / math.sqrt(len(samples))
-                size = max(abs(float(np.mean(samples))), math.sqrt(float(np.mean(squares))))
-                allowed = self._tolerance * size
+                size_of_h = max(abs(value), math.sqrt(squares + float(np.mean(others))))
+                allowed = self._tolerance * size_of_h
             if error <= allowed and len(samples) in LOOKS:
                 break
-        found = observed(context, self.name, self.unit, float(np.mean(samples)), error)
+        self._usual = len(samples)
+        found = observed(context, self.name, self.unit, value, error)
         if error <= allowed:
             return found
-        reason = f"the error is {error:.3g}, more than {allowed:.3g}: {hessian.exhausted}"
+        reason = f"the error is {error:.3g}, more than {allowed:.3g}: {allowance.exhausted}"
         return marked(found, reason)
 
 
@@ -151,8 +208,7 @@ class HessianTop(_Curvature):
     plain gradient descent becomes unstable (Cohen et al. 2021). Momentum, preconditioning and
     minibatches move that edge.
 
-    A measurement starts from the eigenvectors of the one before, with some noise; they are not
-    kept in checkpoints, for each is as large as the model.
+    The steps start from random signs, new in each turn, so that rank and trace can use them too.
 
     Args:
         num_values: How many of the largest.
@@ -181,7 +237,12 @@ class HessianTop(_Curvature):
         self._num_values = num_values
         self._tolerance = tolerance
         self._max_products = max_products
-        self._warm: Tensor | None = None
+        self._usual = 12  # before the first measurement
+
+    def work(self, context: MeasureContext) -> Work:
+        """As many steps as the last measurement took, less those that are known already."""
+        new = max(min(self._usual, self._max_products) - steps_done(context), 0)
+        return Work(forwards=forwards_to_pose(context), hessian_products=float(new))
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Iterate until the residuals are small enough, within `context.deadline_seconds`.
@@ -190,16 +251,24 @@ class HessianTop(_Curvature):
             RefusedError: The loss cannot be differentiated, or there is no memory.
             MeasurementError: The loss, or a product, is not finite.
         """
-        hessian = self._hessian(context, self._max_products)
-        num_steps = hessian.vectors_that_fit(self._max_products)
+        return run_through(self.measure_in_steps(context))
 
-        def done(found: Krylov) -> bool:
-            return bool(hessian.exhausted) or self._converged(found)
-
-        found = lanczos(hessian, self._start(context, hessian), num_steps, done)
+    def measure_in_steps(self, context: MeasureContext) -> Steps[list[Observation]]:
+        """The same, one product a step."""
+        allowance = Allowance(context, self._max_products)
+        with allowance:
+            spectrum = Spectrum.of(context, self._way)
+        run, size, ended = spectrum.run, 0, False
+        while not ended:
+            yield from self._step(run, size + 1, allowance, spectrum)
+            size += 1
+            found = run.ritz(size)
+            closed = run.closed and size == len(run)
+            ended = bool(allowance.exhausted) or closed or self._converged(found)
+            ended = ended or size == spectrum.num_vectors
+        self._usual = size
         top = range(len(found.values) - 1, -1, -1)[: self._num_values]
-        self._warm = torch.stack([found.ritz(index) for index in top]).sum(dim=0)
-        reason = hessian.exhausted or f"there is memory for {num_steps} vectors only"
+        reason = allowance.exhausted or f"there is memory for {spectrum.num_vectors} vectors only"
         names = [self.name, *(f"{self.name}/{rank}" for rank in range(2, self._num_values + 1))]
         result = [
             self._value(context, name, found, index, reason)
@@ -210,27 +279,16 @@ class HessianTop(_Curvature):
             result.append(observed(context, f"{self.name}/2_over_lr", self.unit, edge))
         return result
 
-    def _start(self, context: MeasureContext, hessian: Hessian) -> Tensor:
-        dtype = hessian.problem.layout.state_dtype
-        fresh = rademacher(context, hessian.num_parameters, dtype)
-        fresh /= math.sqrt(len(fresh))
-        warm = self._warm
-        if warm is None or warm.shape != fresh.shape or warm.device != fresh.device:
-            return fresh
-        # Noise: from an exact eigenvector alone no other direction would ever be found.
-        mixed: Tensor = warm.to(dtype) / warm.norm() + 0.1 * fresh
-        return mixed
-
-    def _allowed(self, found: Krylov) -> float:
+    def _allowed(self, found: Ritz) -> float:
         return self._tolerance * float(np.abs(found.values).max())
 
-    def _converged(self, found: Krylov) -> bool:
+    def _converged(self, found: Ritz) -> bool:
         enough = len(found.values) >= self._num_values
         residuals = found.residuals[-self._num_values :]
         return enough and bool((residuals <= self._allowed(found)).all())
 
     def _value(
-        self, context: MeasureContext, name: str, found: Krylov, index: int, reason: str
+        self, context: MeasureContext, name: str, found: Ritz, index: int, reason: str
     ) -> Observation:
         residual, allowed = float(found.residuals[index]), self._allowed(found)
         value = observed(context, name, self.unit, float(found.values[index]), residual)
@@ -273,6 +331,13 @@ class HessianRank(_Curvature):
         super().__init__()
         self._tau = tau
         self._num_probes = num_probes
+        self._usual = MAX_PRODUCTS
+
+    def work(self, context: MeasureContext) -> Work:
+        """As many steps as the last measurement took, less those that are known already."""
+        known = min(steps_done(context), self._usual // self._num_probes)
+        products = float(self._usual - known)
+        return Work(forwards=forwards_to_pose(context), hessian_products=products)
 
     def measure(self, context: MeasureContext) -> Observation:
         """Count, within `context.deadline_seconds`.
@@ -281,19 +346,28 @@ class HessianRank(_Curvature):
             RefusedError: The loss cannot be differentiated, or there is no memory.
             MeasurementError: The loss, or a product, is not finite.
         """
-        hessian = self._hessian(context)
-        num, dtype = hessian.num_parameters, hessian.problem.layout.state_dtype
-        num_steps = hessian.vectors_that_fit(MAX_PRODUCTS // self._num_probes)
-        runs: list[list[Rule]] = []
-        while len(runs) < self._num_probes and not hessian.exhausted:
-            steps: list[Rule] = []
+        return run_through(self.measure_in_steps(context))
 
-            def keep(found: Krylov, steps: list[Rule] = steps) -> bool:
-                steps.append((found.values, found.vectors[0] ** 2))
-                return bool(hessian.exhausted)
-
-            lanczos(hessian, rademacher(context, num, dtype), num_steps, keep)
+    def measure_in_steps(self, context: MeasureContext) -> Steps[Observation]:
+        """The same, one product a step."""
+        allowance = Allowance(context)
+        with allowance:
+            spectrum = Spectrum.of(context, self._way)
+        random = random_of(context, self.name)
+        num = spectrum.hessian.num_parameters
+        num_steps = min(spectrum.num_vectors, MAX_PRODUCTS // self._num_probes)
+        runs: list[list[Ritz]] = []
+        while len(runs) < self._num_probes and not allowance.exhausted:
+            run = Lanczos(spectrum.hessian, spectrum.signs(random)) if runs else spectrum.run
+            size, steps = 0, []
+            while not allowance.exhausted and size < num_steps:
+                yield from self._step(run, size + 1, allowance, spectrum)
+                size += 1
+                steps.append(run.ritz(size))
+                if run.closed and size == len(run):
+                    break
             runs.append(steps[-SETTLING:])
+        self._usual = allowance.num_products
         counts = num * self._counted(runs)
         value = min(float(counts[-1]), float(num))
         spread = math.sqrt(2.0 * value * (1.0 - value / num) / len(runs))
@@ -303,19 +377,16 @@ class HessianRank(_Curvature):
             return found
         return marked(found, f"the error is {error:.3g}, above half the value")
 
-    def _counted(self, runs: Sequence[Sequence[Rule]]) -> NDArray[np.float64]:
+    def _counted(self, runs: Sequence[Sequence[Ritz]]) -> NDArray[np.float64]:
         """Share of the eigenvalues that count, by the last steps; mean over the probes."""
-        largest = max(float(np.abs(values).max()) for steps in runs for values, _ in steps)
+        largest = max(float(np.abs(ritz.values).max()) for steps in runs for ritz in steps)
         shares = []
         for back in range(SETTLING, 0, -1):
             rules = [steps[-min(back, len(steps))] for steps in runs]
-            counting = [weights[np.abs(v) > self._tau * largest].sum() for v, weights in rules]
+            counting = [r.weights[np.abs(r.values) > self._tau * largest].sum() for r in rules]
             shares.append(float(np.mean(counting)))
         return np.array(shares)
 
-
-Rule = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Nodes and weights of a quadrature."""
 
 PROBES = f"2 to {MAX_PRODUCTS}"
 

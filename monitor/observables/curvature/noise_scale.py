@@ -21,9 +21,12 @@ from phasewatch.monitor.core.types import (
     MicroBatches,
     Observation,
     StepRecord,
+    Work,
 )
 from phasewatch.monitor.observables.curvature.hessian import marked
+from phasewatch.monitor.observables.krylov import forwards_to_pose, hessian_of
 from phasewatch.monitor.observables.weights.norms import observed
+from phasewatch.monitor.observables.work import of_probe
 from phasewatch.monitor.sampling.batches import describe, leading_size
 from phasewatch.monitor.sampling.engine_choice import working_loop
 from phasewatch.monitor.sampling.memory_budget import FREE_SHARE, free_bytes, loop_bytes, mebibytes
@@ -78,6 +81,7 @@ class GradientNoiseScale:
     name = "gradient_noise_scale"
     unit = "samples"
     cost = Cost.GRADIENT
+    needs_record = True
     needs = "gradients accumulated over micro-batches, or a probe loss"
     source = "McCandlish et al. 2018, arXiv 1812.06162, app. A"
     streams: ClassVar = {"gradient_noise_scale": SUPPORTING}
@@ -99,6 +103,7 @@ class GradientNoiseScale:
         self._source = source
         self._num_gradients = num_gradients
         self._seen: deque[tuple[float, float]] = deque(maxlen=window)
+        self._known_parts: tuple[Sequence[Any], list[Any], int] | None = None
 
     def check(self, context: MeasureContext) -> None:
         """Refuse before the first step what cannot be measured.
@@ -109,13 +114,29 @@ class GradientNoiseScale:
         if self._source == "training":
             return
         try:
-            working_loop(_in_parts(context, self._num_gradients)[0])
+            parts, _ = self._parts(context)
+            # Tried part by part: the loss may not take batches of another size.
+            working_loop(_affordable(pose(replace(context, batches=tuple(parts)))))
         except RefusedError as error:
             raise RefusedError(
                 f'{error}. Or set source="training", if steps accumulate their gradients'
             ) from error
         except MeasurementError:
             return  # a loss that is not finite now may be finite later
+
+    def work(self, context: MeasureContext) -> Work:
+        """Nothing where steps accumulate; else the gradients of the parts.
+
+        Raises:
+            RefusedError: The probe cannot be cut into parts.
+        """
+        micro = None if self._source == "probe" else _usable(context.record)
+        if micro is not None or self._source == "training" or self._seen:
+            return Work()
+        parts, size = self._parts(context)
+        share = of_probe(context, len(parts) * size)
+        gradients = share * (1.0 + 2.0 / max(len(parts), 1))
+        return Work(forwards=forwards_to_pose(context), gradients=gradients)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Take what the step recorded, or gradients of the probe.
@@ -140,9 +161,29 @@ class GradientNoiseScale:
             )
         return self._of_probe(context)
 
+    def _parts(self, context: MeasureContext) -> tuple[list[Any], int]:
+        """Parts of one size, and that size; cut once from the same probe.
+
+        Raises:
+            RefusedError: They are too few, or the probe cannot be cut.
+        """
+        if self._known_parts is None or self._known_parts[0] is not context.batches:
+            parts, size = _parts(context, self._num_gradients)
+            if 0 < len(parts) < FEWEST:
+                raise RefusedError(
+                    f"the gradient noise needs a probe in at least {FEWEST} parts of one size; it "
+                    f"has {len(parts)}. Give a larger probe, or one in several batches "
+                    "(probe.batch_size)"
+                )
+            self._known_parts = (context.batches, parts, size)
+        return self._known_parts[1:]
+
     def _of_probe(self, context: MeasureContext) -> list[Observation]:
-        problem, size = _in_parts(context, self._num_gradients)
-        products = _products(problem)
+        parts, size = self._parts(context)
+        whole = hessian_of(context).problem
+        equal = (1.0 / len(parts),) * len(parts)
+        problem = replace(whole, batches=tuple(parts), weights=equal)
+        products = _products(_affordable(problem))
         own, total = np.diag(products), products.sum()
         n_data = context.n_data
         noise, signal = _u_statistics(own.sum(), total, len(own), size, n_data)
@@ -248,24 +289,27 @@ def _u_statistics(
     return noise, total / num**2 - noise * (1.0 / (num * size) - _share_of(n_data))
 
 
-def _in_parts(context: MeasureContext, num_wanted: int) -> tuple[Problem, int]:
-    """The probe in parts of one size, and that size.
+def _parts(context: MeasureContext, num_wanted: int) -> tuple[list[Any], int]:
+    """The probe in at most so many parts of one size, and that size.
 
     Raises:
-        RefusedError: It cannot be cut, or there is no loss or memory.
+        RefusedError: It cannot be cut.
     """
     parts: Sequence[Any] = context.batches
     if 0 < len(parts) < num_wanted:
         share = math.ceil(num_wanted / len(parts))
         parts = [part for batch in parts for part in _cut(batch, share)]
     sizes = [leading_size(part) for part in parts]
-    parts = [part for part, size in zip(parts, sizes, strict=True) if size == sizes[0]]
-    if 0 < len(parts) < FEWEST:
-        raise RefusedError(
-            f"the gradient noise needs a probe in at least {FEWEST} parts of one size; it has "
-            f"{len(parts)}. Give a larger probe, or one in several batches (probe.batch_size)"
-        )
-    problem = pose(replace(context, batches=tuple(parts[:num_wanted])))
+    alike = [part for part, size in zip(parts, sizes, strict=True) if size == sizes[0]]
+    return alike[:num_wanted], sizes[0] if sizes else 0
+
+
+def _affordable(problem: Problem) -> Problem:
+    """The same problem.
+
+    Raises:
+        RefusedError: There is no memory for the gradients of its batches.
+    """
     needed = loop_bytes(problem, 1) + len(problem.batches) * problem.state_bytes
     limit = int(FREE_SHARE * free_bytes(problem.device))
     if needed > limit:
@@ -273,7 +317,7 @@ def _in_parts(context: MeasureContext, num_wanted: int) -> tuple[Problem, int]:
             f"the gradient noise needs {mebibytes(needed)} for {len(problem.batches)} gradients, "
             f"and may take {mebibytes(limit)}; set num_gradients lower"
         )
-    return problem, sizes[0]
+    return problem
 
 
 def _cut(batch: Any, num_parts: int) -> list[Any]:

@@ -11,7 +11,6 @@ on q' than it could nearby; a λ̂ below zero says so, with status NEGATIVE.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -23,15 +22,22 @@ from torch.utils._pytree import tree_map
 from phasewatch.monitor.config.monitor import SamplerConfig
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.core.meaning import StreamMeaning
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.core.types import (
+    Cost,
+    MeasureContext,
+    Observation,
+    Steps,
+    Work,
+    run_through,
+)
 from phasewatch.monitor.isolation.probe import build_probe
 from phasewatch.monitor.observables.evaluation import device_of, to_device
 from phasewatch.monitor.observables.llc.llc import LLC, observed_llc, refusals
 from phasewatch.monitor.observables.llc.parts import Turns
-from phasewatch.monitor.sampling import Memory, measure_llc
+from phasewatch.monitor.sampling import Memory
 from phasewatch.monitor.sampling.batches import leading_size
 from phasewatch.monitor.sampling.estimators import default_n_beta
-from phasewatch.monitor.sampling.measure import check_llc
+from phasewatch.monitor.sampling.measure import check_llc, llc_steps, sampling_work
 
 Chooser = Callable[[Any], Tensor]
 """From a probe batch, as the loss takes it, to a boolean mask over its samples, shape (B,)."""
@@ -60,6 +66,13 @@ class LLCValidation(LLC):
                 "there is no validation data; give val_probe= (a dataset, loader or batches)"
             )
         return on_data(context, context.val_batches), at_temperature_of(context, self._config)
+
+    def work(self, context: MeasureContext) -> Work:
+        """Gradients of all chains, of the validation data."""
+        own, _ = self._posed(context)
+        size = _num_samples(own.batches) / max(_num_samples(context.batches), 1)
+        one = super().work(context)
+        return replace(one, gradients=size * one.gradients)
 
 
 class LLCSlices:
@@ -117,10 +130,10 @@ class LLCSlices:
         config = at_temperature_of(context, self._config)
         with refusals():  # what is wrong with the loss itself is said of the whole probe
             check_llc(context, config)
-        for part, memory in self._memories.items():
+        for part in self._memories:
             own = on_data(context, self._batches(context, part))
             with refusals():
-                check_llc(own, config, memory=memory)
+                check_llc(own, config)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Measure slices at `context.step`, as many as `context.deadline_seconds` reach for.
@@ -129,16 +142,27 @@ class LLCSlices:
             RefusedError: They cannot be measured safely.
             MeasurementError: The loss at w* is not finite.
         """
+        return run_through(self.measure_in_steps(context))
+
+    def work(self, context: MeasureContext) -> Work:
+        """Gradients of all slices' chains, each on its share of the samples."""
+        parts = (self._batches(context, part) for part in self._memories)
+        sizes = sum(map(_num_samples, parts)) / max(_num_samples(context.batches), 1)
+        one = sampling_work(self._config, warm=any(m.warm for m in self._memories.values()))
+        return replace(one, gradients=sizes * one.gradients)
+
+    def measure_in_steps(self, context: MeasureContext) -> Steps[list[Observation]]:
+        """The same in steps."""
         config = at_temperature_of(context, self._config)
         chosen = self._turns.next(context.step, context.deadline_seconds)
-        ends = time.monotonic() + context.deadline_seconds
+        left = context.deadline_seconds
         found: list[Observation] = []
         seconds: dict[str, float] = {}
         for part in chosen:
-            share = max(ends - time.monotonic(), 0.0) / (len(chosen) - len(found))
             own = on_data(context, self._batches(context, part))
-            own = replace(own, deadline_seconds=share)
-            estimate = measure_llc(own, config, memory=self._memories[part])
+            own = replace(own, deadline_seconds=left / (len(chosen) - len(found)))
+            estimate = yield from llc_steps(own, config, memory=self._memories[part])
+            left = max(left - estimate.duration_seconds, 0.0)
             found.append(observed_llc(context, f"{self.name}/{part}", estimate))
             seconds[part] = estimate.duration_seconds
         self._turns.took(seconds, context.deadline_seconds)

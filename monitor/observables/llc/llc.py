@@ -20,10 +20,18 @@ from phasewatch.monitor.core.types import (
     EstimateStatus,
     MeasureContext,
     Observation,
+    Steps,
+    Work,
+    run_through,
 )
 from phasewatch.monitor.observables.llc.parts import HEADS, MODULES, Turns, find_parts
-from phasewatch.monitor.sampling import Memory, measure_llc, measure_refined_llc
-from phasewatch.monitor.sampling.measure import check_llc
+from phasewatch.monitor.sampling import Memory
+from phasewatch.monitor.sampling.measure import (
+    check_llc,
+    llc_steps,
+    refined_llc_steps,
+    sampling_work,
+)
 from phasewatch.monitor.sampling.restrictions import Selection
 
 log = logging.getLogger("phasewatch")
@@ -81,7 +89,7 @@ class LLC:
         """
         context, config = self._posed(context)
         with refusals():
-            check_llc(context, config, parameters=self._parameters, memory=self._memory)
+            check_llc(context, config, parameters=self._parameters)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Measure at `context.step`, within `context.deadline_seconds`; λ̂ comes first.
@@ -90,9 +98,20 @@ class LLC:
             RefusedError: It cannot be measured safely.
             MeasurementError: The loss at w* is not finite.
         """
+        return run_through(self.measure_in_steps(context))
+
+    def measure_in_steps(self, context: MeasureContext) -> Steps[list[Observation]]:
+        """The same in steps."""
         context, config = self._posed(context)
-        estimate = measure_llc(context, config, parameters=self._parameters, memory=self._memory)
+        estimate = yield from llc_steps(
+            context, config, parameters=self._parameters, memory=self._memory
+        )
         return [observed_llc(context, self.name, estimate), *self._beside(context, estimate)]
+
+    def work(self, context: MeasureContext) -> Work:
+        """Gradients of all chains to the first look at them, of the data it is measured on."""
+        _, config = self._posed(context)
+        return sampling_work(config, warm=self._memory.warm)
 
     def _posed(self, context: MeasureContext) -> tuple[MeasureContext, SamplerConfig]:
         """On what data, and how, is sampled."""
@@ -202,11 +221,8 @@ class RefinedLLC:
         self._turns = None
 
     def _check_part(self, context: MeasureContext, part: str) -> None:
-        # The quickest engine is looked for when a part is measured: for all at once it takes long.
-        engine = "loop" if self._config.engine == "auto" else self._config.engine
-        config = self._config.model_copy(update={"engine": engine})
         with refusals():
-            check_llc(context, config, parameters=self._parts[part])
+            check_llc(context, self._config, parameters=self._parts[part])
 
     def _find(self, context: MeasureContext) -> None:
         self._parts = find_parts(context, self._wanted, self._max_parts)
@@ -218,6 +234,17 @@ class RefinedLLC:
             RefusedError: They cannot be measured safely.
             MeasurementError: The loss at w* is not finite.
         """
+        return run_through(self.measure_in_steps(context))
+
+    def work(self, context: MeasureContext) -> Work:
+        """Gradients of all parts' chains."""
+        if not self._parts:
+            self._find(context)
+        one = sampling_work(self._config, warm=any(m.warm for m in self._memories.values()))
+        return replace(one, gradients=len(self._parts) * one.gradients)
+
+    def measure_in_steps(self, context: MeasureContext) -> Steps[list[Observation]]:
+        """The same in steps."""
         if not self._parts:
             self._find(context)
         if self._turns is None:
@@ -227,7 +254,7 @@ class RefinedLLC:
             for part in self._turns.next(context.step, context.deadline_seconds)
         }
         memories = {part: self._memories.setdefault(part, Memory()) for part in chosen}
-        found = measure_refined_llc(context, self._config, chosen, memories)
+        found = yield from refined_llc_steps(context, self._config, chosen, memories)
         seconds = {part: estimate.duration_seconds for part, estimate in found.items()}
         self._turns.took(seconds, context.deadline_seconds)
         return [

@@ -12,16 +12,27 @@ from torch.utils._pytree import tree_map
 
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.core.meaning import LOSS, on_both
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.core.types import (
+    Cost,
+    MeasureContext,
+    Observation,
+    Steps,
+    Work,
+    run_through,
+)
 from phasewatch.monitor.observables.evaluation import listed
 from phasewatch.monitor.observables.tokens.losses import (
     LossesFn,
+    Per,
     batches_of,
     evaluated,
+    forwards_of_losses,
     losses_of,
     source_of,
 )
 from phasewatch.monitor.observables.weights.norms import MAX_GROUPS, OTHER, observed
+from phasewatch.monitor.observables.work import of_probe
+from phasewatch.monitor.sampling.batches import leading_size
 
 log = logging.getLogger("phasewatch")
 
@@ -36,6 +47,9 @@ Slices = Callable[[Any], Mapping[str, Tensor] | Tensor]
 
 _Sums = dict[str | int, tuple[float, int]]
 """Sum of the losses and their number, by component."""
+
+_Part = tuple[str | int, float, int, bool]
+"""A component, the sum of its losses, their number, and whether they took an evaluation."""
 
 
 class ComponentLoss:
@@ -99,6 +113,7 @@ class ComponentLoss:
             raise ConfigError(f"{name}: the names {self._names} must differ and not be empty")
         self._label = f"{label}_" if label else ""
         self._told = False
+        self._known_slices: tuple[Sequence[Any], list[dict[str | int, Tensor]]] | None = None
 
     def check(self, context: MeasureContext) -> None:
         """Refuse before the first step what cannot be measured.
@@ -108,17 +123,53 @@ class ComponentLoss:
         """
         self.measure(context)
 
+    def work(self, context: MeasureContext) -> Work:
+        """A forward pass over the data, unless the losses of this turn are known already.
+
+        Where the loss is averaged, another over what is in the slices. Before it is known whether
+        it is, the probe loss counts as averaged, and losses per token do not.
+
+        Raises:
+            RefusedError: There are no such losses.
+        """
+        per: Per = "token" if self._by == POSITION else "batch"
+        function, _ = source_of(context, self.name, self._losses, per)
+        forwards = forwards_of_losses(context, function, validation=self._validation)
+        if self._by == POSITION or not self._averaged(context, function):
+            return Work(forwards=forwards)
+        batches = batches_of(context, self.name, validation=self._validation)
+        sliced = sum(
+            leading_size(batch) * float(mask.double().mean())
+            for batch, masks in zip(batches, self._sliced(batches), strict=True)
+            for mask in masks.values()
+        )
+        return Work(forwards=forwards + of_probe(context, sliced))
+
+    def _averaged(self, context: MeasureContext, function: LossesFn) -> bool:
+        """Whether the loss of a batch is one number; before it was taken, whether it may be."""
+        validation = self._validation
+        if forwards_of_losses(context, function, validation=validation):
+            return function is context.loss_fn
+        given = losses_of(context, self.name, self._losses, validation=validation, per="batch")
+        return given[0].ndim == 0
+
     def measure(self, context: MeasureContext) -> list[Observation]:
         """The mean loss of each component.
 
         Raises:
             RefusedError: There are no such losses, or the batch does not hold what `by` names.
         """
+        return run_through(self.measure_in_steps(context))
+
+    def measure_in_steps(self, context: MeasureContext) -> Steps[list[Observation]]:
+        """The same; where the loss is averaged, one slice of a batch a step."""
         sums: _Sums = {}
         parts = self._columns if self._by == POSITION else self._slices
-        for component, total, count in parts(context):
+        for component, total, count, evaluated_alone in parts(context):
             known_total, known_count = sums.get(component, (0.0, 0))
             sums[component] = (known_total + total, known_count + count)
+            if evaluated_alone:
+                yield
         prefix = f"{'val_' if self._validation else ''}loss_{self._label}"
         return [
             observed(context, f"{prefix}{component}", self.unit, total / count)
@@ -147,8 +198,8 @@ class ComponentLoss:
                 )
         return bounded
 
-    def _columns(self, context: MeasureContext) -> Iterator[tuple[str | int, float, int]]:
-        """Each column of losses of shape (B, T): its name, sum and number."""
+    def _columns(self, context: MeasureContext) -> Iterator[_Part]:
+        """Each column of losses of shape (B, T)."""
         for losses in losses_of(
             context, self.name, self._losses, validation=self._validation, per="token"
         ):
@@ -160,12 +211,12 @@ class ComponentLoss:
                     f"{width} tokens a sequence; give one name for each"
                 )
             for name, total in zip(names, losses.sum(dim=0).tolist(), strict=True):
-                yield name, total, len(losses)
+                yield name, total, len(losses), False
 
-    def _slices(self, context: MeasureContext) -> Iterator[tuple[str | int, float, int]]:
-        """Each slice of each batch: its name, the sum of its losses and their number."""
+    def _slices(self, context: MeasureContext) -> Iterator[_Part]:
+        """Each slice of each batch."""
         batches = batches_of(context, self.name, validation=self._validation)
-        sliced = [self._masks(batch) for batch in batches]  # first: it costs nothing to be refused
+        sliced = self._sliced(batches)  # first: it costs nothing to be refused
         given = losses_of(
             context, self.name, self._losses, validation=self._validation, per="batch"
         )
@@ -174,7 +225,7 @@ class ComponentLoss:
                 count = int(mask.sum())
                 if losses.ndim == 0 and mask.ndim == 1:
                     mean = self._alone(context, batch, mask) if count else 0.0
-                    yield name, mean * count, count
+                    yield name, mean * count, count, True
                     continue
                 if mask.shape != losses.shape[: mask.ndim]:
                     raise RefusedError(
@@ -183,7 +234,13 @@ class ComponentLoss:
                         "Give the module a method probe_token_losses(batch), or losses="
                     )
                 chosen = losses[mask]
-                yield name, float(chosen.sum()), chosen.numel()
+                yield name, float(chosen.sum()), chosen.numel(), False
+
+    def _sliced(self, batches: Sequence[Any]) -> list[dict[str | int, Tensor]]:
+        """The slices of each batch, found once for the same data."""
+        if self._known_slices is None or self._known_slices[0] is not batches:
+            self._known_slices = (batches, [self._masks(batch) for batch in batches])
+        return self._known_slices[1]
 
     def _alone(self, context: MeasureContext, batch: Any, mask: Tensor) -> float:
         """The averaged loss of some samples of a batch."""

@@ -14,9 +14,15 @@ from numpy.typing import NDArray
 
 from phasewatch.monitor.core.errors import MeasurementError
 from phasewatch.monitor.core.meaning import SUPPORTING
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
 from phasewatch.monitor.observables.evaluation import finite
-from phasewatch.monitor.observables.tokens.losses import LossesFn, batches_of, evaluated, losses_of
+from phasewatch.monitor.observables.tokens.losses import (
+    LossesFn,
+    all_evaluated,
+    forwards_of_losses,
+    losses_of,
+    source_of,
+)
 from phasewatch.monitor.observables.weights.norms import observed
 
 Array = NDArray[np.float64]
@@ -187,6 +193,15 @@ class EssentialDynamics:
         """
         self._outputs(context)
 
+    def work(self, context: MeasureContext) -> Work:
+        """A forward pass over the data, unless the losses of this turn are known already.
+
+        Raises:
+            RefusedError: There are no losses per token or sample.
+        """
+        function, _ = source_of(context, self.name, self._losses, "sample")
+        return Work(forwards=forwards_of_losses(context, function, validation=self._validation))
+
     def measure(self, context: MeasureContext) -> list[Observation]:
         """The turn of the path, then its scores and shares.
 
@@ -231,9 +246,10 @@ class EssentialDynamics:
         if self._losses is None:
             given = losses_of(context, self.name, validation=self._validation, per="sample")
         else:
-            batches = batches_of(context, self.name, validation=self._validation)
-            what = f"{self.name}: losses="
-            given = [evaluated(context, self._losses, batch, what) for batch in batches]
+            source = f"{self.name}: losses="
+            given = all_evaluated(
+                context, self._losses, source, self.name, validation=self._validation
+            )
         flat = torch.cat([one.reshape(-1) for one in given])
         if self._num != len(flat):  # another probe: another path
             self._num, self._steps, self._rows, self._loadings = len(flat), [], [], None

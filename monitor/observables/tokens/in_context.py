@@ -19,8 +19,13 @@ from torch import Tensor
 
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.core.meaning import LOSS, Panel, on_both
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation
-from phasewatch.monitor.observables.tokens.losses import LossesFn, losses_of
+from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
+from phasewatch.monitor.observables.tokens.losses import (
+    LossesFn,
+    forwards_of_losses,
+    losses_of,
+    source_of,
+)
 from phasewatch.monitor.observables.weights.norms import MAX_GROUPS, observed
 
 LATE, EARLY = 500, 50
@@ -60,6 +65,15 @@ class _TokenLosses:
         self._validation = validation
         if name is not None:
             self.name = name
+
+    def work(self, context: MeasureContext) -> Work:
+        """A forward pass over the data, unless the losses of this turn are known already.
+
+        Raises:
+            RefusedError: There are no losses per token.
+        """
+        function, _ = source_of(context, self.name, self._losses, "token")
+        return Work(forwards=forwards_of_losses(context, function, validation=self._validation))
 
     def _matrix(self, context: MeasureContext) -> Tensor:
         """Losses, shape (sequences, tokens)."""

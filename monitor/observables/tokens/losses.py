@@ -12,8 +12,12 @@ from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.core.types import MeasureContext
 from phasewatch.monitor.isolation.batches import clone_batch
 from phasewatch.monitor.observables.evaluation import at_weights
+from phasewatch.monitor.observables.work import of_probe, samples_in
 
 METHOD = "probe_token_losses"
+
+LOSSES = "losses"
+"""What the losses are called among the work that is shared."""
 
 LossesFn = Callable[[nn.Module, Any], Tensor]
 """`losses(model, batch)`: losses of shape `(B, T)`, one for each token, or `(B,)`, in nats."""
@@ -56,10 +60,7 @@ def losses_of(
         RefusedError: There is no data, nothing gives such losses, or their shape is another.
     """
     function, source = source_of(context, what, losses, per)
-    found = [
-        evaluated(context, function, batch, f"{what}: {source}")
-        for batch in batches_of(context, what, validation=validation)
-    ]
+    found = all_evaluated(context, function, f"{what}: {source}", what, validation=validation)
     least = 2 - list(SHAPES).index(per)
     for given in found:
         fits = least <= given.ndim <= 2 and given.numel() > 0
@@ -84,6 +85,39 @@ def batches_of(context: MeasureContext, what: str, *, validation: bool = False) 
         name = "val_probe" if validation else "probe"
         raise RefusedError(f"{what}: looked for data; there is no {name}. Give {name}=")
     return batches
+
+
+def all_evaluated(
+    context: MeasureContext, function: LossesFn, source: str, what: str, *, validation: bool
+) -> list[Tensor]:
+    """What a function gives at w* on every batch; once a turn, whoever asks.
+
+    Args:
+        context: The measurement's context.
+        function: What is evaluated.
+        source: What it is called in messages.
+        what: The observable that asks.
+        validation: Take the validation batches instead of the probe.
+
+    Raises:
+        RefusedError: There is no data, or it gives no real tensor.
+    """
+    batches = batches_of(context, what, validation=validation)
+    return context.shared.get(
+        LOSSES,
+        lambda: [evaluated(context, function, batch, source) for batch in batches],
+        *(function, batches, context.params),
+    )
+
+
+def forwards_of_losses(
+    context: MeasureContext, function: LossesFn, *, validation: bool = False
+) -> float:
+    """Forward passes over the whole probe that the losses take; none where they are known."""
+    batches = context.val_batches if validation else context.batches
+    if context.shared.has(LOSSES, function, batches, context.params):
+        return 0.0
+    return of_probe(context, samples_in(batches))
 
 
 def evaluated(context: MeasureContext, function: LossesFn, batch: Any, what: str) -> Tensor:

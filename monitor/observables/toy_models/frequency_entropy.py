@@ -10,13 +10,18 @@ from torch import Tensor
 
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.core.meaning import StreamMeaning
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
 from phasewatch.monitor.observables.evaluation import finite, named_weight
 from phasewatch.monitor.observables.toy_models.tickets import MINEGISHI, check_share, magnitude_mask
-from phasewatch.monitor.observables.weights.norms import observed
+from phasewatch.monitor.observables.weights.norms import observed, widened
+from phasewatch.monitor.observables.work import MULTIPLIED, SELECTED, reads
 
 MAX_ENTRIES = 2**26
 """Entries of an effective matrix at most: 0.3 GB, and as much again for its spectrum."""
+
+
+SPECTRUM = 50.0
+"""Reads for each entry of a matrix whose rows' spectra are taken."""
 
 
 class FrequencyEntropy:
@@ -53,6 +58,7 @@ class FrequencyEntropy:
     name = "frequency_entropy"
     unit = "nats"
     cost = Cost.WEIGHTS
+    reads_live = True
     needs = "an embedding, a hidden layer and an unembedding over the numbers modulo p, by name"
     source = MINEGISHI
     streams: ClassVar = {"frequency_entropy": StreamMeaning()}
@@ -82,6 +88,19 @@ class FrequencyEntropy:
         """
         self._fitting(self._weights(context))
 
+    def work(self, context: MeasureContext) -> Work:
+        """Two effective matrices and their spectra; the ranking where they are pruned."""
+        weights = self._weights(context)
+        tokens = self._fitting(weights)
+        units, joined = weights["hidden"].shape
+        rows = units * (joined // weights["embed"].shape[1])
+        products = MULTIPLIED * tokens * weights["hidden"].numel()
+        if "out" in weights:
+            products += MULTIPLIED * tokens * weights["out"].numel()
+        spectra = SPECTRUM * tokens * (rows + units)
+        ranked = 0 if self._keep is None else sum(w.numel() for w in weights.values())
+        return reads(context, products + spectra + SELECTED * ranked)
+
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Entropies at w*.
 
@@ -107,7 +126,7 @@ class FrequencyEntropy:
 
     def _weights(self, context: MeasureContext) -> dict[str, Tensor]:
         return {
-            role: named_weight(context, name, f"{self.name}, {role}=")
+            role: widened(named_weight(context, name, f"{self.name}, {role}="))
             for role, name in self._names.items()
         }
 

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.core.meaning import LOSS, SUPPORTING, Role, Tells
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
 from phasewatch.monitor.observables.evaluation import device_of
 from phasewatch.monitor.observables.toy_models.fourier import (
     basis,
@@ -25,11 +25,16 @@ from phasewatch.monitor.observables.toy_models.fourier import (
 from phasewatch.monitor.observables.toy_models.modular_addition import (
     AUTO,
     Logits,
+    Task,
     grid_logits,
     matrix,
     read_task,
 )
 from phasewatch.monitor.observables.weights.norms import MAX_GROUPS, l2_norm, observed
+from phasewatch.monitor.observables.work import of_probe, reads
+
+LOSS_READS = 60.0
+"""Reads for each logit, in double precision, of a loss without a frequency."""
 
 KEY_SHARE = 0.25
 """A frequency is key where its norm exceeds this share of the largest."""
@@ -132,6 +137,7 @@ class GrokkingProgress:
         self._block = block
         self._logits = logits
         self._train_pairs = train_pairs
+        self._known: tuple[Sequence[Any], Task, Tensor, Tensor] | None = None
 
     def check(self, context: MeasureContext) -> None:
         """Refuse before the first step what is not modular addition, or cannot be read.
@@ -141,6 +147,15 @@ class GrokkingProgress:
         """
         self.measure(context)
 
+    def work(self, context: MeasureContext) -> Work:
+        """A forward pass over all pairs; two losses for each frequency and train pair."""
+        task, _, _ = self._grid(context)
+        losses = (task.p // 2 + 2) * len(task.train) + 4 * task.p**2
+        return replace(
+            reads(context, LOSS_READS * losses * task.p),
+            forwards=of_probe(context, task.p**2),
+        )
+
     @torch.no_grad()
     def measure(self, context: MeasureContext) -> list[Observation]:
         """All streams at w*, from one pass over the grid.
@@ -148,9 +163,8 @@ class GrokkingProgress:
         Raises:
             RefusedError: The probe, the weights or the logits are not what was looked for.
         """
-        task = read_task(context, self._p, self._train_pairs)
-        p, rows = task.p, basis(task.p, device_of(context))
-        pairs = torch.cartesian_prod(*2 * [torch.arange(p, device=rows.device)])
+        task, rows, pairs = self._grid(context)
+        p = task.p
         logits = grid_logits(context, task, pairs, self._logits)
         sums = pairs.sum(dim=1) % p
         means = diagonal_means(logits, sums, p)
@@ -194,6 +208,20 @@ class GrokkingProgress:
             found.append((f"key_frequencies/{k}", "1", float(strength[k - 1])))
         return [observed(context, name, unit, value) for name, unit, value in found]
 
+    def _grid(self, context: MeasureContext) -> tuple[Task, Tensor, Tensor]:
+        """The task, the Fourier basis and all pairs; made once for the same probe."""
+        known = self._known
+        if (
+            known is None
+            or known[0] is not context.batches
+            or known[2].device != device_of(context)
+        ):
+            task = read_task(context, self._p, self._train_pairs)
+            rows = basis(task.p, device_of(context))
+            pairs = torch.cartesian_prod(*2 * [torch.arange(task.p, device=rows.device)])
+            known = self._known = (context.batches, task, rows, pairs)
+        return known[1:]
+
     def _key(self, strength: Tensor) -> list[int]:
         """The key frequencies, given those of all from 1 on."""
         if self._frequencies is None:
@@ -221,11 +249,16 @@ class SquaredWeights:
     name = "squared_weights"
     unit = "weight²"
     cost = Cost.WEIGHTS
+    reads_live = True
     source = "Nanda et al. 2023, arXiv 2301.05217, §5.2"
     streams: ClassVar = {"squared_weights": SUPPORTING}
 
+    def work(self, _: MeasureContext) -> Work:
+        """A norm of all weights."""
+        return Work(weight_passes=1.0)
+
     def measure(self, context: MeasureContext) -> Observation:
         """The sum at w*."""
-        named = {**context.buffers, **context.params}
-        norm = l2_norm(named[name] for name, _ in context.model.named_parameters())
+        frozen = (context.buffers[name] for name in sorted(context.frozen))
+        norm = l2_norm((*context.params.values(), *frozen))
         return observed(context, self.name, self.unit, float(norm) ** 2)

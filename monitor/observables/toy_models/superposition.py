@@ -14,13 +14,17 @@ from torch import Tensor
 
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.core.meaning import FORMATION, SUPPORTING
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
 from phasewatch.monitor.observables.evaluation import finite, named_weight
 from phasewatch.monitor.observables.weights.matrices import matrix, wide
 from phasewatch.monitor.observables.weights.norms import MAX_GROUPS, OTHER, observed
+from phasewatch.monitor.observables.work import MULTIPLIED, reads
 
 REPRESENTED = 0.5
 """A feature is represented where ‖W_i‖ is above this."""
+
+READS = 30.0
+"""Reads for each entry of the matrix."""
 
 MIN_CORNERS = 3
 RIGID_CORNERS = 5
@@ -102,6 +106,14 @@ class _Features:
         """
         self._find(context)
 
+    def work(self, context: MeasureContext) -> Work:
+        """The matrix in double precision, and some dozen looks at it."""
+        vectors = self._shape(context)
+        return reads(context, vectors.numel() * (READS + MULTIPLIED * 2 * min(vectors.shape)))
+
+    def _shape(self, context: MeasureContext) -> Tensor:
+        return matrix(context, self._weight, self.name)[1]
+
     def _find(self, context: MeasureContext) -> Tensor:
         """W_i as rows, shape (features, hidden), float64 or complex128."""
         name, weight = matrix(context, self._weight, self.name)
@@ -138,6 +150,7 @@ class FeatureDimensionality(_Features):
     name = "feature_dimensionality"
     unit = "1"
     cost = Cost.WEIGHTS
+    reads_live = True
     needs = "one weight matrix, or the name of one"
     source = "Elhage et al. 2022, Toy Models of Superposition, §Geometry"
     streams: ClassVar = {"feature_dimensionality": SUPPORTING}
@@ -177,6 +190,7 @@ class RepresentedFeatures(_Features):
     name = "represented_features"
     unit = "1"
     cost = Cost.WEIGHTS
+    reads_live = True
     needs = "one weight matrix, or the name of one"
     source = "Elhage et al. 2022, Toy Models of Superposition, §Geometry"
     streams: ClassVar = {"represented_features": FORMATION}
@@ -222,6 +236,7 @@ class Polygon(_Features):
     name = "polygon"
     unit = "corners"
     cost = Cost.WEIGHTS
+    reads_live = True
     needs = "one weight matrix with two hidden dimensions, or the name of one"
     source = "Chen et al. 2023, arXiv 2310.06301, §3"
     streams: ClassVar = {"polygon": FORMATION}

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.core.meaning import SUPPORTING
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
 from phasewatch.monitor.observables.evaluation import device_of, finite
-from phasewatch.monitor.observables.weights.norms import observed
+from phasewatch.monitor.observables.weights.norms import observed, widened
+from phasewatch.monitor.observables.work import SELECTED, reads
 from phasewatch.monitor.sampling.restrictions import names_of
 
 LARGEST = 2**23
@@ -86,6 +87,11 @@ class _Masked:
         """
         self._names(context)
 
+    def _num_ranked(self, context: MeasureContext) -> float:
+        """Weights that are ranked."""
+        total = sum(context.params[name].numel() for name in self._names(context))
+        return total / _stride(total)
+
     def _names(self, context: MeasureContext) -> list[str]:
         matrices = [name for name, p in context.params.items() if p.dim() >= 2]
         if not matrices:
@@ -97,7 +103,7 @@ class _Masked:
 
     def _sizes(self, context: MeasureContext) -> tuple[Tensor, int]:
         """Magnitudes of the ranked weights, and which share of all they are: one in so many."""
-        tensors = [context.params[name] for name in self._names(context)]
+        tensors = [widened(context.params[name]) for name in self._names(context)]
         every = _stride(sum(t.numel() for t in tensors))
         position, parts = 0, []
         for tensor in tensors:
@@ -168,6 +174,7 @@ class MaskOverlap(_Masked):
     name = "mask_overlap"
     unit = "1"
     cost = Cost.WEIGHTS
+    reads_live = True
     needs = "trainable weight matrices"
     source = MINEGISHI
     streams: ClassVar = {"mask_overlap": SUPPORTING}
@@ -182,6 +189,10 @@ class MaskOverlap(_Masked):
         self._reference_step = reference
         self._previous: _Mask | None = None
         self._reference: _Mask | None = None
+
+    def work(self, context: MeasureContext) -> Work:
+        """The ranking, and two comparisons of masks."""
+        return reads(context, (SELECTED + 10.0) * self._num_ranked(context))
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Overlaps with the masks that were kept: none before the second measurement.
@@ -248,12 +259,17 @@ class KeptWeights(_Masked):
     name = "kept_weights"
     unit = "weight"
     cost = Cost.WEIGHTS
+    reads_live = True
     needs = "trainable weight matrices"
     source = MINEGISHI
     streams: ClassVar = {"kept_weights": SUPPORTING}
 
     def __init__(self, keep: float = KEEP, parameters: str | Sequence[str] | None = None) -> None:
         super().__init__(keep, parameters)
+
+    def work(self, context: MeasureContext) -> Work:
+        """The ranking, and six norms of what is kept and pruned."""
+        return reads(context, (SELECTED + 24.0) * self._num_ranked(context))
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Norms at w*, the L2 norm of what is kept first.

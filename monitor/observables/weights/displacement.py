@@ -1,19 +1,22 @@
 """How far each parameter group has moved between any two measurements, without keeping weights.
 
-Of each group a sketch of 256 numbers is kept (count sketch, Charikar et al. 2002; as a norm,
+Of each group a sketch of 251 numbers is kept (count sketch, Charikar et al. 2002; as a norm,
 Thorup and Zhang 2004): entry i of w is added, with a sign s(i), to bucket h(i),
 
     S(w)_k = Σ_{i: h(i) = k} s(i) w_i,    E ‖S(v) − S(w)‖² = ‖v − w‖²,
 
-with s and h from a hash of i. S is linear, so the difference of two sketches is the sketch of the
-difference. The standard error of a distance is 1/√512 = 4.4 %, whatever the displacement looks
-like. Nothing random is drawn, and weights are only read.
+with s and h from a hash of i's chunk and its place there, h going round within a chunk. S is
+linear, so the difference of two sketches is the sketch of the difference. The standard error of a
+distance is 1/√502 = 4.5 %, whatever the displacement looks like. Nothing random is drawn, and
+weights are only read.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,13 +24,19 @@ import torch
 from numpy.typing import NDArray
 
 WIDTH = 256
-"""Numbers in a sketch."""
+"""Numbers in a sketch: the largest prime number of buckets, then zeros."""
+
+METHOD = 2
+"""By which sketches are made: those of another method cannot be compared."""
 
 RECORDS = 48
 """Sketches kept of each group, 48 kB; the older, the fewer."""
 
-CHUNK = 2**18
-"""Entries hashed at a time: bounds the memory."""
+CHUNK = 2**16
+"""Entries signed at a time: they stay in the processor's cache."""
+
+SMALL = 2**12
+"""Tensors of no more entries are taken together."""
 
 ROUNDING = 1e-5
 """Smallest relative displacement told from none: the sums are in float32."""
@@ -42,33 +51,85 @@ _GOLDEN, _MIX = -1640531535, -2048144777
 def sketch(tensors: Sequence[torch.Tensor], width: int = WIDTH) -> torch.Tensor:
     """Sketch of all entries of some real tensors together, shape (width,), float32.
 
-    Takes about 10 ms for 10⁶ entries on one CPU core, and 6 MB while it does.
+    Takes about 1.5 ms for 10⁶ entries on one CPU core, and 1 MB while it does.
 
     Args:
         tensors: What is sketched.
         width: Its numbers, a power of two; a distance has the standard error 1/√(2 · width).
     """
-    total = torch.zeros(2 * width, dtype=torch.float32, device=tensors[0].device)
-    chunk = 0
+    device = tensors[0].device
+    sums: dict[int, list[torch.Tensor]] = {}
     with torch.no_grad():
-        for tensor in tensors:
-            part = torch.zeros_like(total, device=tensor.device)
-            for entries in tensor.detach().reshape(-1).split(CHUNK):
-                chunk += 1
-                index = _hash(entries.numel(), chunk, width, tensor.device)
-                part.index_add_(0, index, entries.to(torch.float32))
-            total += part.to(total.device)
-    return total[:width] - total[width:]
+        for tensor in _joined(tensors):
+            num = next(n for n in _primes(width) if all(size % n for size in tensor.shape))
+            signs = _signs(num, device)
+            for entries in tensor.reshape(-1).split(signs.numel()):
+                chunk = entries.to(device, torch.float32)
+                rows = -(-len(chunk) // num)
+                if rows * num > len(chunk):
+                    chunk = torch.nn.functional.pad(chunk, (0, rows * num - len(chunk)))
+                signed = chunk.view(rows, num) * signs[:rows]
+                sums.setdefault(num, []).append(signed.sum(dim=0))
+        return sum(
+            (_turned(torch.stack(parts), width) for parts in sums.values()),
+            torch.zeros(width, device=device),
+        )
 
 
-def _hash(num: int, chunk: int, width: int, device: torch.device) -> torch.Tensor:
-    """Bucket and sign in one number below 2 · width; 32-bit arithmetic that wraps."""
+def _turned(chunks: torch.Tensor, width: int) -> torch.Tensor:
+    """Sum of the chunks, each turned and signed anew: within, all have the same signs."""
+    places, flips = _turns(*chunks.shape, chunks.device)
+    total = (chunks.gather(1, places) * flips).sum(dim=0)
+    return torch.nn.functional.pad(total, (0, width - len(total)))
+
+
+@lru_cache(maxsize=4)
+def _turns(num_chunks: int, num: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the numbers of turned chunks come from, and the signs of the chunks."""
+    random = _hash(num_chunks, 1, 2 * num, device)
+    places = (torch.arange(num, device=device) + (random >> 1)[:, None]) % num
+    return places, (1 - 2 * (random & 1))[:, None]
+
+
+def _joined(tensors: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Small tensors of one kind together: each chunk takes some operations."""
+    small: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+    for tensor in tensors:
+        if tensor.numel() > SMALL:
+            yield tensor.detach()
+        elif tensor.numel():
+            small.setdefault((tensor.device, tensor.dtype), []).append(tensor.detach())
+    for some in small.values():
+        yield torch.cat([tensor.reshape(-1) for tensor in some])
+
+
+@lru_cache
+def _primes(width: int) -> tuple[int, ...]:
+    """Prime numbers up to a width, the largest first: numbers of buckets.
+
+    One that divides no side of a matrix keeps what is regular in it, such as one of its columns,
+    out of one bucket.
+    """
+    every = range(width, 1, -1)
+    return tuple(n for n in every if all(n % k for k in range(2, math.isqrt(n) + 1)))
+
+
+@lru_cache(maxsize=16)
+def _signs(num: int, device: torch.device) -> torch.Tensor:
+    """The signs of a chunk, shape (rows, num)."""
+    rows = max(CHUNK // num, 1)
+    signs = 1 - 2 * (_hash(rows * num, 0, 2, device) & 1)
+    return signs.to(torch.float32).view(rows, num)
+
+
+def _hash(num: int, chunk: int, limit: int, device: torch.device) -> torch.Tensor:
+    """Numbers from 0 to `limit` − 1; 32-bit arithmetic that wraps."""
     index = torch.arange(num, dtype=torch.int32, device=device)
     index += (chunk * 0x5851F42D) & 0x7FFFFFF
     for factor, shift in ((_GOLDEN, 15), (_MIX, 13)):
         index *= factor
         index ^= (index >> shift) & ((1 << (32 - shift)) - 1)
-    return (index >> 8) & (2 * width - 1)
+    return ((index >> 8) & 0xFFFFFF).to(torch.int64) % limit
 
 
 class Displacements:
@@ -131,13 +192,16 @@ class Displacements:
         """The records, as plain containers."""
         raw = np.array(self._sketches, dtype="<f4").tobytes()
         return {
+            "method": METHOD,
             "groups": list(self._groups),
             "steps": list(self._steps),
             "sketches": base64.b64encode(raw).decode("ascii"),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Take over what `state_dict` gave; what another version sketched is left out."""
+        if state.get("method") != METHOD:
+            return
         self._groups = tuple(state["groups"])
         self._steps = [int(step) for step in state["steps"]]
         raw = np.frombuffer(base64.b64decode(state["sketches"]), dtype="<f4")

@@ -8,16 +8,15 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from phasewatch.monitor.core.meaning import SUPPORTING
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
 from phasewatch.monitor.observables.weights.displacement import ROUNDING
-from phasewatch.monitor.observables.weights.norms import observed
+from phasewatch.monitor.observables.weights.norms import observed, refuse_untrained
 from phasewatch.monitor.observables.weights.positions import (
     WIDTH,
     Position,
     distances,
     part,
     products,
-    refuse_untrained,
     squares,
 )
 
@@ -35,6 +34,7 @@ class DistanceFromInit:
     name = "distance_from_init"
     unit = "weight"
     cost = Cost.WEIGHTS
+    reads_live = True
     needs = "trainable parameters"
     source = "L2 norm; of a sketch: Charikar et al. 2002"
     streams: ClassVar = {
@@ -58,6 +58,10 @@ class DistanceFromInit:
         if self._start is None or not position.comparable(self._start):
             self._start = position
         return self._start
+
+    def work(self, context: MeasureContext) -> Work:
+        """Where the weights are, and how far that is."""
+        return Position.work(context)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Distances at w*, the total first.
@@ -107,6 +111,7 @@ class DistanceMoved:
     name = "distance_moved"
     unit = "weight"
     cost = Cost.WEIGHTS
+    reads_live = True
     needs = "trainable parameters"
     source = "L2 norm; of a sketch: Charikar et al. 2002"
     streams: ClassVar = {"distance_moved": SUPPORTING}
@@ -122,6 +127,10 @@ class DistanceMoved:
         """
         refuse_untrained(context, self.name)
         self._previous = self._previous or Position.of(context)
+
+    def work(self, context: MeasureContext) -> Work:
+        """Where the weights are, and how far that is."""
+        return Position.work(context)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Distances, the total first; none before a second look at the weights.
@@ -159,6 +168,7 @@ class UpdateAngle:
     name = "update_angle"
     unit = "rad"
     cost = Cost.WEIGHTS
+    reads_live = True
     needs = "trainable parameters"
     source = "scalar product; of a sketch: Charikar et al. 2002"
     streams: ClassVar = {"update_angle": SUPPORTING}
@@ -174,6 +184,10 @@ class UpdateAngle:
         """
         refuse_untrained(context, self.name)
         self._trail = self._trail or [Position.of(context)]
+
+    def work(self, context: MeasureContext) -> Work:
+        """Where the weights are, and how far that is."""
+        return Position.work(context)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Angles, the total first; none before a third look at the weights.
@@ -211,4 +225,5 @@ class UpdateAngle:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        self._trail = [Position.restored(one) for one in state["trail"]]
+        trail = [Position.restored(one) for one in state["trail"]]
+        self._trail = [position for position in trail if position is not None]

@@ -12,9 +12,17 @@ from torch.nn.modules.conv import _ConvNd
 
 from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.core.meaning import SUPPORTING
-from phasewatch.monitor.core.types import Cost, EstimateStatus, LossFn, MeasureContext, Observation
+from phasewatch.monitor.core.types import (
+    Cost,
+    EstimateStatus,
+    LossFn,
+    MeasureContext,
+    Observation,
+    Work,
+)
 from phasewatch.monitor.observables.evaluation import at_weights, finite, listed
-from phasewatch.monitor.observables.weights.norms import grouped, observed
+from phasewatch.monitor.observables.weights.norms import grouped, observed, widened
+from phasewatch.monitor.observables.work import decomposition, reads
 
 EXACT_SIDE = 128
 """A matrix whose shorter side is no longer than this is decomposed."""
@@ -52,6 +60,7 @@ class SpectralNorm:
     name = "spectral_norm"
     unit = "weight"
     cost = Cost.WEIGHTS
+    reads_live = True
     needs = "trainable weight matrices"
     source = "Yoshida and Miyato 2017, arXiv 1705.10941, section 3"
     streams: ClassVar = {"spectral_norm": SUPPORTING}
@@ -70,6 +79,14 @@ class SpectralNorm:
                 f"{self.name} looked for trainable parameters of two or more dimensions; the model "
                 f"has {listed(context.params)}"
             )
+
+    def work(self, context: MeasureContext) -> Work:
+        """Singular values of small matrices; of large ones a round of the search."""
+        total = 0.0
+        for matrix in _matrices(context).values():
+            small = min(matrix.shape) <= EXACT_SIDE
+            total += decomposition(matrix) if small else (3 * SEARCHED + 4) * matrix.numel()
+        return reads(context, total)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Norms at w*, the largest first.
@@ -93,7 +110,7 @@ class SpectralNorm:
 
     def _norm(self, context: MeasureContext, name: str, matrix: Tensor) -> Tensor:
         """σ, and the residual as a share of σ²."""
-        finite(matrix, f"a weight of {name}")
+        matrix = widened(finite(matrix, f"a weight of {name}"))
         if min(matrix.shape) <= EXACT_SIDE:
             return torch.tensor([float(torch.linalg.matrix_norm(matrix, ord=2)), 0.0])
         random, size = context.generator, matrix.shape[1]
@@ -167,6 +184,10 @@ class DeadUnits:
                 f"the model has {listed(kinds)}. An activation that is called as a function, such "
                 "as F.relu, is not seen: make it a module"
             )
+
+    def work(self, _: MeasureContext) -> Work:
+        """A forward pass over the probe."""
+        return Work(forwards=1.0)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Shares at w*, that of all units first.

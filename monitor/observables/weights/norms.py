@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from phasewatch.monitor.core.errors import RefusedError
+from phasewatch.monitor.core.errors import MeasurementError, RefusedError
 from phasewatch.monitor.core.meaning import NORM
 from phasewatch.monitor.core.types import (
     Cost,
@@ -20,8 +20,10 @@ from phasewatch.monitor.core.types import (
     MeasureContext,
     Observation,
     StepRecord,
+    Work,
 )
 from phasewatch.monitor.observables.weights.displacement import Displacements
+from phasewatch.monitor.observables.work import COPIED, SKETCHED
 
 MAX_GROUPS = 32
 """Weight norms are reported for so many parameter groups at most; the rest is one more group."""
@@ -30,20 +32,31 @@ OTHER = "other"
 
 
 def l2_norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """L2 norm of all entries together, as a 0-dim fp32 (or fp64) tensor."""
-    norms = [
-        torch.linalg.vector_norm(t, dtype=_wide(t.dtype)).to(torch.float64)
-        for t in map(_real, tensors)
-    ]
-    if not norms:
-        return torch.zeros((), dtype=torch.float64)
-    device = norms[0].device
-    total: torch.Tensor = torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]))
+    """L2 norm of all entries together, as a 0-dim fp64 tensor."""
+    total: torch.Tensor = torch.linalg.vector_norm(l2_norms(list(tensors)))
     return total
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+def l2_norms(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """L2 norm of each tensor, shape (n,), fp64, on the device of the first.
+
+    Entries are summed in fp32, or in fp64 where they are; narrower ones are cast as they are read.
+    """
+    by_kind: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        by_kind.setdefault((tensor.device, tensor.dtype), []).append(index)
+    order, found = [], []
+    for (_, dtype), indices in by_kind.items():
+        order += indices
+        some = [_real(tensors[index]) for index in indices]
+        if dtype.itemsize < 4:
+            norms = [torch.linalg.vector_norm(one, dtype=torch.float32) for one in some]
+        else:  # one call for all of them, as `torch.nn.utils.clip_grad_norm_` does
+            norms = list(torch._foreach_norm(some))
+        found.append(torch.stack(norms).to(tensors[0].device, torch.float64))
+    if len(found) < 2:
+        return found[0] if found else torch.zeros(0, dtype=torch.float64)
+    return torch.cat(found)[torch.tensor(order).argsort().to(found[0].device)]
 
 
 def _real(tensor: torch.Tensor) -> torch.Tensor:
@@ -52,23 +65,28 @@ def _real(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def record_step(
-    step: int, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]
+    step: int,
+    named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
+    *,
+    keep_params: bool,
 ) -> StepRecord:
     """Look at gradients and weights just before an optimizer step.
 
     Args:
         step: Count of optimizer steps after the coming one.
         named_parameters: The live parameters. They are read, never written.
+        keep_params: Copy the trainable parameters too, for who compares them with those after the
+            step: `needs_params_before` tells.
 
     Returns:
-        Norm of the whole gradient, unclipped, and copies of the trainable parameters.
+        Norm of the whole gradient, unclipped, and the copies.
     """
     trainable = [(name, p) for name, p in named_parameters if p.requires_grad]
     with torch.no_grad():
         return StepRecord(
             step=step,
             gradient_norm=gradient_norm(trainable),
-            params_before={name: p.detach().clone() for name, p in trainable},
+            params_before={n: p.detach().clone() for n, p in trainable if keep_params},
         )
 
 
@@ -81,6 +99,21 @@ def gradient_norm(named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) ->
 
 def _dense(gradient: torch.Tensor) -> torch.Tensor:
     return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers in fp32 or, where they are wider, in their own dtype: then no copy."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def refuse_untrained(context: MeasureContext, name: str) -> None:
+    """Refuse a model without trainable parameters.
+
+    Raises:
+        RefusedError: It has none.
+    """
+    if not context.params:
+        raise RefusedError(f"{name} looked for trainable parameters; the model has none")
 
 
 def group_of(name: str) -> str:
@@ -144,9 +177,14 @@ class GradientNorm:
     name = "gradient_norm"
     unit = "nats/weight"
     cost = Cost.STEP
+    reads_live = True
     needs = "a look at the model just before the optimizer step"
     source = "L2 norm"
     streams: ClassVar = {"gradient_norm": replace(NORM, metric="phasewatch_gradient_norm")}
+
+    def work(self, _: MeasureContext) -> Work:
+        """The norm, taken before the step."""
+        return Work(weight_passes=1.0)
 
     def measure(self, context: MeasureContext) -> Observation:
         """Read the recorded norm.
@@ -169,22 +207,29 @@ class WeightNorm:
     name = "weight_norm"
     unit = "weight"
     cost = Cost.WEIGHTS
+    reads_live = True
     source = "L2 norm"
     streams: ClassVar = {"weight_norm": replace(NORM, metric="phasewatch_weight_norm")}
 
     def __init__(self) -> None:
         self._displacements = Displacements()
 
+    def work(self, _: MeasureContext) -> Work:
+        """A norm and a sketch of all weights."""
+        return Work(weight_passes=1.0 + SKETCHED)
+
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Norms at w*: the total first, then each group."""
-        groups = grouped(context.params)
-        if groups:
-            real = {group: [_real(t) for t in tensors] for group, tensors in groups.items()}
-            self._displacements.record(context.step, real)
-        norms = torch.stack([l2_norm(tensors).cpu() for tensors in groups.values()])
-        total = float(torch.linalg.vector_norm(norms))
-        result = [observed(context, self.name, self.unit, total)]
-        for group, norm in zip(groups, norms.tolist(), strict=True):
+        refuse_untrained(context, self.name)
+        groups = grouped({name: _real(tensor) for name, tensor in context.params.items()})
+        self._displacements.record(context.step, groups)
+        every = [tensor for tensors in groups.values() for tensor in tensors]
+        norms = iter(l2_norms(every).tolist())
+        found = {
+            group: math.hypot(*(next(norms) for _ in tensors)) for group, tensors in groups.items()
+        }
+        result = [observed(context, self.name, self.unit, math.hypot(*found.values()))]
+        for group, norm in found.items():
             result.append(observed(context, f"{self.name}/{group}", self.unit, norm))
         return result
 
@@ -210,9 +255,15 @@ class UpdateRatio:
     name = "update_ratio"
     unit = "1"
     cost = Cost.STEP
+    reads_live = True
+    needs_params_before = True
     needs = "a look at the model just before the optimizer step"
     source = "ratio of L2 norms"
     streams: ClassVar = {"update_ratio": replace(NORM, metric="phasewatch_update_ratio")}
+
+    def work(self, _: MeasureContext) -> Work:
+        """The copy before the step, the difference, two norms."""
+        return Work(weight_passes=2 * COPIED + 2.0)
 
     def measure(self, context: MeasureContext) -> Observation:
         """Compare the weights with those before the step.
@@ -220,12 +271,15 @@ class UpdateRatio:
         Raises:
             RefusedError: The training loop did not call `Watch.before_step`.
         """
-        before = _record(context, self.name).params_before
-        update = l2_norm(
-            context.params[name].to(old.device, _wide(old.dtype)) - old.to(_wide(old.dtype))
+        kept = _record(context, self.name).params_before
+        before = {name: old for name, old in kept.items() if name in context.params}
+        if not before:
+            raise MeasurementError(f"{self.name}: the weights before the step were not kept")
+        sizes = l2_norms(list(before.values()))
+        moved = [  # one after another: differences of all weights at once would be a copy
+            l2_norm([widened(context.params[name]).to(old.device) - widened(old)]).to(sizes.device)
             for name, old in before.items()
-            if name in context.params
-        )
-        size = float(l2_norm(before.values()))
-        ratio = float(update) / size if size else math.inf
+        ]
+        update, size = (torch.linalg.vector_norm(n) for n in (torch.stack(moved), sizes))
+        ratio = float(update / size) if size else math.inf
         return observed(context, self.name, self.unit, ratio)

@@ -17,17 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phasewatch.monitor.core.errors import RefusedError
-from phasewatch.monitor.core.types import MeasureContext
+from phasewatch.monitor.core.types import MeasureContext, Work
 from phasewatch.monitor.observables.evaluation import finite
-from phasewatch.monitor.observables.weights.displacement import ROUNDING, sketch
-from phasewatch.monitor.observables.weights.norms import grouped
+from phasewatch.monitor.observables.weights.displacement import METHOD, ROUNDING, sketch
+from phasewatch.monitor.observables.weights.norms import grouped, widened
+from phasewatch.monitor.observables.work import SKETCHED, num_trainable
 
 EXACT = 2**18
 """Trainable weights (real numbers) of which full copies are kept: 1 MB each in float32."""
 
 WIDTH = 4096
 """Numbers in the sketch of a larger model's parameter group."""
+
+COMPARED = 12.0
+"""Passes that a copy takes, and its distance from another."""
 
 Groups = Mapping[str, Tensor]
 """A vector for each parameter group: its weights, or their sketch. Sums of weights are sums of
@@ -55,7 +58,7 @@ class Position:
         Raises:
             MeasurementError: A weight is not finite.
         """
-        groups = grouped({name: _real(p) for name, p in context.params.items()})
+        groups = grouped({name: _real(widened(p)) for name, p in context.params.items()})
         exact = sum(t.numel() for tensors in groups.values() for t in tensors) <= EXACT
         vectors = {
             group: _joined(tensors) if exact else sketch(tensors, WIDTH).cpu()
@@ -64,6 +67,12 @@ class Position:
         for group, vector in vectors.items():
             finite(vector, f"a weight of {group}")
         return cls(context.step, exact, vectors)
+
+    @staticmethod
+    def work(context: MeasureContext) -> Work:
+        """What it takes to find, and to compare with another."""
+        exact = num_trainable(context) <= EXACT
+        return Work(weight_passes=COMPARED if exact else SKETCHED)
 
     def comparable(self, other: Position | None) -> bool:
         """Whether the other is of the same groups, in the same form."""
@@ -83,12 +92,15 @@ class Position:
         return {
             "step": self.step,
             "exact": self.exact,
+            "method": METHOD,
             "groups": {group: _packed(vector) for group, vector in self.groups.items()},
         }
 
     @classmethod
-    def restored(cls, state: Mapping[str, Any]) -> Position:
-        """What `state_dict` described."""
+    def restored(cls, state: Mapping[str, Any]) -> Position | None:
+        """What `state_dict` described; None of a sketch that another version made."""
+        if not state["exact"] and state.get("method") != METHOD:
+            return None
         groups = {group: _unpacked(*packed) for group, packed in state["groups"].items()}
         return cls(int(state["step"]), bool(state["exact"]), groups)
 
@@ -148,13 +160,3 @@ def distances(moved: Groups, position: Position) -> dict[str, tuple[float, float
         rounding = ROUNDING * math.sqrt(sizes[group])
         result[group] = (math.sqrt(square), math.hypot(error, rounding))
     return result
-
-
-def refuse_untrained(context: MeasureContext, name: str) -> None:
-    """Refuse a model without trainable parameters.
-
-    Raises:
-        RefusedError: It has none.
-    """
-    if not context.params:
-        raise RefusedError(f"{name} looked for trainable parameters; the model has none")

@@ -16,10 +16,19 @@ from torch import Tensor, nn
 
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.core.meaning import FORMATION, SUPPORTING
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
 from phasewatch.monitor.observables.evaluation import at_weights, device_of, finite
 from phasewatch.monitor.observables.weights.matrices import matrices, matrix, shapes, wide
 from phasewatch.monitor.observables.weights.norms import observed
+from phasewatch.monitor.observables.work import (
+    COPIED,
+    DECOMPOSED,
+    MULTIPLIED,
+    added,
+    decomposition,
+    of_probe,
+    reads,
+)
 
 MAX_MATRICES = 16
 """Effective ranks are reported for so many matrices, the largest; one of n×n costs n³."""
@@ -63,11 +72,25 @@ class _EndToEnd:
         self._layers = layers
         self._input_size = input_size
         self._name = name
+        self._found: tuple[Sequence[str], list[str] | None] | None = None
 
     @property
     def cost(self) -> Cost:
         """Reading a chain of layers takes no forward pass."""
         return Cost.WEIGHTS if self._input_size is None else Cost.FORWARD
+
+    @property
+    def reads_live(self) -> bool:
+        """Whether weights are all it looks at: it is named, or was found at the check."""
+        known = self._layers is not None or self._found is not None
+        return self._input_size is None and known
+
+    def found(self, context: MeasureContext) -> list[str] | None:
+        """The model's chain of linear layers, looked for once in the same parameters."""
+        names = list(context.params)
+        if self._found is None or self._found[0] != names:
+            self._found = (names, _linear_chain(context.model))
+        return self._found[1]
 
     def chain(self, context: MeasureContext) -> list[Tensor]:
         """Weights of the chain, the first first.
@@ -75,7 +98,7 @@ class _EndToEnd:
         Raises:
             RefusedError: There is none, or their shapes do not follow one another.
         """
-        names = self._layers if self._layers is not None else _linear_chain(context.model)
+        names = self._layers if self._layers is not None else self.found(context)
         if names is None:
             raise RefusedError(
                 f"{self._name}: looked for an nn.Sequential of nothing but linear layers; the "
@@ -102,6 +125,18 @@ class _EndToEnd:
             self.chain(context)
         else:
             self._measured(context, self._input_size)
+
+    def work(self, context: MeasureContext) -> Work:
+        """The products of the chain, or the unit vectors' forward passes; singular values."""
+        if self._input_size is not None:
+            return Work(forwards=of_probe(context, self._input_size + 2))
+        first, *rest = self.chain(context)
+        inputs, total = first.shape[1], COPIED * first.numel()
+        for weight in rest:
+            total += COPIED * weight.numel() + MULTIPLIED * weight.numel() * inputs
+        outputs = (rest or [first])[-1].shape[0]
+        total += DECOMPOSED * outputs * inputs * min(outputs, inputs)
+        return reads(context, total)
 
     def values(self, context: MeasureContext) -> Tensor:
         """Singular values, float64, the largest first.
@@ -227,6 +262,11 @@ class SingularValues:
         self._resolution = resolution
         self.cost = Cost.WEIGHTS if self._map is None else self._map.cost
 
+    @property
+    def reads_live(self) -> bool:
+        """Whether it may be measured on the weights as they are."""
+        return self._map is None or self._map.reads_live
+
     def check(self, context: MeasureContext) -> None:
         """Refuse before the first step what cannot be measured.
 
@@ -237,6 +277,12 @@ class SingularValues:
             self._map.check(context)
         for name in self._weights:
             matrix(context, name, self.name)
+
+    def work(self, context: MeasureContext) -> Work:
+        """Singular values of each matrix, and what the end-to-end map takes."""
+        chosen = [matrix(context, name, self.name)[1] for name in self._weights]
+        own = reads(context, sum(map(decomposition, chosen)))
+        return own if self._map is None else added(own, self._map.work(context))
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Those of the end-to-end map first, then those of each matrix.
@@ -296,6 +342,11 @@ class EffectiveRank:
         self._weights = weights
         self.cost = self._map.cost
 
+    @property
+    def reads_live(self) -> bool:
+        """Whether it may be measured on the weights as they are."""
+        return self._map.reads_live
+
     def check(self, context: MeasureContext) -> None:
         """Refuse before the first step what cannot be measured.
 
@@ -311,7 +362,7 @@ class EffectiveRank:
             )
 
     def _has_map(self, context: MeasureContext) -> bool:
-        return self._named or _linear_chain(context.model) is not None
+        return self._named or self._map.found(context) is not None
 
     def _matrices(self, context: MeasureContext) -> Mapping[str, Tensor]:
         if self._weights is not None:
@@ -323,6 +374,11 @@ class EffectiveRank:
         }
         largest = sorted(found, key=lambda name: -found[name].numel())[:MAX_MATRICES]
         return {name: found[name] for name in largest}
+
+    def work(self, context: MeasureContext) -> Work:
+        """Singular values of each matrix, and what the end-to-end map takes."""
+        own = reads(context, sum(map(decomposition, self._matrices(context).values())))
+        return added(own, self._map.work(context)) if self._has_map(context) else own
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """The mean first, then the end-to-end map's, then each matrix's.

@@ -11,6 +11,7 @@ from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.types import RunState
+from phasewatch.monitor.run.failures import Failures
 
 
 class FakeWatch:
@@ -19,6 +20,8 @@ class FakeWatch:
     def __init__(self, due=()):
         self.config = MonitorConfig()
         self.health = Health()
+        self.failures = Failures(self.health)
+        self.has_budget = False
         self.due_steps = set(due)
         self.asked, self.observed, self.records, self.probed, self.refused = [], [], [], [], []
         self.fails = None
@@ -31,7 +34,10 @@ class FakeWatch:
 
     def due(self, step):
         self.asked.append(step)
-        return step in self.due_steps
+        return step >= self.failures.resumes_at and step in self.due_steps
+
+    def probe_growth(self, context, cost, step_seconds):
+        return float("inf")
 
     def before_step(self, step, named_parameters):
         self.records.append((step, [name for name, _ in named_parameters]))
@@ -39,16 +45,17 @@ class FakeWatch:
     def spending(self):
         return contextlib.nullcontext()
 
-    def check(self, context):
+    def check(self, context, *, loss, step_seconds, cost):
         self.checked = context
 
     def refuse(self, reason):
         self.refused.append(reason)
 
-    def probe(self, step, context):
-        if self.fails:
-            raise self.fails
-        self.probed.append((step, context))
+    def probe(self, step, subject, epoch):
+        with self.failures.surviving(step, backs_off=True), subject.guarded(step, 0):
+            if self.fails:
+                raise self.fails
+            self.probed.append((step, subject.context(step, epoch)))
 
 
 class FakeTrainer:
@@ -102,7 +109,7 @@ def step(fit, trainer, loss=1.0):
 
 def test_a_step_with_nothing_due_asks_and_keeps_and_does_no_more(monkeypatch):
     fit, trainer, watch = make_fit()
-    for name in ("_measure", "_read_logged", "_observe", "_observe_losses"):
+    for name in ("_check", "_read_logged", "_observe", "_observe_losses"):
         monkeypatch.setattr(fit, name, None)
     fit._next_log = 50
     step(fit, trainer)

@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.data import DataLoader
 
 from phasewatch.monitor.core.types import Cost
 from phasewatch.monitor.observables import BUILTIN, catalogue, create
+from phasewatch.monitor.observables.evaluation import at_weights
 from support.bitwise import differences
 from support.observable_cases import every_case
 from support.observers import make_monitor
@@ -52,42 +53,81 @@ def test_every_observable_has_a_case():
 
 
 class Counted:
-    """Counts what the measurements of an observable take."""
+    """Counts what the measurements of an observable take, in evaluations of the whole probe.
+
+    How many samples or tokens a pass sees is told by the output of the module that the loss calls
+    first. A gradient counts as much as the pass before it.
+    """
 
     def __init__(self, observable):
         self.observable = observable
         self.forwards = []
         self.gradients = []
+        self.calls = []  # of gradients, whatever their size
+        self.predicted = []
 
     def __getattr__(self, name):
         return getattr(self.observable, name)
 
     def measure(self, context):
-        own = set(context.model.modules())
-        forwards, gradients = [0], [0]
+        if hasattr(self.observable, "work"):
+            self.predicted.append(self.observable.work(context))
+        first, whole = of_the_probe(context)
+        forwards, gradients, calls = [0.0], [0.0], [0]
+        latest = [0.0]
         real_grad, real_backward = torch.autograd.grad, torch.Tensor.backward
 
-        def called(module, _):
-            forwards[0] += module in own
+        def called(module, _, output):
+            if module is first:
+                latest[0] = output.numel() / whole
+                forwards[0] += latest[0]
 
         def grad(*arguments, **options):
-            gradients[0] += 1
+            calls[0] += 1
+            gradients[0] += latest[0]
             return real_grad(*arguments, **options)
 
         def backward(*arguments, **options):
-            gradients[0] += 1
+            calls[0] += 1
+            gradients[0] += latest[0]
             return real_backward(*arguments, **options)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.autograd, "grad", grad)
             patch.setattr(torch.Tensor, "backward", backward)
-            hook = register_module_forward_pre_hook(called)
+            hook = register_module_forward_hook(called)
             try:
                 return self.observable.measure(context)
             finally:
                 hook.remove()
                 self.forwards.append(forwards[0])
                 self.gradients.append(gradients[0])
+                self.calls.append(calls[0])
+
+
+def of_the_probe(context):
+    """The module that the loss calls first, and the numbers it gives on the whole probe."""
+    own = {module for module in context.model.modules() if not list(module.children())}
+    seen = []
+
+    def called(module, _, output):
+        if module in own and isinstance(output, torch.Tensor):
+            seen.append((module, output.numel()))
+
+    hook = register_module_forward_hook(called)
+    try:
+        with torch.no_grad():
+            for batch in context.batches:
+                at_weights(context, context.loss_fn, batch)
+    finally:
+        hook.remove()
+    first = seen[0][0]
+    return first, sum(numbers for module, numbers in seen if module is first)
+
+
+def assert_within_a_factor_of_two(measured, predicted):
+    for one, said in zip(measured, predicted, strict=True):
+        assert max(one, said) <= 2.0 * min(one, said) + 1e-9, (measured, predicted)
 
 
 @pytest.mark.parametrize("case", PARAMETERS)
@@ -118,9 +158,16 @@ def test_training_is_not_touched_and_it_costs_no_more_than_it_says(case, tmp_pat
     cost = COSTS[case.name]
     if cost in (Cost.STEP, Cost.WEIGHTS):
         assert max(counted.forwards) == 0
+        assert min(work.weight_passes for work in counted.predicted) > 0
     if cost in (Cost.STEP, Cost.WEIGHTS, Cost.FORWARD):
-        assert max(counted.gradients) == 0
+        assert max(counted.calls) == 0
     elif cost is Cost.GRADIENT:
-        assert 0 < max(counted.gradients) <= 100
+        assert 0 < max(counted.calls) <= 100
     else:
-        assert max(counted.gradients) > 10
+        assert max(counted.calls) > 10
+        return
+    # A Hessian product is a forward pass and two backward passes.
+    passes = [w.forwards + w.gradients + w.hessian_products for w in counted.predicted]
+    assert_within_a_factor_of_two(counted.forwards, passes)
+    gradients = [w.gradients + 2.0 * w.hessian_products for w in counted.predicted]
+    assert_within_a_factor_of_two(counted.gradients, gradients)

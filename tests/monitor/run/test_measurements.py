@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.errors import ConfigError, RefusedError, UnknownNameError
 from phasewatch.monitor.core.health import Health
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, run_through
 from phasewatch.monitor.observables import selected
 from phasewatch.monitor.run.measurements import Measuring
 
@@ -41,7 +43,7 @@ def context(step: int) -> MeasureContext:
     return MeasureContext(
         step=step,
         epoch=3,
-        model=torch.nn.Linear(1, 1),
+        copied=lambda: torch.nn.Linear(1, 1),
         params={},
         buffers={},
         generator=torch.Generator(),
@@ -159,17 +161,26 @@ def test_own_state_of_observables_travels() -> None:
     assert second.count == 7
 
 
-def test_too_few_measurements_within_the_budget_are_told_once(caplog) -> None:
-    measuring, _ = make(Constant(), every_n_steps=None)
-    measuring.planner.due(1)
-    measuring.planner.charge("constant", 1, 1.0)
+def test_the_forecast_says_what_the_run_has_no_room_for_and_how_to_get_it() -> None:
+    expensive = Constant("dear")
+    expensive.cost = Cost.GRADIENT
+    measuring, _ = make(expensive, every_n_steps=None)
+    measuring.planner.start(0, 1000)
+    measuring.planner.predict("dear", 90.0, 1.0)
     measuring.planner.expect(10.0)
-    with caplog.at_level(logging.WARNING, logger="phasewatch"):
-        measuring.tell_if_few()
-        measuring.tell_if_few()
-    (record,) = caplog.records
-    assert "constant will be measured about 2 times" in record.message
-    assert "every_n_steps" in record.message
+    (row,) = measuring.forecast()
+    assert (row.first, row.count, row.seconds) == ("–", 0, 90.0)
+    assert row.note == (
+        "one takes 90 s, this run's budget is 2.5 s; raise overhead, or give it every_n_steps, "
+        "which no budget holds back"
+    )
+
+
+def test_the_forecast_counts_the_turns_of_a_cadence() -> None:
+    measuring, _ = make(Constant(), observables={"constant": {"every_n_steps": 20}})
+    measuring.planner.start(0, 1000)
+    (row,) = measuring.forecast()
+    assert (row.first, row.count, row.note) == ("step 20", 50, "")
 
 
 def parts_of_all(*given, **settings) -> tuple[Measuring, Health]:
@@ -222,16 +233,83 @@ def test_what_is_on_by_default_and_does_not_fit_is_a_warning(caplog) -> None:
     assert told.levelno == logging.WARNING
 
 
-def test_a_long_first_measurement_is_told_once(monkeypatch, caplog) -> None:
-    monkeypatch.setattr("phasewatch.monitor.run.measurements.LONG_SECONDS", 0.0)
-    measuring, _ = make(Constant(), every_n_steps=None, overhead=0.05)
+class Slow(Constant):
+    """Takes a hundred steps of a second each, by a clock of its own."""
+
+    cost = Cost.SAMPLING
+
+    def __init__(self, clock, done=lambda step: None) -> None:
+        super().__init__("slow")
+        self.clock = clock
+        self.done = done
+
+    def measure(self, context):
+        return run_through(self.measure_in_steps(context))
+
+    def measure_in_steps(self, context):
+        self.calls.append(context.step)
+        for step in range(100):
+            self.clock[0] += 1.0
+            self.done(step)
+            yield
+        return Observation(name=self.name, step=context.step, value=1.0)
+
+
+def slow(monkeypatch, *, done=lambda step: None, **settings):
+    now = [0.0]
+    measuring, health = make(Slow(now, done), **settings)
+    measuring.planner.ledger.clock = lambda: now[0]
+    measuring.planner.start(0, 1000)
+    return measuring, health, now
+
+
+def test_a_measurement_that_holds_up_training_shows_itself(monkeypatch, caplog) -> None:
+    measuring, _, _ = slow(monkeypatch)
+    measuring.planner.predict("slow", 100.0, 1.0)
     with caplog.at_level(logging.INFO, logger="phasewatch"):
-        for step in (1, 2, 3):
-            measuring.planner._accounts["constant"].cost = None
-            measuring.measure(step, context(step))
-    (record,) = caplog.records
-    assert record.message.startswith("the first measurement of constant, at step 1, took 0 s; all")
-    assert "limited by 5% of the time (`overhead`)" in record.message
+        (found,) = measuring.measure(1, context(1))
+    assert found.duration_seconds == 100.0
+    messages = [record.message for record in caplog.records]
+    assert messages[0] == "measuring slow of step 1: 2 s, about 98 s to go"
+    assert 3 <= len(messages) <= 8
+
+
+def test_within_a_budget_a_measurement_is_spread_over_the_training(monkeypatch) -> None:
+    measuring, health, now = slow(monkeypatch, every_n_steps=None, overhead=0.05)
+    measuring.planner.predict("slow", 100.0, 1.0)
+    measuring.planner.loss_fell()
+    found = []
+    for step in range(1, 2500):
+        now[0] += 1.0
+        if measuring.planner.due(step):
+            with measuring.planner.spending():
+                found += measuring.measure(step, context(step))
+    assert [o.step for o in found] == [measuring._observables["slow"].calls[0]]
+    assert found[0].duration_seconds == 100.0
+    assert health.measurements["slow"] == 1
+    assert measuring.planner.ledger.overhead_ratio <= 0.05
+
+
+def test_a_signal_ends_what_is_being_measured_after_one_evaluation(monkeypatch) -> None:
+    heard, after = [], []
+
+    def done(step) -> None:
+        if step == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif heard:
+            after.append(step)
+
+    theirs = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        measuring, health, _ = slow(monkeypatch, done=done)
+        assert measuring.measure(1, context(1)) == []
+        assert callable(signal.getsignal(signal.SIGTERM))
+        assert not measuring.planner.due(2)
+    finally:
+        signal.signal(signal.SIGTERM, theirs)
+    assert heard == [signal.SIGTERM]
+    assert len(after) <= 1
+    assert health.measurement_failures["slow"] == 1
 
 
 def test_what_takes_gradients_or_chains_begins_one_at_a_time() -> None:
@@ -244,4 +322,6 @@ def test_what_takes_gradients_or_chains_begins_one_at_a_time() -> None:
     measuring, _ = make(
         *(Costly(name, cost) for name, cost in costs.items()), every_n_steps=None, overhead=0.05
     )
-    assert measuring.planner.due_names(1) == ("step", "forward", "a")
+    assert measuring.planner.due_names(1) == ("step", "forward")
+    measuring.planner.loss_fell()
+    assert measuring.planner.due_names(2) == ("step", "forward", "a")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -417,26 +416,20 @@ def test_a_logged_learning_rate_reaches_what_is_measured(settings) -> None:
     assert (steps.tolist(), values.tolist()) == ([20], [4.0])
 
 
-def test_the_first_measurement_knows_how_long_the_run_will_be(settings) -> None:
-    deadlines = []
-
-    class Noting:
-        name, unit = "noting", "1"
-
-        def measure(self, context):
-            deadlines.append(context.deadline_seconds)
-            return Observation(name="noting", step=context.step, value=1.0)
-
-    del settings["observables"]
-    for steps in (100, math.inf):
-        watch = Watch(settings | {"overhead": 0.05, "every_n_steps": 1}, observables=[Noting()])
-        watch.start(expected_steps=steps)
-        watch.observe(1, {"train_loss": 0.5})
-        assert watch.due(1)
-        watch.probe(1, torch.nn.Linear(2, 1))
-        watch.finish()
-    assert 5.0 <= deadlines[0] < 3600.0
-    assert deadlines[1] == math.inf
+def test_the_forecast_is_logged_once_and_kept_with_the_run(settings, caplog) -> None:
+    settings["observables"] = ["weight_norm", "hessian_top"]
+    model = torch.nn.Linear(2, 1)
+    loss = lambda model, batch: model(batch).square().mean(dim=1)  # noqa: E731
+    watch = Watch(settings, probe=[torch.ones(8, 2)], loss_fn=loss)
+    with caplog.at_level(logging.INFO, logger="phasewatch"):
+        watch.start(expected_steps=100)
+        watch.check(model)
+    (table,) = [r.message for r in caplog.records if "observable" in r.message]
+    assert "on 8 samples in 1 batch" in table
+    assert [line.split()[0] for line in table.splitlines()[2:]] == ["weight_norm", "hessian_top"]
+    config = watch.store.run(watch.run_id).config
+    assert [row["name"] for row in config["forecast"]] == ["weight_norm", "hessian_top"]
+    watch.finish()
 
 
 def test_the_model_that_is_given_is_the_one_that_is_measured(settings) -> None:

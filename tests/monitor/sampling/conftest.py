@@ -1,5 +1,7 @@
 """Models, data and contexts for the sampler's tests."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -68,14 +70,10 @@ def context_of():
     """A context as the monitor makes it, without any guard around it."""
 
     def make(model, batches, loss_fn=mean_squares, **fields):
-        deadline = fields.pop("deadline_seconds", None)
+        later = {name: fields.pop(name) for name in ("deadline_seconds", "pause") if name in fields}
         made = measure_context(
             model, step=7, loss_fn=loss_fn, batches=batches, n_samples=200, seed=3, **fields
         )
-        if deadline is not None:
-            from dataclasses import replace
-
-            made = replace(made, deadline_seconds=deadline)
-        return made
+        return replace(made, **later)
 
     return make

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from phasewatch.monitor.core.errors import RefusedError
+from phasewatch.monitor.core.types import run_through
 from phasewatch.monitor.sampling import Memory, SamplerConfig, estimate_llc, measure_llc
 from phasewatch.monitor.sampling.engine import LoopEngine, VmapEngine, evaluate
 from phasewatch.monitor.sampling.engine_choice import Verdicts
@@ -123,7 +124,8 @@ def test_the_gradient_is_that_of_a_changed_copy(wanted, awkward, context_of, dat
     _, model = awkward
     batches = list(zip(*(part.split([120, 80]) for part in data), strict=True))
     problem = pose(context_of(model, batches))
-    engine = Verdicts().engine_for(problem, plan_memory(problem, quick(engine=wanted)))
+    plan = plan_memory(problem, quick(engine=wanted))
+    engine = run_through(Verdicts().engine_for(problem, plan))
     x = nearby(problem)
     with engine.session():
         found = evaluate(engine, problem, x, range(2))

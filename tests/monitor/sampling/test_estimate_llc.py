@@ -206,7 +206,7 @@ def test_one_diverged_chain_is_excluded_and_the_estimate_is_marked(context_of, m
     def poisoned(run, found, *arguments):
         if len(run.record) == 20:
             found.loss[1] = float("nan")
-        original(run, found, *arguments)
+        yield from original(run, found, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chains.Run, "receive", poisoned)
@@ -227,7 +227,7 @@ def test_a_blow_up_restarts_with_a_shorter_step(context_of, model, data, quick):
         if len(run.record) == 20 and poison:
             poison.pop()
             found.loss[1] = float("inf")
-        original(run, found, *arguments)
+        yield from original(run, found, *arguments)
 
     calm = measure_llc(context_of(model, [data]), quick())
     with pytest.MonkeyPatch.context() as patch:

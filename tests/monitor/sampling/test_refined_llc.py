@@ -99,7 +99,7 @@ def test_the_coordinates_outside_stay_where_they_are(monkeypatch):
     ended, original = [], chains.Run.receive
 
     def watched(run, *arguments):
-        original(run, *arguments)
+        yield from original(run, *arguments)
         ended.append(run.chains)
 
     monkeypatch.setattr(chains.Run, "receive", watched)

@@ -103,7 +103,7 @@ def test_a_blow_up_of_warm_chains_starts_them_cold(measure, monkeypatch):
         if self.warm and len(self.record) == 5 and poison:
             poison.pop()
             found.loss[1] = float("inf")
-        whole(self, found, *arguments)
+        yield from whole(self, found, *arguments)
 
     monkeypatch.setattr(chains.Run, "receive", poisoned)
     estimate = measure(memory)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
-from phasewatch.monitor.core.types import EstimateStatus
+from phasewatch.monitor.core.types import EstimateStatus, SharedWork
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.observables.attention.ablation import HeadAblation
 from phasewatch.monitor.observables.attention.heads import (
@@ -431,8 +432,9 @@ def test_each_head_is_a_part_and_their_maximum_the_total(kind):
 def test_the_stated_error_is_that_of_the_random_sequences():
     values, errors = [], []
     context = language_context()
-    for _ in range(60):  # the generator goes on
-        found = {o.name: o for o in PrefixMatching(sequences=8).measure(context)}
+    for seed in range(60):
+        turn = replace(context, shared=SharedWork(seed))
+        found = {o.name: o for o in PrefixMatching(sequences=8).measure(turn)}
         values.append(found["prefix_matching/L0H0"].value)
         errors.append(found["prefix_matching/L0H0"].stderr)
     spread = torch.tensor(values).std().item()

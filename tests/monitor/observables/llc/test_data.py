@@ -183,9 +183,10 @@ def test_slices_take_turns_where_the_budget_does_not_reach(monkeypatch, caplog):
 
     def scripted(context, config, *, memory):
         given.append((len(context.batches[0][0]), context.deadline_seconds))
+        yield
         return make_estimate(step=context.step, duration_seconds=2.0)
 
-    monkeypatch.setattr(module, "measure_llc", scripted)
+    monkeypatch.setattr(module, "llc_steps", scripted)
     observable = LLCSlices(
         {"even": lambda b: b[1] == 0, "first": lambda b: torch.arange(len(b[0])) < 3}
     )

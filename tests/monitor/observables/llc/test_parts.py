@@ -156,6 +156,7 @@ class Scripted:
 
     def __call__(self, context, config, selections, memories):
         self.calls.append(list(selections))
+        yield
         return {
             part: make_estimate(step=context.step, duration_seconds=self.seconds[part])
             for part in selections
@@ -164,7 +165,7 @@ class Scripted:
 
 def test_what_the_budget_does_not_reach_for_is_measured_in_turn_and_told(monkeypatch, caplog):
     sampler = Scripted({"soft": 1.0, "hard": 2.0, "flat": 1.0, "small": 4.0})
-    monkeypatch.setattr(module, "measure_refined_llc", sampler)
+    monkeypatch.setattr(module, "refined_llc_steps", sampler)
     observable = RefinedLLC()
     with caplog.at_level(logging.INFO, logger="phasewatch"):
         observable.measure(context_of(Bowls(**BOWLS)))
@@ -227,10 +228,8 @@ def test_a_part_goes_on_from_its_own_chains_whatever_is_measured_beside_it(monke
     assert observable._memories["hard"].displacement.shape[1] == 700
 
 
-@pytest.mark.parametrize(("engine", "checked"), [("auto", "loop"), ("vmap", "vmap")])
-def test_the_check_of_parts_looks_for_no_quickest_engine(monkeypatch, engine, checked):
-    asked = []
-    monkeypatch.setattr(module, "check_llc", lambda _, config, **__: asked.append(config.engine))
-    sampler = QUICK.model_copy(update={"engine": engine})
-    RefinedLLC(config=sampler).check(context_of(Bowls(a=(1.0, 2), b=(2.0, 3))))
-    assert asked == [checked, checked]
+def test_the_check_of_parts_looks_for_no_quickest_engine(monkeypatch):
+    from phasewatch.monitor.sampling.engine_choice import Verdicts
+
+    monkeypatch.setattr(Verdicts, "engine_for", lambda *_: pytest.fail("an engine was chosen"))
+    RefinedLLC(config=QUICK).check(context_of(Bowls(a=(1.0, 2), b=(2.0, 3))))
