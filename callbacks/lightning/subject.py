@@ -268,7 +268,9 @@ class Subject:
 
     def batches_taken_in_passing(self) -> tuple[Any, ...]:
         """Batches that a resumed run could not find again."""
-        return sel    def live_context(self, step: int, epoch: int | None = None) -> MeasureContext:
+        return self._probe.batches if self._probe is not None and self._was_passing else ()
+
+    def live_context(self, step: int, epoch: int | None = None) -> MeasureContext:
         """The weights as they are, for observables that only read them."""
         context = live_context(
             self._module,
@@ -279,8 +281,6 @@ class Subject:
             substitutes=substitutes(self._trainer),
         )
         return replace(context, learning_rate=self._learning_rate())
-  with self.guarded(step, 0):
-            return self.context(step, epoch)
 
     def _build_probe(self, saved: Sequence[Any] | None) -> None:
         source, val_source = self._sources

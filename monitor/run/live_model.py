@@ -94,7 +94,10 @@ class PlainSubject:
             n_data=probe.n_data,
             sample_unit=probe.sample_unit,
             mode=self._config.probe.mode,
-            seed=seed_of(self._config.seed, step, 0    def live_context(self, step: int, epoch: int | None) -> MeasureContext:
+            seed=seed_of(self._config.seed, step, 0),
+        )
+
+    def live_context(self, step: int, epoch: int | None) -> MeasureContext:
         """The weights as they are, for observables that only read them."""
         return live_context(
             self.model,
@@ -103,7 +106,6 @@ class PlainSubject:
             mode=self._config.probe.mode,
             seed=seed_of(self._config.seed, step, 0),
         )
-(step, epoch)
 
     def size(self, watch: Watch) -> None:
         """Take the probe, as large as pays. Called inside `guarded`, before the first step.

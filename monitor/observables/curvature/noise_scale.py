@@ -24,7 +24,7 @@ from phasewatch.monitor.core.types import (
     Work,
 )
 from phasewatch.monitor.observables.curvature.hessian import marked
-from phasewatch.monitor.observables.krylov import forwards_to_pose, hessian_of
+from phasewatch.monitor.observables.curvature.krylov import forwards_to_pose, hessian_of
 from phasewatch.monitor.observables.weights.norms import observed
 from phasewatch.monitor.observables.work import of_probe
 from phasewatch.monitor.sampling.batches import describe, leading_size

@@ -6,7 +6,7 @@ All are L2 norms over the trainable parameters, computed in fp32 or better.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
