@@ -241,7 +241,16 @@ def couriers(
     run_id: str | None = None,
     say: Callable[[str], None] = log.warning,
 ) -> list[Courier]:
-    """A courier for each target."""
+    """A courier for each target.
+
+    Args:
+        store: The run history, with its outbox.
+        targets: Whom to tell.
+        config: When and how.
+        folder: Where pictures are kept while they are needed.
+        run_id: The run whose alerts are kept up; None keeps up none.
+        say: Takes what people should know.
+    """
     outbox = store.outbox
     desk = Desk(store, config, folder, say=say)
     waiting, names = outbox.waiting_targets(), {target.name for target in targets}

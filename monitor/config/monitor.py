@@ -441,7 +441,13 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
 
 
 def describe(error: ValidationError, where: str, model: type[BaseModel]) -> str:
-    """Say each wrong key, the value received and what is allowed."""
+    """Say each wrong key, the value received and what is allowed.
+
+    Args:
+        error: What pydantic found.
+        where: Name of the configuration, for the first line.
+        model: The model that was validated.
+    """
     lines = [f"{where} is wrong:"]
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "(whole)"

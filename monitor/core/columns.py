@@ -24,7 +24,14 @@ class Column:
     unit: str = ""
 
     def add(self, step: int, value: float, epoch: int | None, timestamp: float) -> None:
-        """Append one value."""
+        """Append one value.
+
+        Args:
+            step: Optimizer steps completed.
+            value: The value.
+            epoch: Epoch, if known.
+            timestamp: Unix time in seconds.
+        """
         self.steps.append(step)
         self.values.append(value)
         self.epochs.append(epoch)
@@ -72,7 +79,13 @@ def unit_of(name: str) -> str:
 def observations_of(
     name: str, column: Column, *, latest_only: bool = False
 ) -> Iterator[Observation]:
-    """The values of a column as observations."""
+    """The values of a column as observations.
+
+    Args:
+        name: Name of the stream.
+        column: Its values.
+        latest_only: Give the last value alone.
+    """
     begin = len(column.steps) - 1 if latest_only else 0
     for index in range(begin, len(column.steps)):
         value = column.values[index]

@@ -33,7 +33,13 @@ class Series:
     values: array[float] = field(default_factory=lambda: array("d"))
 
     def add(self, time_ms: int, value: float, thin_ms: int) -> bool:
-        """Add a sample, in place of the last one in the same interval; False if it is too late."""
+        """Add a sample, in place of the last one in the same interval; False if it is too late.
+
+        Args:
+            time_ms: Unix time in milliseconds.
+            value: The value.
+            thin_ms: Length of the intervals of which only the last sample is kept, in milliseconds.
+        """
         if self.times and time_ms < self.times[-1]:
             return False
         if self.times and time_ms // thin_ms == self.times[-1] // thin_ms:

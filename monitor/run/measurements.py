@@ -610,6 +610,11 @@ class Measuring:
         """The training has ended: complete what is open, measure what the run had no room for.
 
         Within what the budget has left. λ̂ of the final weights comes first.
+
+        Args:
+            step: Optimizer steps completed.
+            subject: What is measured.
+            epoch: Epoch, if known.
         """
         ledger = self.planner.ledger
         if self.interrupts.requested or not ledger.limited:

@@ -140,6 +140,12 @@ def open_store(
 
     The default store falls back to memory where it cannot be used, and says so.
 
+    Args:
+        config: The configuration.
+        root: Folder under which a relative path lies.
+        health: Where it is counted that the store is left out.
+        begin: Begins the run in a store.
+
     Raises:
         ConfigError: The store that the user named cannot be used.
     """
@@ -168,6 +174,12 @@ def open_exporter(
     """Start the Prometheus endpoint, and pushing if that is wanted.
 
     The default endpoint is left out where it cannot be had.
+
+    Args:
+        config: The configuration.
+        run_name: Name of the run.
+        health: Where failures are counted.
+        meanings: What the streams mean.
 
     Raises:
         ConfigError: The endpoint that the user configured cannot be opened, or the password of
@@ -198,6 +210,11 @@ def _open_endpoint(
 def open_annotations(config: MonitorConfig, run_name: str, health: Health) -> list[Sink]:
     """The sink that writes transitions into the Grafana of the configuration, if there is one.
 
+    Args:
+        config: The configuration.
+        run_name: Name of the run.
+        health: Where failures are counted.
+
     Raises:
         ConfigError: Its address cannot be one, or there is no token.
     """
@@ -221,6 +238,13 @@ def open_alerts(
     health: Health,
 ) -> AlertProcess | None:
     """Make ready to tell people of transitions.
+
+    Args:
+        config: The configuration.
+        targets: Whom to tell.
+        store: The history that keeps the messages.
+        run_id: Identity of the run.
+        health: Where messages are counted.
 
     Raises:
         ConfigError: A target cannot be used, or the store named by the user is kept in memory.

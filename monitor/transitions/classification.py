@@ -130,7 +130,13 @@ def classify(
 
 
 def move_of(name: str, alarm: Alarm, meanings: Meanings) -> Move | None:
-    """What an alarm says about the model; None where the stream does not tell."""
+    """What an alarm says about the model; None where the stream does not tell.
+
+    Args:
+        name: Name of the stream.
+        alarm: The alarm.
+        meanings: What the streams mean.
+    """
     if alarm.kind is not AlarmKind.SHIFT:
         return Move.UNSTABLE if alarm.kind is AlarmKind.INSTABILITY else None
     down = alarm.direction is Direction.DOWN
@@ -173,7 +179,13 @@ def displacement(before: float, after: float) -> float:
 
 
 def progress(before: float, after: float, now: float) -> float:
-    """How much of the change from `before` to `after` there is `now`: 0 none, 1 all of it."""
+    """How much of the change from `before` to `after` there is `now`: 0 none, 1 all of it.
+
+    Args:
+        before: Value before the change.
+        after: Value after it.
+        now: The value asked about.
+    """
     if min(before, after, now) > 0:
         before, after, now = math.log(before), math.log(after), math.log(now)
     change = after - before
@@ -187,6 +199,11 @@ def severity(
 
     Norms and ratios count only where nothing else moved: they follow the losses, often by more.
     A stream that stopped being a number has an infinite effect.
+
+    Args:
+        before: Values at the onset, by stream.
+        after: The latest values, by stream.
+        meanings: What the streams mean; None goes by their names.
     """
     meanings = meanings or Meanings()
     leading = [name for name in before if meanings.of(name).role is not Role.SUPPORTING]

@@ -193,7 +193,13 @@ class Episode:
         return before_end and (alarm.detected_step >= self.start or self.overlaps(alarm))
 
     def takes(self, name: str, alarm: Alarm, *, held_out: bool = False) -> bool:
-        """Whether a shift belongs to this transition, which is no instability."""
+        """Whether a shift belongs to this transition, which is no instability.
+
+        Args:
+            name: Name of the stream.
+            alarm: Its alarm.
+            held_out: Whether the stream tells of held-out data.
+        """
         if self.transition.status is TransitionStatus.WITHDRAWN:
             return False
         if self.waiting:
@@ -221,7 +227,13 @@ class Episode:
         )
 
     def is_beyond(self, name: str, alarm: Alarm, value: float) -> bool:
-        """Whether a value lies beyond where the stream stood before it became unstable."""
+        """Whether a value lies beyond where the stream stood before it became unstable.
+
+        Args:
+            name: Name of the stream.
+            alarm: Its alarm.
+            value: The value asked about.
+        """
         moved = displacement(self.transition.before[name], value)
         went = displacement(alarm.value_before, alarm.value_after)
         return moved * went > 0.0 and abs(moved) >= BEYOND

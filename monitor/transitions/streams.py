@@ -50,7 +50,13 @@ class Stream:
     meaning: StreamMeaning
 
     def update(self, step: int, value: float, stderr: float | None) -> Alarm | None:
-        """Feed one good value."""
+        """Feed one good value.
+
+        Args:
+            step: Optimizer steps completed; increases from call to call.
+            value: The value of the stream.
+            stderr: Its standard error; None if it is exact or unknown.
+        """
         return None if self.detector is None else self.detector.update(step, value, stderr)
 
     @property

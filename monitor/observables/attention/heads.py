@@ -377,6 +377,13 @@ def by_head(
 
     With more heads than `MAX_GROUPS` the parts are the maxima of the layers, "<name>/L0". A head
     without a finite value is not the maximum, unless none has one.
+
+    Args:
+        context: The measurement's context.
+        name: Name of the stream.
+        unit: Unit of the values.
+        values: One tensor a layer, shape (heads,).
+        stderrs: Standard errors of the same shapes; None where values are exact.
     """
     tables = [layer.tolist() for layer in values]
     errors = [layer.tolist() for layer in stderrs] if stderrs else [[None] * len(t) for t in tables]

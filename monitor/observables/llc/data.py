@@ -213,6 +213,11 @@ def _num_samples(batches: Iterable[Any]) -> int:
 def chosen_of(batch: Any, mask: Any, part: str) -> Any:
     """The samples of a batch that a mask chooses.
 
+    Args:
+        batch: A batch; every tensor has the samples first.
+        mask: Boolean, shape (samples,).
+        part: Name of the slice, for messages.
+
     Raises:
         RefusedError: It is no mask over the samples, or the batch cannot be cut.
     """

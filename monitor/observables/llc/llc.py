@@ -290,7 +290,13 @@ def refusals() -> Iterator[None]:
 
 
 def observed_llc(context: MeasureContext, name: str, estimate: Estimate) -> Observation:
-    """λ̂ as a value of the stream `name`."""
+    """λ̂ as a value of the stream `name`.
+
+    Args:
+        context: The measurement's context.
+        name: Name of the stream.
+        estimate: What was estimated.
+    """
     return Observation(
         name=name,
         step=context.step,
