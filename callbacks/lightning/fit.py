@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from phasewatch.callbacks.lightning.metrics import TRAIN_LOSS, LoggedMetrics
+from phasewatch.callbacks.lightning.metrics import TRAIN_LOSS, LoggedMetrics, held
+from phasewatch.callbacks.lightning.processes import longest_turn_seconds
 from phasewatch.callbacks.lightning.steps import StepLosses
 from phasewatch.callbacks.lightning.subject import Subject
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
@@ -69,6 +70,7 @@ class Fit:
                 manual=True,
                 counting=True,
             )
+        self._watch.bound_turns(longest_turn_seconds())
         self._watch.start(self._steps.step, expected_steps=self._expected_steps())
         self._next_log = self._steps.step + 1
         self._epoch = self._trainer.current_epoch
@@ -218,9 +220,7 @@ class Fit:
 
     def _observe(self, values: dict[str, Any]) -> None:
         if values:
-            # Held until the next drain, while the trainer may go on adding to the same tensors.
-            kept = {name: value.detach().clone() for name, value in values.items()}
-            self._watch.observe(self._steps.step, kept, self._epoch)
+            self._watch.observe(self._steps.step, held(values), self._epoch)
 
     # ---- measuring
 

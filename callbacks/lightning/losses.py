@@ -16,18 +16,19 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from phasewatch.callbacks.lightning.lent import Lent
 from phasewatch.callbacks.lightning.muted import (
     BackwardRecorder,
     Resettable,
     StepEnded,
     mute,
     mute_metrics,
-    substitutes,
 )
 from phasewatch.callbacks.lightning.views import WAY_OUT
 from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.core.types import LossFn, MeasureContext
 from phasewatch.monitor.isolation.batches import clone_batch, same_batch
+from phasewatch.monitor.isolation.places import told_with_place
 from phasewatch.monitor.isolation.rng import RngState
 from phasewatch.monitor.observables.evaluation import at_weights
 
@@ -40,7 +41,7 @@ class ProbeLoss:
     """The loss of a LightningModule on a probe batch: `loss(model, batch)`, in nats.
 
     Args:
-        module: The live module; asked only what it offers.
+        module: The live module; asked only what it offers, and what its parameters are called.
         trainer: The live trainer; its precision is used around each evaluation.
         loss_fn: The user's loss, if given.
 
@@ -50,8 +51,10 @@ class ProbeLoss:
 
     def __init__(self, module: nn.Module, trainer: Any, loss_fn: LossFn | None = None) -> None:
         self._trainer = trainer
+        self._module = module
         self._manual = not getattr(module, "automatic_optimization", True)
         self._recorder = BackwardRecorder()
+        self._lent: Lent | None = None
         self._takes_batch_idx = False
         self._clones = False
         self._seeds: RngState | None = None
@@ -66,15 +69,18 @@ class ProbeLoss:
 
     def substitutes(self) -> dict[int, object]:
         """Stand-ins for the live objects a copy must not get hold of."""
-        return substitutes(self._trainer)
+        self._lent = Lent(self._trainer)
+        return self._lent.substitutes()
 
-    def attach(self, copied: nn.Module, stand_ins: dict[int, object]) -> AttachedLoss:
-        """Mute a fresh copy.
+    def attach(self, copied: nn.Module) -> AttachedLoss:
+        """Mute a fresh copy, made with the latest `substitutes()`.
 
         Returns:
             The loss of that copy.
         """
-        mute(copied, self._trainer, stand_ins[id(self._trainer)], self._recorder)
+        lent = self._lent or Lent(self._trainer)
+        lent.to(copied, self._module)
+        mute(copied, self._trainer, lent, self._recorder)
         if self._mutes_metrics:
             mute_metrics(copied)
         return AttachedLoss(self, Resettable(copied))
@@ -128,7 +134,7 @@ class ProbeLoss:
         except Exception as error:
             way_out = "" if self.source == "loss_fn" else f"; {WAY_OUT}"
             raise RefusedError(
-                f"{self.source} failed on a probe batch ({type(error).__name__}: {error}){way_out}"
+                f"{self.source} failed on a probe batch ({told_with_place(error)}){way_out}"
             ) from error
         self._recorder.ends_step = self._manual
         return sum(map(len, losses)) if losses[0].ndim else context.n_samples

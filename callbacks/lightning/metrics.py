@@ -26,7 +26,11 @@ class LoggedMetrics:
     def __init__(self) -> None:
         self.own_train_loss = False
         self._seen: dict[str, Any] = {}
-        self._seen_steps: dict[str, torch.Tensor] = {}
+        self._held: dict[str, torch.Tensor] = {}
+        self._addresses: dict[str, int] = {}
+        self._names: tuple[str, ...] = ()
+        self._chosen: list[str] = []
+        self._left_out = False
 
     def of_step(self, trainer: Any) -> dict[str, Any]:
         """Values logged on the step that just ended; those left from an earlier one are not."""
@@ -36,13 +40,9 @@ class LoggedMetrics:
         values = self._kept(connector.metrics["callback"])
         # A value that was not logged again is the same memory, which is held here: no other
         # tensor can have it.
-        fresh = {
-            name: value
-            for name, value in values.items()
-            if name not in self._seen_steps or self._seen_steps[name].data_ptr() != value.data_ptr()
-        }
-        self._seen_steps = values
-        return fresh
+        addresses = {name: value.data_ptr() for name, value in values.items()}
+        before, self._addresses, self._held = self._addresses, addresses, values
+        return {name: v for name, v in values.items() if before.get(name) != addresses[name]}
 
     def before_validation(self, trainer: Any) -> None:
         """Remember what was there, so that what validation logs is told from it."""
@@ -74,14 +74,35 @@ class LoggedMetrics:
         return fresh
 
     def _kept(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        names = tuple(values)
+        if names != self._names or self.own_train_loss is not self._left_out:
+            self._names, self._left_out = names, self.own_train_loss
+            own = (TRAIN_LOSS, f"{TRAIN_LOSS}_step") if self.own_train_loss else ()
+            self._chosen = [n for n in names if n not in own and not _is_fork(n, values)]
         return {
             name: value
-            for name, value in values.items()
-            if isinstance(value, torch.Tensor)
-            and value.numel() == 1
-            and not (self.own_train_loss and name in (TRAIN_LOSS, f"{TRAIN_LOSS}_step"))
-            and not _is_fork(name, values)
+            for name in self._chosen
+            if isinstance(value := values[name], torch.Tensor) and value.numel() == 1
         }
+
+
+def held(values: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """What values are now, while the trainer may go on adding to the same tensors.
+
+    Where reading waits for no device they are read; the others are copied, in one go each device.
+    """
+    kept: dict[str, Any] = {}
+    copied: dict[tuple[torch.device, torch.dtype], list[str]] = {}
+    for name, value in values.items():
+        if value.is_cpu:
+            kept[name] = value.item()
+        else:
+            kept[name] = None  # keeps its place
+            copied.setdefault((value.device, value.dtype), []).append(name)
+    for names in copied.values():
+        together = torch.stack([values[name].detach().reshape(()) for name in names])
+        kept.update(zip(names, together.unbind(), strict=True))
+    return kept
 
 
 def _is_fork(name: str, values: Iterable[str]) -> bool:

@@ -10,13 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from phasewatch.callbacks.lightning.views import (
-    WAY_OUT,
-    InertScheduler,
-    Sink,
-    strategy_view,
-    trainer_view,
-)
+from phasewatch.callbacks.lightning.lent import Lent, same
+from phasewatch.callbacks.lightning.views import WAY_OUT
 from phasewatch.monitor.core.errors import RefusedError
 
 _SILENT = (
@@ -58,23 +53,7 @@ def is_lightning(module: object) -> bool:
     )
 
 
-def substitutes(trainer: Any) -> dict[int, object]:
-    """What a copy gets in place of the trainer's parts, should the module refer to them."""
-    view = trainer_view(trainer)
-    found: dict[int, object] = {id(trainer): view, id(trainer.strategy): strategy_view(trainer)}
-    found |= {id(logger): Sink() for logger in trainer.loggers}
-    found |= {id(callback): Sink() for callback in trainer.callbacks}
-    wrapped = getattr(trainer.strategy, "_lightning_optimizers", [])
-    for live in (trainer.optimizers, wrapped):
-        found |= {id(o): v for o, v in zip(live, view.optimizers, strict=False)}
-    if trainer.train_dataloader is not None:
-        found[id(trainer.train_dataloader)] = view.train_dataloader
-    if trainer.datamodule is not None:
-        found[id(trainer.datamodule)] = trainer.datamodule
-    return found
-
-
-def mute(copied: nn.Module, trainer: Any, view: Any, recorder: BackwardRecorder) -> None:
+def mute(copied: nn.Module, trainer: Any, lent: Lent, recorder: BackwardRecorder) -> None:
     """Silence a copy: nothing it logs, prints, steps or asks for reaches the trainer.
 
     The methods are hidden by instance attributes. A generated subclass would do the same, and
@@ -83,23 +62,23 @@ def mute(copied: nn.Module, trainer: Any, view: Any, recorder: BackwardRecorder)
     Args:
         copied: The copy.
         trainer: The live trainer; read now, not kept by the copy.
-        view: What the copy sees of it.
+        lent: What the copy sees of it.
         recorder: Takes the place of `manual_backward`.
     """
-    schedulers = [InertScheduler(config.scheduler) for config in trainer.lr_scheduler_configs]
+    schedulers = lent.schedulers
     for module in copied.modules():
         if is_lightning(module):
             own = vars(module)
-            own["_trainer"] = view
+            own["_trainer"] = lent.trainer
             own["_metric_attributes"] = None  # keyed by the identities of the live metrics
             own.update(dict.fromkeys(_SILENT, _nothing))
             own.update({name: _refuse(name) for name in _REFUSED})
             own["toggled_optimizer"] = _nothing_around
             own["manual_backward"] = recorder
-            own["optimizers"] = lambda *_, **__: _one_or_all(view.optimizers)
+            own["optimizers"] = lambda *_, **__: _one_or_all(lent.optimizers)
             own["lr_schedulers"] = lambda: _one_or_all(schedulers) if schedulers else None
             if trainer.world_size == 1:
-                own["all_gather"] = _same
+                own["all_gather"] = same
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -108,10 +87,6 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 def _nothing_around(*_: Any, **__: Any) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
-
-
-def _same(data: Any, *_: Any, **__: Any) -> Any:
-    return data
 
 
 def _one_or_all(items: list[Any]) -> Any:

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from phasewatch.callbacks.lightning.lent import Lent
 from phasewatch.callbacks.lightning.losses import ProbeLoss
-from phasewatch.callbacks.lightning.muted import substitutes
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
 from phasewatch.monitor.core.types import LossFn, MeasureContext
 from phasewatch.monitor.isolation import guard, live_context, measure_context
@@ -236,7 +236,7 @@ class Subject:
             substitutes=stand_ins,
         )
         context = replace(context, learning_rate=self._learning_rate())
-        loss = self._loss.attach(context.model, stand_ins) if self._loss is not None else None
+        loss = self._loss.attach(context.model) if self._loss is not None else None
         if self.reason or self._probe is None:
             return context
         return replace(
@@ -278,7 +278,7 @@ class Subject:
             epoch=epoch,
             mode=self._config.probe.mode,
             seed=self._config.seed,
-            substitutes=substitutes(self._trainer),
+            substitutes=lambda: Lent(self._trainer).substitutes(),
         )
         return replace(context, learning_rate=self._learning_rate())
 

@@ -38,6 +38,7 @@ from phasewatch.monitor.cli.output import (
     writing,
 )
 from phasewatch.monitor.core.errors import PhasewatchError
+from phasewatch.monitor.core.forecast import COLUMNS, ForecastRow, forecast_of
 from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.core.version import phasewatch_version
 
@@ -113,6 +114,8 @@ def show(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOpti
         return
     say(_headline(info))
     say(_streams_table(streams, meanings) if streams else "nothing observed yet")
+    if expected := forecast_of(info.config):
+        say(_forecast_table(expected))
     say(transitions_table(transitions) if transitions else "no transitions")
 
 
@@ -324,6 +327,13 @@ def _headline(run: RunInfo) -> str:
         f"process {run.pid}, {_duration((run.ended_at or run.last_seen) - run.started_at)} long"
     )
     return printable("\n".join(lines))
+
+
+def _forecast_table(rows: list[ForecastRow]) -> Table:
+    table = new_table("expected at the start", "observable", *COLUMNS[1:-1], "needs")
+    for row in rows:
+        add_row(table, *row.cells)
+    return table
 
 
 def _streams_table(streams: list[StreamInfo], meanings: Meanings) -> Table:

@@ -41,6 +41,9 @@ class Column:
 Chunk = dict[str, Column] | Observation
 """What detection takes at once: exact scalars of many streams, or one measured value."""
 
+READ = 512
+"""Values that are read without a breath."""
+
 CHUNK = 4096
 """Scalars after which a chunk ends, at the next step."""
 

@@ -59,7 +59,7 @@ class Durations:
 
 @dataclass(slots=True, kw_only=True)
 class Health:
-    """Counters of this process. Written by one thread; readers may lag by one update.
+    """Counters of this process, each written by one thread; readers may lag by one update.
 
     Attributes:
         state: State of the run.
@@ -70,9 +70,12 @@ class Health:
         overhead_ratio: Time spent monitoring over wall time, since the first measurements.
         overhead_budget: Share of wall time allowed; 1 is no budget.
         monitor_seconds_total: All time spent monitoring, first measurements included.
+        beside_seconds_total: Processor time of the monitor's own threads.
+        thinned_points: Points that were stored, and that detection did not look at.
         measurements: Successful measurements by observable.
         durations: How long they took, by observable.
         measurement_failures: Failed measurements by observable.
+        unfinished: Measurements that were left before their end, by observable.
         skipped: Observables that cannot be measured here, and how often that came up.
         skip_reasons: Why, by observable.
         estimates: LLC estimates by status.
@@ -102,9 +105,12 @@ class Health:
     overhead_ratio: float = 0.0
     overhead_budget: float = 1.0
     monitor_seconds_total: float = 0.0
+    beside_seconds_total: float = 0.0
+    thinned_points: int = 0
     measurements: Counter[str] = field(default_factory=Counter)
     durations: dict[str, Durations] = field(default_factory=dict)
     measurement_failures: Counter[str] = field(default_factory=Counter)
+    unfinished: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     skip_reasons: dict[str, str] = field(default_factory=dict)
     estimates: dict[EstimateStatus, int] = field(default_factory=_born_at_zero_statuses)
@@ -125,7 +131,12 @@ class Health:
     def born(self, observables: Iterable[str], sinks: Iterable[str]) -> None:
         """Give every counter its first value: one that appears above zero is not seen to rise."""
         for name in observables:
-            for counter in (self.measurements, self.measurement_failures, self.skipped):
+            for counter in (
+                self.measurements,
+                self.measurement_failures,
+                self.unfinished,
+                self.skipped,
+            ):
                 counter[name] += 0
             self.durations.setdefault(name, Durations())
         for name in sinks:

@@ -157,7 +157,10 @@ WORDS: tuple[tuple[StreamMeaning, str], ...] = (
 )
 """What words of a name say, the first line that fits; "_" joins words that stand together."""
 
-SETTINGS = "lr learning_rate momentum weight_decay epoch step global_step loss_scale"
+THINNING = "detection_thinning"
+"""Stream of the levels by which detection was thinned, each at the last step before it."""
+
+SETTINGS = f"lr learning_rate momentum weight_decay epoch step global_step loss_scale {THINNING}"
 """Whole names of what is set or counted: it changes because someone set it."""
 
 HELD_OUT = frozenset({"val", "valid", "validation", "test", "heldout", "holdout", "eval", "dev"})

@@ -107,6 +107,15 @@ OVERHEAD_BUDGET = _gauge(
 MONITOR_SECONDS = _counter(
     "monitor_seconds", "Time the training thread has spent in monitoring.", unit="seconds"
 )
+BESIDE_SECONDS = _counter(
+    "beside_seconds",
+    "Processor time of the monitor's own threads, which detect and store beside training.",
+    unit="seconds",
+)
+THINNED = _counter(
+    "thinned_points",
+    "Logged points that are stored but were not looked at by detectors, to keep to their share.",
+)
 
 MEASUREMENTS = _counter("measurements", "Measurements that succeeded.", "observable")
 MEASUREMENT_SECONDS = Metric(
@@ -118,6 +127,11 @@ MEASUREMENT_SECONDS = Metric(
 )
 MEASUREMENT_FAILURES = _counter(
     "measurement_failures", "Measurements that raised an error.", "observable"
+)
+UNFINISHED = _counter(
+    "unfinished_measurements",
+    "Measurements that were left before their end: the run had ended, or was asked to stop.",
+    "observable",
 )
 SKIPS = _counter(
     "skips",
@@ -209,6 +223,8 @@ METRICS: tuple[Metric, ...] = (
     OVERHEAD,
     OVERHEAD_BUDGET,
     MONITOR_SECONDS,
+    BESIDE_SECONDS,
+    THINNED,
     TRANSITIONS,
     LAST_TRANSITION_STEP,
     LAST_TRANSITION_ONSET_STEP,

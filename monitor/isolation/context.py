@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -86,7 +86,7 @@ def live_context(
     sample_unit: str = "sample",
     mode: Literal["eval", "train"] = "eval",
     seed: int = 0,
-    substitutes: Mapping[int, object] | None = None,
+    substitutes: Callable[[], Mapping[int, object]] | None = None,
 ) -> MeasureContext:
     """The weights of `model` as they are, for observables that read weights and nothing else.
 
@@ -104,7 +104,8 @@ def live_context(
         sample_unit: What one term is.
         mode: Mode of the copy.
         seed: Seed of the context's own generator.
-        substitutes: Stand-ins for live objects, by identity; see `skeleton`.
+        substitutes: Gives stand-ins for live objects, by identity; see `skeleton`. Asked only if
+            the copy is made.
 
     Raises:
         RefusedError: Parameters are sharded, not initialised yet, or without values.
@@ -117,7 +118,7 @@ def live_context(
 
     @functools.cache
     def copied() -> nn.Module:
-        return skeleton(model, substitutes=substitutes, mode=mode).module
+        return skeleton(model, substitutes=substitutes() if substitutes else None, mode=mode).module
 
     return MeasureContext(
         step=step,

@@ -13,7 +13,8 @@ import torch
 def to_floats(values: Sequence[Any]) -> list[float]:
     """Floats of numbers and 0-dim tensors; tensors come over in one transfer from each device.
 
-    A value that is neither becomes NaN: it is counted as non-finite where it is observed.
+    A value that is neither, or cannot be read, becomes NaN: it is counted as non-finite where it is
+    observed.
     """
     result = [math.nan] * len(values)
     by_device: dict[torch.device, list[int]] = {}
@@ -21,11 +22,13 @@ def to_floats(values: Sequence[Any]) -> list[float]:
         if isinstance(value, torch.Tensor) and not value.is_cpu:
             if value.numel() == 1 and not value.is_complex():
                 by_device.setdefault(value.device, []).append(index)
-        else:
-            with contextlib.suppress(TypeError, ValueError, RuntimeError):
-                result[index] = float(value.item() if isinstance(value, torch.Tensor) else value)
-    for indices in by_device.values():
-        stacked = torch.stack([values[i].detach().reshape(()).to(torch.float64) for i in indices])
-        for index, number in zip(indices, stacked.tolist(), strict=True):
-            result[index] = number
+            continue
+        with contextlib.suppress(Exception):  # whatever a user's number may do
+            result[index] = float(value.item() if isinstance(value, torch.Tensor) else value)
+    for device, indices in by_device.items():
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        with contextlib.suppress(RuntimeError):  # such as a tensor that has no values
+            together = [values[i].detach().reshape(()).to(wide) for i in indices]
+            for index, number in zip(indices, torch.stack(together).tolist(), strict=True):
+                result[index] = number
     return result

@@ -38,7 +38,8 @@ def at_weights(
 ) -> Any:
     """`function(model, *arguments)`, the model holding w*, or `params` in place of some of it.
 
-    Buffers are copies, so a forward pass may write into them. Weights have their training dtype.
+    Buffers and weights are copies, so that the function may write into them: a step may set a
+    target network to the trained one. Weights have their training dtype.
     Gradients are recorded where `params` ask for them; use `torch.no_grad()` where none are.
 
     Args:
@@ -51,7 +52,7 @@ def at_weights(
     weights = {**context.params, **(params or {})}
     tensors = {
         **{name: value.clone() for name, value in context.buffers.items()},
-        **{name: value.to(dtypes[name]) for name, value in weights.items()},
+        **{name: value.to(dtypes[name], copy=True) for name, value in weights.items()},
     }
     named = {f"model.{name}": value for name, value in tensors.items()}
     return torch.func.functional_call(_Call(context.model, function), named, arguments)

@@ -151,6 +151,8 @@ class RunCollector:
         yield Reading(m.OVERHEAD, (), health.overhead_ratio)
         yield Reading(m.OVERHEAD_BUDGET, (), health.overhead_budget)
         yield Reading(m.MONITOR_SECONDS, (), health.monitor_seconds_total)
+        yield Reading(m.BESIDE_SECONDS, (), health.beside_seconds_total)
+        yield Reading(m.THINNED, (), health.thinned_points)
         yield from _of_transitions(
             health.leads.copy(), health.transitions.copy(), health.last_transition
         )
@@ -171,6 +173,7 @@ class RunCollector:
         for name in {**health.measurements.copy(), **failures}:
             yield Reading(m.MEASUREMENTS, (name,), health.measurements.get(name, 0))
             yield Reading(m.MEASUREMENT_FAILURES, (name,), failures.get(name, 0))
+            yield Reading(m.UNFINISHED, (name,), health.unfinished.get(name, 0))
             seconds = durations.get(name, Durations())
             yield Reading(m.MEASUREMENT_SECONDS, (name,), seconds, _example(seconds))
         for what, count in health.skipped.copy().items():

@@ -28,6 +28,7 @@ from phasewatch.monitor.transitions.classification import seen_by
 from phasewatch.monitor.transitions.hindsight import Arrays, History, review, stored_history
 from phasewatch.monitor.transitions.pipeline import Detection
 from phasewatch.monitor.transitions.streams import Stream, create_detector, name_of, parameters_of
+from phasewatch.monitor.transitions.thinning import thinned
 
 DETECTION_SETTINGS = ("detectors", "precursors", "streams", "better", "false_alarms_per_run")
 """Fields of a stored configuration that matter to detection."""
@@ -240,7 +241,7 @@ def detect(
     if horizon is not None:
         detection.expect(*horizon)
     detection.start(run, attempt)
-    for chunk in chunks:
+    for chunk in thinned(chunks, detection.meanings):
         detection.take_chunk(chunk)
     detection.finish()
     watched = [Watched.of(stream) for stream in detection.streams]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from phasewatch.detectors.types import Alarm
+from phasewatch.monitor.core.forecast import COLUMNS, forecast_of
 from phasewatch.monitor.core.types import Transition, TransitionStatus
 from phasewatch.monitor.reports.data import (
     KIND_COLOURS,
@@ -207,8 +208,25 @@ def _facts(record: RunRecord) -> str:
     )
     config = json.dumps(_public(info.config or {}), indent=2, ensure_ascii=False, default=str)
     return (
-        f"<h2>The run</h2><table>{rows}</table>{streams_table(record)}"
+        f"<h2>The run</h2><table>{rows}</table>{streams_table(record)}{_forecast(info.config)}"
         f"<details><summary>Configuration</summary><pre>{html.escape(config)}</pre></details>"
+    )
+
+
+def _forecast(config: Mapping[str, Any] | None) -> str:
+    """What was expected of each observable when the run started."""
+    rows = forecast_of(config)
+    if not rows:
+        return ""
+    cells = [COLUMNS, *(row.cells for row in rows)]
+    lines = [
+        "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line) + "</tr>"
+        for tag, line in zip(("th", *("td" for _ in rows)), cells, strict=True)
+    ]
+    told = html.escape(str((config or {}).get("measured_on", "")))
+    return (
+        "<details><summary>Expected when the run started</summary>"
+        f"<p>{told}</p><table>{''.join(lines)}</table></details>"
     )
 
 

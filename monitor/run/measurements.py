@@ -16,8 +16,10 @@ from phasewatch.monitor import observables as registry
 from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.forecast import ForecastRow, duration_in_words
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import StreamMeaning, guess
+from phasewatch.monitor.core.ownership import is_ours
 from phasewatch.monitor.core.types import (
     Cost,
     Estimate,
@@ -30,7 +32,6 @@ from phasewatch.monitor.core.types import (
 )
 from phasewatch.monitor.run.budget import Budget
 from phasewatch.monitor.run.first_fall import FirstFall
-from phasewatch.monitor.run.forecast import ForecastRow, duration_in_words
 from phasewatch.monitor.run.interrupts import Interrupts
 from phasewatch.monitor.run.planner import SHORTEST, Account, Planner
 
@@ -198,6 +199,7 @@ class Measuring:
         self._training_peak: int | None = None
         self._asked_at = self._turn_began = self._told_at = 0.0
         self._piece = 0.0
+        self._longest_turn = math.inf
         self._previous: dict[str, Estimate] = {}
         self._failures_in_row: dict[str, int] = {}
 
@@ -229,6 +231,15 @@ class Measuring:
             )
         self._observables[observable.name] = observable
 
+    def bound_turns(self, seconds: float) -> None:
+        """Let no turn take longer, whatever the budget and the cadences say; others wait for it.
+
+        What can be measured in steps is spread over more turns; what cannot, and takes longer, is
+        not measured.
+        """
+        self._longest_turn = seconds
+        self.planner.ledger.capacity = min(self.planner.ledger.capacity, seconds)
+
     @property
     def names(self) -> tuple[str, ...]:
         """Observables still measured, in order."""
@@ -245,9 +256,14 @@ class Measuring:
                 found[name] = replace(known, better=Direction(better))
         return found
 
+    @property
+    def locates_by_itself(self) -> bool:
+        """Whether telling where something moved runs no code of the user's."""
+        return all(is_ours(o) for o in self._observables.values() if hasattr(o, "locate"))
+
     def locate(self, onset: int, end: int) -> tuple[tuple[str, float], ...]:
         """Where in the model something moved between two steps, if an observable can tell."""
-        for name, observable in self._observables.items():
+        for name, observable in list(self._observables.items()):  # asked beside training
             locate = getattr(observable, "locate", None)
             if locate is None:
                 continue
@@ -456,14 +472,27 @@ class Measuring:
         for name in names:
             if self.interrupts.requested:
                 break
-            if self.planner.accounts[name].spread and self._is_limited(name):
-                results += self._begin(name, step, context)
+            account = self.planner.accounts[name]
+            if account.spread and self._is_limited(name):
+                if self._open is None:  # else its turn comes when the open one is through
+                    results += self._begin(name, step, context)
+            elif (account.predicted or 0.0) > self._longest_turn:
+                self.skip(name, self._too_long(account.predicted))
             else:
                 results += self._whole(name, step, context)
         return results
 
     def _is_limited(self, name: str) -> bool:
+        if math.isfinite(self._longest_turn):
+            return True
         return self.planner.ledger.limited and not self.planner.accounts[name].lifted
+
+    def _too_long(self, seconds: float | None) -> str:
+        return (
+            f"one measurement takes about {duration_in_words(seconds)} in one piece, and the other "
+            f"processes may wait for {duration_in_words(self._longest_turn)}; raise the timeout of "
+            "the process group, or make the probe smaller"
+        )
 
     def _whole(self, name: str, step: int, context: MeasureContext) -> list[Observation]:
         """Measure in one go; only an interrupt ends it before."""
@@ -555,7 +584,7 @@ class Measuring:
 
     def _leave(self, opened: Open) -> None:
         """A measurement that was cut short for good: counted, and said."""
-        self._health.measurement_failures[opened.name] += 1
+        self._health.unfinished[opened.name] += 1
         log.info(
             "%s of step %d was left unfinished after %.1f s: %s",
             opened.name,
@@ -575,6 +604,8 @@ class Measuring:
             self._tell_progress(now)
         if self._open is not self._current:  # measured in one go
             return False
+        if now - self._turn_began + self._piece > self._longest_turn:
+            return True
         return self.planner.ledger.level < self._piece
 
     def _tell_progress(self, now: float) -> None:

@@ -29,7 +29,7 @@ MARGIN = 1.25
 WANTED_MEASUREMENTS = 20
 """Of an expensive observable a run should see so many: a single one takes no more of the budget."""
 
-SHORTEST = 0.25
+SHORTEST = 0.17
 """A measurement of which the budget leaves less than this share is not begun at all."""
 
 LONG_RUN_SECONDS = 1800.0
@@ -226,7 +226,8 @@ class Planner:
         if self._halted:
             return
         ready = [a for a in self._accounts.values() if step >= a.next_step > a.last_step]
-        begins = [a for a in ready if a.lifted or not self.ledger.limited]
+        free = [a for a in ready if a.lifted or not self.ledger.limited]
+        begins = [a for a in free if a.name != self.open]
         waiting = [a for a in ready if a not in begins and a.name != self.open]
         times = []
         light = [a for a in waiting if a.light]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,8 @@ class Outlets:
     Args:
         store: The run history.
         sinks: Further places; each may raise.
+        own_sinks: Those of the user's code, which only the training thread may run: what is for
+            them waits for `deliver`.
         health: Where their failures are counted.
         run_id: Identity of the run.
         attempt: Which fit of the run.
@@ -45,9 +48,12 @@ class Outlets:
         run_id: str,
         attempt: int,
         alerts: AlertProcess | None = None,
+        own_sinks: Sequence[Sink] = (),
     ) -> None:
         self.store = store
         self._sinks = tuple(sinks)
+        self._own_sinks = tuple(own_sinks)
+        self._waiting: deque[Mapping[str, Column] | Observation | Transition] = deque()
         self._health = health
         self._run_id = run_id
         self._attempt = attempt
@@ -66,15 +72,22 @@ class Outlets:
         self.store.add_observation(self._run_id, self._attempt, observation)
         for sink in self._sinks:
             self._call(sink, partial(_emit, observation))
+        if self._own_sinks:
+            self._waiting.append(observation)
 
     def emit_columns(self, columns: Mapping[str, Column]) -> None:
         """Store many exact scalars and pass them on; a sink that shows the latest gets only it."""
         for name, column in columns.items():
-            self.store.add_scalars(self._run_id, self._attempt, name, column)
-            for sink in self._sinks:
-                latest_only = getattr(sink, "latest_only", False)
-                for observation in observations_of(name, column, latest_only=latest_only):
-                    self._call(sink, partial(_emit, observation))
+            self.keep(name, column)
+        for sink in self._sinks:
+            self._emit_columns(sink, columns)
+        if self._own_sinks:
+            self._waiting.append(columns)
+
+    def keep(self, name: str, column: Column) -> None:
+        """Store exact scalars of one stream; waits while the store has no room for them."""
+        self.store.wait_for_room(len(column.steps))
+        self.store.add_scalars(self._run_id, self._attempt, name, column)
 
     def notify(self, transition: Transition) -> None:
         """Store a transition that changed, with the messages it calls for, and pass it on."""
@@ -84,11 +97,32 @@ class Outlets:
         if alerts is not None and recipients:
             self._guard("alerts", lambda: alerts.expect(transition))
         for sink in self._sinks:
-            self._call(sink, lambda s: s.notify(transition))
+            self._call(sink, partial(_notify, transition))
+        if self._own_sinks:
+            self._waiting.append(transition)
+
+    def deliver(self) -> None:
+        """Call the user's sinks with what waits for them. For the training thread alone."""
+        while self._waiting:
+            item = self._waiting.popleft()
+            for sink in self._own_sinks:
+                if isinstance(item, Observation):
+                    self._call(sink, partial(_emit, item))
+                elif isinstance(item, Transition):
+                    self._call(sink, partial(_notify, item))
+                else:
+                    self._emit_columns(sink, item)
+
+    def _emit_columns(self, sink: Sink, columns: Mapping[str, Column]) -> None:
+        latest_only = getattr(sink, "latest_only", False)
+        for name, column in columns.items():
+            for observation in observations_of(name, column, latest_only=latest_only):
+                self._call(sink, partial(_emit, observation))
 
     def flush(self) -> None:
         """Ask every sink to send out what it holds back."""
-        for sink in self._sinks:
+        self.deliver()
+        for sink in (*self._sinks, *self._own_sinks):
             self._call(sink, lambda s: s.flush())
 
     def refresh(self) -> None:
@@ -98,9 +132,10 @@ class Outlets:
 
     def close(self) -> None:
         """Send the last alerts, then close every sink. The store outlives them."""
+        self.deliver()
         if self._alerts is not None:
             self._guard("alerts", self._alerts.close)
-        for sink in self._sinks:
+        for sink in (*self._sinks, *self._own_sinks):
             self._call(sink, lambda s: s.close())
 
     def _call(self, sink: Sink, call: Callable[[Sink], None]) -> None:
@@ -124,6 +159,10 @@ class Outlets:
 
 def _emit(observation: Observation, sink: Sink) -> None:
     sink.emit(observation)
+
+
+def _notify(transition: Transition, sink: Sink) -> None:
+    sink.notify(transition)
 
 
 def store_url(config: MonitorConfig, root: Path | None) -> str:

@@ -7,7 +7,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from phasewatch.monitor.config.alerts import resolve_targets
 from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.columns import chunked
 from phasewatch.monitor.core.errors import StoreError
+from phasewatch.monitor.core.forecast import ForecastRow
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.types import (
     LossFn,
@@ -35,10 +36,12 @@ from phasewatch.monitor.core.types import (
     TransitionStatus,
 )
 from phasewatch.monitor.run.buffer import ScalarBuffer
+from phasewatch.monitor.run.console import ensure_heard
 from phasewatch.monitor.run.failures import Failures
-from phasewatch.monitor.run.forecast import ForecastRow, headline_of, table_of
+from phasewatch.monitor.run.forecast import headline_of, table_of
 from phasewatch.monitor.run.installed_sinks import open_installed
 from phasewatch.monitor.run.measurements import Given, Measuring, Seen, Subject
+from phasewatch.monitor.run.road import Road
 from phasewatch.monitor.run.sinks import (
     Outlets,
     open_alerts,
@@ -49,6 +52,7 @@ from phasewatch.monitor.run.sinks import (
 )
 from phasewatch.monitor.store.store import Store
 from phasewatch.monitor.transitions.pipeline import Detection
+from phasewatch.monitor.transitions.thinning import Thinner
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,6 +61,12 @@ if TYPE_CHECKING:
     from phasewatch.monitor.sampling.evaluation_cost import EvaluationCost
 
 log = logging.getLogger("phasewatch")
+
+DETECTION_SHARE = 0.5
+"""Of the budget, what detection may take; beyond it, it sees fewer points."""
+
+STATE_SECONDS = 10.0
+"""How long a checkpoint waits for detection."""
 
 
 class Watch:
@@ -132,6 +142,9 @@ class Watch:
             declared=self._measuring.declared,
         )
         self._buffer = ScalarBuffer()
+        self._thinner = Thinner(self._detection.meanings)
+        self._road: Road | None = None
+        self._beside_before = 0.0
         self._record: StepRecord | None = None
         self._micro_batches: tuple[int, MicroBatches] | None = None
         self._learning_rate: float | None = None
@@ -156,6 +169,7 @@ class Watch:
         """
         if self._outlets is not None:
             return
+        ensure_heard()
         self._expected_steps = expected_steps
         self._planner.start(step, expected_steps)
         self._drained = (step, time.perf_counter())
@@ -175,6 +189,8 @@ class Watch:
             sinks = [
                 *open_annotations(self.config, self.run_name, self.health),
                 *open_exporter(self.config, self.run_name, self.health, self._detection.meanings),
+            ]
+            own_sinks = [
                 *open_installed(self.config, self.run_name, self.health),
                 *self._user_sinks,
             ]
@@ -182,9 +198,21 @@ class Watch:
             store.end_run(self.run_id, self.attempt, RunState.FAILED, str(error))
             store.close()
             raise
-        self._outlets = Outlets(store, sinks, self.health, self.run_id, self.attempt, alerts)
+        self._outlets = Outlets(
+            store, sinks, self.health, self.run_id, self.attempt, alerts, own_sinks
+        )
         if resumed_step is not None:
             self._catch_up(self._outlets, resumed_step)
+        self._road = Road(
+            self._buffer,
+            self._outlets,
+            self._detection,
+            self._thinner,
+            self.health,
+            share=DETECTION_SHARE * self.config.budget,
+            beside=self._detection.is_ours and self._measuring.locates_by_itself,
+            look=self._measuring.look_at,
+        )
 
     def _catch_up(self, outlets: Outlets, step: int) -> None:
         """Detect on what was observed at `step` after the checkpoint, such as its validation."""
@@ -218,7 +246,9 @@ class Watch:
         try:
             if state is RunState.FINISHED and self._subject is not None:
                 self.measure_last(self.health.step, self._subject, self.health.epoch)
-            self.drain()
+            if self._road is not None:
+                with self.spending():
+                    self._road.close()
             for transition in self._detection.finish():
                 outlets.notify(transition)
             for transition in self._detection.grown():
@@ -226,12 +256,14 @@ class Watch:
             if state is RunState.FINISHED:
                 self._look_back(outlets)
         finally:
-            self._outlets = None
+            self._refresh_health(outlets)
+            self._beside_before = self.health.beside_seconds_total
+            self._outlets = self._road = None
             self.health.state = state
             outlets.flush()
             store.end_run(self.run_id, self.attempt, state, reason)
             outlets.close()
-            self._refresh_health(store)
+            self._refresh_health(outlets)
             if store.is_in_memory:
                 self._ended_store = store  # closing would lose the only copy
             else:
@@ -296,18 +328,19 @@ class Watch:
     # ---- what training calls
 
     def observe(self, step: int, scalars: Mapping[str, Any], epoch: int | None = None) -> None:
-        """Keep one step's scalars; they are read, stored and detected at the next drain.
+        """Keep one step's scalars; a thread beside training reads, stores and detects them.
 
         Args:
             step: Optimizer steps completed.
-            scalars: Floats or detached 0-dim tensors, by stream name; not read here. A float
+            scalars: Floats or detached 0-dim tensors, by stream name; not read here, so that a
+                tensor must not be changed in place. A float
                 named "lr" is the learning rate of the coming step, for observables that ask.
             epoch: Epoch, if known.
         """
         if "lr" in scalars and isinstance(scalars["lr"], float):
             self._learning_rate = scalars["lr"]
         if self._buffer.append(step, scalars, epoch):
-            self.drain()
+            self._hand_over()
 
     def due(self, step: int) -> bool:
         """Whether something is to be measured at `step`; the answer for a step does not change."""
@@ -362,6 +395,13 @@ class Watch:
             seen = self._micro_batches[1]
         seen = replace(seen, num_samples=(*seen.num_samples, num_samples))
         self._micro_batches = (step, seen)
+
+    def bound_turns(self, seconds: float) -> None:
+        """Let no turn of measuring take longer: other processes wait for this one meanwhile.
+
+        Call it before `start`.
+        """
+        self._measuring.bound_turns(seconds)
 
     def spending(self) -> AbstractContextManager[None]:
         """Count the time inside as overhead."""
@@ -484,7 +524,7 @@ class Watch:
         """
         self._subject = None  # once is enough
         with self.spending(), self.failures.surviving(step):
-            self.drain()
+            self._hand_over()
             subject = self._as_subject(context)
             self._take_up(self._measuring.last_turn(step, subject, epoch))
 
@@ -518,7 +558,7 @@ class Watch:
                 record = replace(record, micro_batches=micro[1])
         else:
             record = None
-        self.drain()  # before, so that the planner knows how fast training is
+        self._hand_over()  # before, so that the planner knows how fast training is
         seen = Seen(record=record, learning_rate=self._learning_rate)
         observations = self._measuring.turn(step, subject, epoch, seen)
         if self._agree is not None and not self._agree(bool(observations)):
@@ -527,37 +567,33 @@ class Watch:
         self._take_up(observations)
 
     def _take_up(self, observations: Iterable[Observation]) -> None:
-        if self._outlets is None:
+        if self._road is None:
             return
         for observation in observations:
-            self._outlets.emit(observation)
-            for transition in self._detection.take(observation):
-                self._outlets.notify(transition)
+            self._road.put(observation)
 
     # ---- the road of a number
 
     def drain(self) -> None:
-        """Read, store and detect everything buffered."""
-        if not len(self._buffer) or self._outlets is None:
-            return
-        with self.spending():
-            columns = self._buffer.drain()
-            if not columns:
-                return
-            for name, column in columns.items():
-                column.unit = self._detection.meanings.of(name).unit
-            self._measuring.look_at(columns)
-            self._outlets.emit_columns(columns)
-            for transition in self._detection.take_columns(columns):
-                self._outlets.notify(transition)
-            latest = max(columns.values(), key=lambda column: column.steps[-1])
-            self.health.step = max(self.health.step, latest.steps[-1])
-            self.health.epoch = latest.epochs[-1]
-            self.health.last_step_timestamp = latest.timestamps[-1]
-            self._refresh_health(self._outlets.store)
+        """Wait until everything observed so far is stored and detected."""
+        if self._outlets is not None and self._road is not None:
+            with self.spending():
+                self._road.drain()
+                self._refresh_health(self._outlets)
 
-    def _refresh_health(self, store: Store) -> None:
-        health = self.health
+    def _hand_over(self) -> None:
+        """Send what is buffered on its way."""
+        if self._outlets is not None and self._road is not None:
+            with self.spending():
+                self._road.hand_over()
+                self._refresh_health(self._outlets)
+
+    def _refresh_health(self, outlets: Outlets) -> None:
+        health, store, latest = self.health, outlets.store, self._buffer.latest
+        if latest is not None:
+            health.step = max(health.step, latest[0])
+            health.epoch = latest[1]
+            health.last_step_timestamp = latest[2]
         old_step, old_time = self._drained
         now = time.perf_counter()
         if health.step > old_step and now > old_time:
@@ -565,14 +601,17 @@ class Watch:
             self._drained = (health.step, now)
             remaining = max(0.0, self._expected_steps - health.step)
             self._planner.expect(remaining / health.steps_per_second)
+        if self._road is not None:
+            before = health.beside_seconds_total
+            health.beside_seconds_total = (
+                self._beside_before + self._road.cpu_seconds + store.writer_cpu_seconds
+            )
+            self._planner.ledger.spend_beside(health.beside_seconds_total - before)
         health.overhead_ratio = self._planner.ledger.overhead_ratio
         health.monitor_seconds_total = self._planner.ledger.total_seconds
         health.store_queue_depth = store.queue_depth
         health.store_dropped = store.num_dropped
         health.store_failed = store.num_failed
-        self._detection.refresh_scores()
-        if self._outlets is not None:
-            self._outlets.refresh()
 
     # ---- reading
 
@@ -589,7 +628,12 @@ class Watch:
     @property
     def transitions(self) -> list[Transition]:
         """Transitions found so far, in the order of their onset."""
-        return self._detection.transitions
+        with self._alone():
+            return self._detection.transitions
+
+    def _alone(self) -> AbstractContextManager[object]:
+        """Keep the thread beside training from detecting meanwhile."""
+        return nullcontext() if self._road is None else self._road.lock
 
     def history(
         self, name: str
@@ -615,13 +659,21 @@ class Watch:
 
     def state_dict(self) -> dict[str, Any]:
         """Identity, schedule, detectors and transitions, as plain containers."""
-        self.drain()
+        if self._road is not None and not self._road.drain(STATE_SECONDS):
+            log.warning(
+                "detection is %d points behind this checkpoint: a run resumed from it does not "
+                "look at them again",
+                self._road.num_waiting,
+            )
+        with self._alone():
+            detection, thinning = self._detection.state_dict(), self._thinner.state_dict()
         return {
             "run_id": self.run_id,
             "run_name": self.run_name,
             "attempt": self.attempt,
             "measuring": self._measuring.state_dict(),
-            "detection": self._detection.state_dict(),
+            "detection": detection,
+            "thinning": thinning,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -631,3 +683,4 @@ class Watch:
         self.attempt = max(self.attempt, int(state["attempt"]))
         self._measuring.load_state_dict(state["measuring"])
         self._detection.load_state_dict(state["detection"])
+        self._thinner.load_state_dict(state["thinning"])

@@ -52,15 +52,17 @@ class Evaluation:
 
 
 class Engine(Protocol):
-    """Evaluates one probe batch at the points of some chains.
+    """Evaluates one probe batch at the points of some chains."""
 
-    Attributes:
-        name: "vmap", "loop" or "inplace".
-        width: How many chains it takes at a time.
-    """
+    @property
+    def name(self) -> EngineName:
+        """What it is: "vmap", "loop" or "inplace"."""
+        ...
 
-    name: EngineName
-    width: int
+    @property
+    def width(self) -> int:
+        """How many chains it takes at a time."""
+        ...
 
     def session(self) -> AbstractContextManager[None]:
         """What must be in force around calls of `batch`."""
@@ -99,7 +101,7 @@ class VmapEngine:
         """Terms and gradients of batch `index` at the displacements `x` (width, d)."""
         problem = self.problem
         leaf = (self._center + x).requires_grad_()
-        swapped = {**problem.layout.unflatten(leaf), **self._own_buffers(len(x))}
+        swapped = {**problem.weights_of(leaf), **self._own_buffers(len(x))}
         names, batch = tuple(swapped), problem.batch(index)
 
         def one(*tensors: Tensor) -> Tensor:
@@ -118,6 +120,56 @@ class VmapEngine:
             name: fixed[name].expand(num_chains, *fixed[name].shape).clone()
             for name in self._written
         }
+
+
+class FallingBack:
+    """Chains by `vmap`; in a loop from the first evaluation on that `vmap` cannot trace.
+
+    A step may do only sometimes what `vmap` cannot trace: choose an action with `.item()`, log
+    every tenth loss, look for NaN. What the loop cannot evaluate either is no fault of `vmap`.
+
+    Args:
+        vmapped: What is tried.
+        loop: What takes over.
+        told: Called once with the error, when the loop has taken over.
+    """
+
+    def __init__(
+        self, vmapped: VmapEngine, loop: LoopEngine, told: Callable[[Exception], None]
+    ) -> None:
+        self._engine: VmapEngine | LoopEngine = vmapped
+        self._loop = loop
+        self._told = told
+
+    @property
+    def name(self) -> EngineName:
+        """Of the engine that runs now."""
+        return self._engine.name
+
+    @property
+    def width(self) -> int:
+        """Of the engine that runs now."""
+        return self._engine.width
+
+    def session(self) -> AbstractContextManager[None]:
+        """As for `vmap`: the loop, too, may then run with plain attention."""
+        return self._engine.session()
+
+    def batch(self, x: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """Terms and gradients of batch `index` at the displacements `x` (chains, d)."""
+        if self._engine is self._loop:
+            return self._one_by_one(x, index)
+        try:
+            return self._engine.batch(x, index)
+        except Exception as error:
+            found = self._one_by_one(x, index)
+            self._engine = self._loop
+            self._told(error)
+            return found
+
+    def _one_by_one(self, x: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        terms, grads = zip(*(self._loop.batch(row, index) for row in x.split(1)), strict=True)
+        return torch.cat(terms), torch.cat(grads)
 
 
 class LoopEngine:
@@ -144,7 +196,7 @@ class LoopEngine:
         """Terms and gradient of batch `index` at the displacement `x` (1, d)."""
         problem = self._problem
         leaf = (self._center + x[0]).requires_grad_()
-        values = {**problem.constants(), **problem.layout.unflatten(leaf)}
+        values = {**problem.constants(), **problem.weights_of(leaf)}
         losses, grad = problem.call(values, problem.batch(index), leaf, self.backward)
         if grad is None:
             raise RefusedError(NO_GRADIENT)

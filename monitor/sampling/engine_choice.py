@@ -18,11 +18,13 @@ from torch import Tensor
 
 from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.core.types import Steps, T
+from phasewatch.monitor.isolation.places import told_with_place
 from phasewatch.monitor.sampling.batches import describe
 from phasewatch.monitor.sampling.engine import (
     Engine,
     EngineName,
     Evaluation,
+    FallingBack,
     InPlaceEngine,
     LoopEngine,
     VmapEngine,
@@ -59,10 +61,16 @@ class Verdict:
     width: int = 1
     backward: bool = False
 
-    def build(self, problem: Problem) -> Engine:
-        """The engine, for this problem."""
+    def build(self, problem: Problem, told: Callable[[Exception], None]) -> Engine:
+        """The engine, for this problem.
+
+        Args:
+            problem: What to evaluate.
+            told: Called when `vmap` was chosen, and could not trace a later evaluation.
+        """
         if self.engine == "vmap":
-            return VmapEngine(problem, self.width)
+            loop = LoopEngine(problem, backward=self.backward)
+            return FallingBack(VmapEngine(problem, self.width), loop, told)
         if self.engine == "inplace":
             return InPlaceEngine(problem)
         return LoopEngine(problem, backward=self.backward)
@@ -88,14 +96,30 @@ class Verdicts:
             verdict = yield from _decide(problem, plan)
             self._known[key] = verdict
             logger.info("LLC chains run as %s: %s", verdict.engine, verdict.reason)
-        return self._known[key].build(problem)
+
+        def fall_back(error: Exception) -> None:
+            if plan.engine == "vmap":
+                raise RefusedError(_impossible(_untraceable(error))) from error
+            reason = _now_and_then(error)
+            self._known[key] = Verdict("loop", reason, backward=self._known[key].backward)
+            logger.info("LLC chains run as loop from now on: %s", reason)
+
+        return self._known[key].build(problem, fall_back)
 
 
 def _key(problem: Problem) -> tuple[Any, ...]:
     flags = tuple(module.training for module in problem.loss.model.modules())
     shapes = tuple(describe(batch) for batch in problem.batches)
     device = str(problem.device)
-    return (problem.layout, shapes, flags, problem.written, problem.copies_batch, device)
+    return (
+        problem.layout,
+        shapes,
+        flags,
+        problem.written,
+        problem.moved,
+        problem.copies_batch,
+        device,
+    )
 
 
 def _decide(problem: Problem, plan: Plan) -> Steps[Verdict]:
@@ -115,23 +139,27 @@ def _decide(problem: Problem, plan: Plan) -> Steps[Verdict]:
     yield
     if fault is not None:
         if plan.engine == "vmap":
-            raise RefusedError(f"engine='vmap' is not possible here: {fault}; use engine='auto'")
+            raise RefusedError(_impossible(fault))
         return Verdict("loop", fault, backward=loop.backward)
     if plan.engine == "vmap":
-        return Verdict("vmap", plan.reason, plan.width)
+        return Verdict("vmap", plan.reason, plan.width, loop.backward)
     num_chains = len(few)
+    failures: list[Exception] = []
     if looped <= SLOW_SECONDS:
-        with vmapped.session():
+        racing = FallingBack(vmapped, loop, failures.append)
+        with racing.session():
             looped, batched = _race(
-                lambda: evaluate(loop, problem, x, [0]), lambda: evaluate(vmapped, problem, x, [0])
+                lambda: evaluate(loop, problem, x, [0]), lambda: evaluate(racing, problem, x, [0])
             )
         num_chains = plan.width
+    if failures:
+        return Verdict("loop", _now_and_then(failures[0]), backward=loop.backward)
     times = (
         f"{num_chains} chains take {batched * 1e3:.2f} ms a step by vmap, {looped * 1e3:.2f} ms in "
         f"a loop; {plan.reason}"
     )
     if batched <= looped:
-        return Verdict("vmap", times, plan.width)
+        return Verdict("vmap", times, plan.width, loop.backward)
     return Verdict("loop", times, backward=loop.backward)
 
 
@@ -191,7 +219,7 @@ def working_loop(problem: Problem, x: Tensor | None = None) -> LoopEngine:
     """
     if x is None:
         x = _perturbed(problem, 1)
-    failure: RuntimeError | None = None
+    failure = RuntimeError("no way to do it was tried")
     for loop in (LoopEngine(problem), LoopEngine(problem, backward=True)):
         try:
             loop.batch(x, 0)
@@ -200,7 +228,9 @@ def working_loop(problem: Problem, x: Tensor | None = None) -> LoopEngine:
         else:
             _check_reaction(loop, problem, x)
             return loop
-    raise RefusedError(f"the loss cannot be differentiated: {failure}") from failure
+    raise RefusedError(
+        f"the loss cannot be differentiated: {told_with_place(failure)}"
+    ) from failure
 
 
 def _fault(engine: VmapEngine, loop: LoopEngine, x: Tensor, expected: Evaluation) -> str | None:
@@ -210,8 +240,7 @@ def _fault(engine: VmapEngine, loop: LoopEngine, x: Tensor, expected: Evaluation
         with engine.session():
             found = evaluate(engine, problem, x, [0])
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        return f"vmap cannot trace the loss ({type(error).__name__}: {first[:200]})"
+        return _untraceable(error)
     if found.terms.shape != expected.terms.shape:
         shapes = f"{tuple(found.terms.shape)}, not {tuple(expected.terms.shape)}"
         return f"vmap gives loss terms of shape {shapes}"
@@ -220,6 +249,18 @@ def _fault(engine: VmapEngine, loop: LoopEngine, x: Tensor, expected: Evaluation
     if gaps[name] <= tolerance_of(problem) or _as_exact(problem, loop, x, found, expected):
         return None
     return f"the {name} by vmap differs from the plain one by {gaps[name]:.1e} of its size"
+
+
+def _untraceable(error: Exception) -> str:
+    return f"vmap cannot trace the loss ({told_with_place(error)})"
+
+
+def _now_and_then(error: Exception) -> str:
+    return f"{_untraceable(error)}, though only in some evaluations"
+
+
+def _impossible(fault: str) -> str:
+    return f"engine='vmap' is not possible here: {fault}; use engine='auto'"
 
 
 def _gaps(found: Evaluation, truth: Evaluation) -> dict[str, float]:

@@ -170,7 +170,7 @@ class Hessian:
         shares = [weight / sum(problem.weights) for weight in problem.weights]
         for index, share in enumerate(shares):
             leaf = self._center.clone().requires_grad_()
-            values = {**problem.constants(), **problem.layout.unflatten(leaf)}
+            values = {**problem.constants(), **problem.weights_of(leaf)}
             _, product = problem.call(values, problem.batch(index), leaf, False, vector)
             if product is not None:
                 total.add_(product, alpha=share)

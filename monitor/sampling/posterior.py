@@ -22,9 +22,14 @@ from torch import Tensor, nn
 
 from phasewatch.monitor.core.errors import MeasurementError, RefusedError
 from phasewatch.monitor.core.types import LossFn, MeasureContext
+from phasewatch.monitor.isolation.places import told_with_place
 from phasewatch.monitor.sampling.batches import describe, in_double, leading_size, same, tensors_in
 
 PREFIX = "model."
+
+MAX_TRIED_BYTES = 2**30
+"""Frozen weights larger than this together are not looked at for whether the loss writes into them:
+that takes a copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +173,10 @@ class Problem:
         fixed: Buffers and frozen parameters by prefixed name.
         batches: Probe batches.
         weights: Share of the probe's terms in each batch; sums to one.
-        written: Buffers that the model writes into (BatchNorm in train mode): cloned for each
-            evaluation.
+        written: Buffers and frozen weights that the loss writes into (BatchNorm in train mode, a
+            moving average of the weights): cloned for each evaluation.
+        moved: Sampled weights that the loss writes into, such as those of a target network that it
+            sets to the trained one.
         copies_batch: Clone the batch at each evaluation, because the loss writes into it.
         aliases: Further names of tied weights and buffers, each with its first name.
         lent: Memory of live weights, by name; see `MeasureContext`.
@@ -185,6 +192,7 @@ class Problem:
     batches: Sequence[Any]
     weights: tuple[float, ...]
     written: frozenset[str] = frozenset()
+    moved: frozenset[str] = frozenset()
     copies_batch: bool = False
     aliases: tuple[tuple[str, str], ...] = ()
     lent: Mapping[str, Tensor] = field(default_factory=dict)
@@ -210,6 +218,17 @@ class Problem:
         """Zeros for the displacement x of each chain, shape (chains, d)."""
         shape = (num_chains, self.layout.num_parameters)
         return torch.zeros(shape, dtype=self.layout.state_dtype, device=self.device)
+
+    def weights_of(self, flat: Tensor) -> dict[str, Tensor]:
+        """Weights by prefixed name, cut from `flat`, (d,) or (chains, d).
+
+        Where the loss writes into some, each is a tensor of its own, as a module's parameters are:
+        what is written into one view would count as a change of all others.
+        """
+        weights = self.layout.unflatten(flat)
+        if not self.moved:
+            return weights
+        return {name: weight.clone() for name, weight in weights.items()}
 
     def in_double(self) -> Problem:
         """The same problem in fp64 throughout."""
@@ -279,14 +298,18 @@ def pose(context: MeasureContext, names: Sequence[str] | None = None) -> Problem
     kept = set(context.params if names is None else names)
     chosen = {name: tensor for name, tensor in context.params.items() if name in kept}
     frozen = {name: tensor for name, tensor in context.params.items() if name not in kept}
+    fixed = _prefixed(context, frozen)
+    buffers = {PREFIX + name for name, _ in context.model.named_buffers()}
+    num_bytes = sum(tensor.nbytes for name, tensor in fixed.items() if name not in buffers)
     problem = Problem(
         loss=ProbeLoss(context.model, context.loss_fn),
         layout=Layout.of(context.model, chosen),
         params=chosen,
-        fixed=_prefixed(context, frozen),
+        fixed=fixed,
         batches=context.batches,
         weights=(1.0,) * len(context.batches),
-        written=frozenset(PREFIX + name for name, _ in context.model.named_buffers()),
+        written=frozenset(fixed) if num_bytes <= MAX_TRIED_BYTES else frozenset(buffers),
+        moved=frozenset(PREFIX + name for name in chosen),
         copies_batch=True,
         aliases=_aliases(context.model),
         lent=context.lent,
@@ -322,9 +345,12 @@ def _inspected(problem: Problem) -> Problem:
     kept, precision = 0, 0.0
     writes_batch = False
     written: set[str] = set()
+    moved: set[str] = set()
     for index, pristine in enumerate(problem.batches):
         batch, constants = problem.batch(index), problem.constants()
-        terms, size, coarsest = _tried(problem, index, batch, constants)
+        leaf = problem.center().requires_grad_()
+        weights = problem.weights_of(leaf)
+        terms, size, coarsest = _tried(problem, index, batch, constants, leaf, weights)
         mean = float(terms.cpu().double().mean())
         if not math.isfinite(mean):
             raise MeasurementError(
@@ -335,6 +361,9 @@ def _inspected(problem: Problem) -> Problem:
         kept, precision = max(kept, size), max(precision, coarsest)
         writes_batch = writes_batch or not same(batch, pristine)
         written |= {n for n in problem.written if not same(constants[n], problem.fixed[n])}
+        before = problem.layout.unflatten(leaf.detach())
+        moved |= {n for n in problem.moved if not same(weights[n].detach(), before[n])}
+        del leaf, weights, before
     total = sum(counts)
     return replace(
         problem,
@@ -342,12 +371,18 @@ def _inspected(problem: Problem) -> Problem:
         kept_bytes=kept,
         precision=precision,
         written=frozenset(written),
+        moved=frozenset(moved),
         copies_batch=writes_batch,
     )
 
 
 def _tried(
-    problem: Problem, index: int, batch: Any, constants: Mapping[str, Tensor]
+    problem: Problem,
+    index: int,
+    batch: Any,
+    constants: Mapping[str, Tensor],
+    leaf: Tensor,
+    weights: Mapping[str, Tensor],
 ) -> tuple[Tensor, int, float]:
     """Loss terms of one batch at w*; bytes and coarsest roundoff of what its graph keeps."""
     seen: dict[int, int] = {}
@@ -364,17 +399,17 @@ def _tried(
         return tensor.detach()  # itself, it would keep the graph that keeps it alive for ever
 
     # With a graph, as the chains will need it: some losses differentiate inside.
-    leaf = problem.center().requires_grad_()
-    held = (leaf, *tensors_in(batch), *constants.values())
+    held = (leaf, *weights.values(), *tensors_in(batch), *constants.values())
     known = {t.untyped_storage().data_ptr() for t in held if t.layout is torch.strided}
     try:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, _as_is):
-            result = problem.call({**constants, **problem.layout.unflatten(leaf)}, batch)
+            result = problem.call({**constants, **weights}, batch)
+    except RefusedError:  # it says why by itself
+        raise
     except Exception as error:
         raise RefusedError(
             f"the loss cannot take probe batch {index} ({describe(problem.batches[index])}): "
-            f"{type(error).__name__}: {error}. Give loss_fn= or probe= so that "
-            "loss_fn(model, batch) works"
+            f"{told_with_place(error)}. Give loss_fn= or probe= so that loss_fn(model, batch) works"
         ) from error
     return checked_terms(result).detach(), sum(seen.values()), coarsest
 

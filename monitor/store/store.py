@@ -250,6 +250,11 @@ class Store:
         if not (self._closed or self._forked):
             self._writer.put(ColumnRow(run_id, attempt, name, column))
 
+    def wait_for_room(self, num_rows: int) -> None:
+        """Wait until so many rows can be queued, as long as the database can be written."""
+        if not (self._closed or self._forked):
+            self._writer.wait_for_room(num_rows)
+
     def add_transition(
         self, transition: Transition, recipients: tuple[Recipient, ...] = ()
     ) -> None:

@@ -30,6 +30,9 @@ GATHER_SECONDS = 0.3
 RETRY_SECONDS = 1.0
 """Pause after a failed write."""
 
+ROOM_SECONDS = 0.005
+"""Pause between two looks at a queue that is full."""
+
 MAX_ROWS = 5_000
 """Rows of one transaction, so that other processes get their turn."""
 
@@ -88,6 +91,14 @@ class Writer:
             self.num_dropped += row.size
             return
         self.put_always(row)
+
+    def wait_for_room(self, num_rows: int) -> None:
+        """Wait while the queue is too full for so many rows, and the writer gets on with it."""
+        while self.depth and self.depth + num_rows > self._capacity:
+            if self._failing or self._thread is None or not self._thread.is_alive():
+                return
+            self._urgent.set()
+            time.sleep(ROOM_SECONDS)
 
     def put_always(self, row: Row | Barrier) -> None:
         """Queue what is rare and must not be dropped."""

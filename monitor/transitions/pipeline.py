@@ -6,14 +6,16 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
+from phasewatch import detectors
 from phasewatch.detectors.base import Detector
 from phasewatch.detectors.types import Alarm, AlarmKind
 from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.columns import Chunk, Column
 from phasewatch.monitor.core.health import Health
-from phasewatch.monitor.core.meaning import Meanings, Role, StreamMeaning
+from phasewatch.monitor.core.meaning import DetectorKind, Meanings, Role, StreamMeaning
+from phasewatch.monitor.core.ownership import is_ours
 from phasewatch.monitor.core.types import EstimateStatus, Observation, Transition, TransitionStatus
 from phasewatch.monitor.transitions.episodes import Point
 from phasewatch.monitor.transitions.streams import Override, Stream, Streams, create_detector
@@ -81,6 +83,16 @@ class Detection:
         """The streams seen so far, each with its detector."""
         return self._streams
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether no detector runs code of the user's, which may touch whatever it likes."""
+        return self._streams.is_ours and all(map(is_ours, self._ahead.values()))
+
+    def prepare(self) -> None:
+        """Import the default detectors: a fork while another thread does would lock its child."""
+        for kind in get_args(DetectorKind):
+            detectors.create(detectors.default_name(kind))
+
     def revise(self, reviewed: Iterable[Transition]) -> None:
         """Take over what hindsight says of transitions."""
         for transition in reviewed:
@@ -105,17 +117,24 @@ class Detection:
         """Detect on scalars or on a measured value, as they come."""
         return self.take(chunk) if isinstance(chunk, Observation) else self.take_columns(chunk)
 
-    def take_columns(self, columns: Mapping[str, Column]) -> list[Transition]:
+    def take_columns(
+        self, columns: Mapping[str, Column], breathe: Callable[[], None] = lambda: None
+    ) -> list[Transition]:
         """Detect on many exact scalars of many streams.
 
         How a run is cut into calls depends on the clock; what is found does not: points are fused
         in the order of step, time and name.
+
+        Args:
+            columns: The scalars.
+            breathe: Called between streams, so that a thread may let others go on.
 
         Returns:
             Every state that a transition newly took, in the order of steps.
         """
         points: list[Point] = []
         for name, column in columns.items():
+            breathe()
             self._seen[name] = column.steps[-1]
             stream = self._streams.get(name, step=column.steps[0])
             if stream.detector is None:

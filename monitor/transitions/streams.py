@@ -15,6 +15,7 @@ from phasewatch.detectors.types import Alarm
 from phasewatch.monitor.config.monitor import DetectorConfig
 from phasewatch.monitor.core.errors import ConfigError, UnknownNameError
 from phasewatch.monitor.core.meaning import DetectorKind, Meanings, Panel, Role, StreamMeaning
+from phasewatch.monitor.core.ownership import is_ours
 
 log = logging.getLogger("phasewatch")
 
@@ -181,6 +182,12 @@ class Streams:
         except (ValueError, KeyError, TypeError) as error:
             detector.reset()
             log.warning("the detector of %s starts afresh: %s", name, error)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether no detector runs code of the user's."""
+        made = (create_detector(settings) for settings in self._chosen.values())
+        return all(map(is_ours, (*self._given.values(), *filter(None, made))))
 
     def settings(self) -> dict[str, Any]:
         """Detectors that were chosen or given, as a configuration would say them."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,10 +25,13 @@ os.environ |= {
 }
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import lightning.pytorch as pl  # noqa: E402
 import torch  # noqa: E402
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 
+from phasewatch.callbacks.lightning.processes import collective_timeout_seconds  # noqa: E402
+from phasewatch.monitor.core.types import Cost, Observation, Work  # noqa: E402
 from phasewatch.monitor.observables.curvature.noise_scale import GradientNoiseScale  # noqa: E402
 from support.bitwise import differences  # noqa: E402
 from support.observers import Rude, make_monitor  # noqa: E402
@@ -36,6 +41,65 @@ from support.zoo_layers import DropoutBatchNorm  # noqa: E402
 from support.zoo_modules import Plain  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+TIMEOUT_SECONDS = 10.0
+"""Of the process group where measurements are slow: one in a single piece would exceed it."""
+
+EVALUATION_SECONDS = 0.025
+SLOW = {
+    "slow by a cadence": {"every_n_steps": 2},
+    "slow within a budget": {"every_n_steps": None, "overhead": 0.5},
+    "slow in one piece": {"every_n_steps": 2, "observables": ["weight_norm", "stubborn"]},
+}
+SLOW_SAMPLER = {"num_chains": 2, "num_draws": 512, "max_draws": 512, "engine": "loop"}
+
+
+class Evaluations:
+    """The probe loss, slow, and counted by step: what rank 0 does while the other waits."""
+
+    def __init__(self):
+        self.by_step = Counter()
+        self.trainer = None
+
+    def __call__(self, model, batch):
+        self.by_step[0 if self.trainer is None else self.trainer.global_step] += 1
+        time.sleep(EVALUATION_SECONDS)
+        return model.loss(batch)
+
+
+class Timeout(pl.Callback):
+    """Reads the time after which the processes give each other up."""
+
+    def __init__(self, found):
+        self.found = found
+
+    def on_train_start(self, trainer, module):
+        self.found.append(collective_timeout_seconds())
+
+
+class Follow(pl.Callback):
+    """Tells the evaluations which step it is."""
+
+    def __init__(self, evaluations):
+        self.evaluations = evaluations
+
+    def setup(self, trainer, module, stage):
+        self.evaluations.trainer = trainer
+
+
+class Stubborn:
+    """Takes longer than the processes wait, and cannot be taken in steps."""
+
+    name, unit, cost = "stubborn", "1", Cost.SAMPLING
+
+    def work(self, context):
+        return Work(forwards=1000)
+
+    def measure(self, context):
+        for _ in range(1000):
+            context.loss_fn(context.model, context.batches[0])
+        return Observation(name=self.name, step=context.step, value=1.0)
 
 
 class CountingSink:
@@ -82,7 +146,8 @@ def strategy(mode):
         "find_unused_parameters": {"find_unused_parameters": True},
         "static graph": {"static_graph": True},
     }.get(mode, {})
-    return DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=40), **options)
+    seconds = TIMEOUT_SECONDS if mode in SLOW else 40
+    return DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=seconds), **options)
 
 
 def observables(mode):
@@ -96,7 +161,8 @@ def observables(mode):
 
 
 def run(mode):
-    sink, made = CountingSink(), []
+    sink, made, evaluations = CountingSink(), [], Evaluations()
+    timeouts = []
     own = Path(folder) / mode.replace(" ", "-")
     own.mkdir(exist_ok=True)
 
@@ -104,6 +170,10 @@ def run(mode):
         # The third batch of an epoch is a step of its own: its noise cannot be seen.
         every = 1 if mode == "accumulated" else 2
         options = {"observables": observables(mode), "every_n_steps": every}
+        if mode in SLOW:
+            options |= {"sampler": SLOW_SAMPLER, "loss_fn": evaluations, **SLOW[mode]}
+            if "stubborn" in (options["observables"] or ()):
+                options["observables"] = ["weight_norm", Stubborn()]
         made.append(make_monitor(own, sinks=[sink], **options))
         return made
 
@@ -115,6 +185,7 @@ def run(mode):
             strategy=strategy(mode),
             devices=2,
             accumulate_grad_batches=2 if mode == "accumulated" else 1,
+            callbacks=lambda: [Follow(evaluations), Timeout(timeouts)],
             **more,
         )
 
@@ -128,6 +199,8 @@ def run(mode):
         "skipped": dict(watch.health.skip_reasons) if watch else {},
         "emitted": sink.count,
         "state": str(watch.health.state) if watch else "",
+        "evaluations": dict(evaluations.by_step),
+        "timeouts": timeouts,
         "weights": repr(watched.final["weights"]["net.0.weight"]),
     }
 

@@ -215,9 +215,9 @@ def _loss(problem: Problem, displacement: Tensor | None) -> float:
         flat = problem.center()
         if displacement is not None:
             flat += displacement
-        values = problem.layout.unflatten(flat)
         total = 0.0
         for index, weight in enumerate(problem.weights):
+            values = problem.weights_of(flat)
             terms = problem.call({**problem.constants(), **values}, problem.batch(index))
             total += weight * float(checked_terms(terms).double().mean())
     return total / sum(problem.weights)

@@ -132,29 +132,33 @@ def _hash(num: int, chunk: int, limit: int, device: torch.device) -> torch.Tenso
     return ((index >> 8) & 0xFFFFFF).to(torch.int64) % limit
 
 
+Records = tuple[tuple[str, ...], list[int], list[NDArray[np.float32]]]
+
+
 class Displacements:
     """Sketches of every parameter group at the latest measurements."""
 
     def __init__(self) -> None:
-        self._groups: tuple[str, ...] = ()
-        self._steps: list[int] = []
-        self._sketches: list[NDArray[np.float32]] = []  # each of shape (groups, 256)
+        # Groups, steps and sketches of shape (groups, 256). Replaced as a whole: another thread
+        # may ask where something moved while this one records.
+        self._records: Records = ((), [], [])
 
     def record(self, step: int, groups: Mapping[str, Sequence[torch.Tensor]]) -> None:
         """Remember where the groups are at a step; weights that are not finite are left out."""
         rows = torch.stack([sketch(tensors).cpu() for tensors in groups.values()]).numpy()
-        if not np.isfinite(rows).all() or (self._steps and step <= self._steps[-1]):
+        known, steps, sketches = self._records
+        if not np.isfinite(rows).all() or (steps and step <= steps[-1]):
             return
-        if self._groups != tuple(groups):
-            self._groups, self._steps, self._sketches = tuple(groups), [], []
-        self._steps.append(step)
-        self._sketches.append(rows)
-        if len(self._steps) > RECORDS:
+        if known != tuple(groups):
+            steps, sketches = [], []
+        steps, sketches = [*steps, step], [*sketches, rows]
+        if len(steps) > RECORDS:
             # The gap that is left is smallest against its age: any look back is about as exact.
-            steps = np.array(self._steps)
-            gap = (steps[2:] - steps[:-2]) / (steps[-1] - steps[1:-1])
+            at = np.array(steps)
+            gap = (at[2:] - at[:-2]) / (at[-1] - at[1:-1])
             spare = 1 + int(np.argmin(gap))
-            del self._steps[spare], self._sketches[spare]
+            del steps[spare], sketches[spare]
+        self._records = (tuple(groups), steps, sketches)
 
     def locate(self, onset: int, end: int) -> tuple[tuple[str, float], ...]:
         """Parameter groups by how many times as far they moved from `onset` to `end` as before.
@@ -166,7 +170,8 @@ class Displacements:
             Groups and ratios, largest first; empty if nothing was recorded before the onset, in
             between, or before that.
         """
-        steps = np.array(self._steps)
+        groups, known, sketches = self._records
+        steps = np.array(known)
         first = int(np.searchsorted(steps, onset, side="right")) - 1
         last = int(np.searchsorted(steps, end, side="right")) - 1
         if first < 1 or last <= first:
@@ -174,27 +179,20 @@ class Displacements:
         stretch = steps[last] - steps[first]
         before = int(np.argmin(np.abs(steps[:first] - (steps[first] - stretch))))
         evenly = stretch / (steps[first] - steps[before])
-        moved = self._displacement(first, last)
-        usual = np.maximum(self._displacement(before, first) * evenly, ROUNDING)
+        moved = _displacement(sketches[first], sketches[last])
+        usual = np.maximum(_displacement(sketches[before], sketches[first]) * evenly, ROUNDING)
         small = moved < RELEVANT * moved.max()
         order = np.lexsort((-moved / usual, small))
-        return tuple((self._groups[i], float(moved[i] / usual[i])) for i in order)
-
-    def _displacement(self, start: int, end: int) -> NDArray[np.float64]:
-        """Relative displacement of each group between two records."""
-        old, new = (self._sketches[i].astype(np.float64) for i in (start, end))
-        size = np.linalg.norm(old, axis=1)
-        size = np.where(size > 0.0, size, np.maximum(np.linalg.norm(new, axis=1), ROUNDING))
-        moved: NDArray[np.float64] = np.linalg.norm(new - old, axis=1) / size
-        return moved
+        return tuple((groups[i], float(moved[i] / usual[i])) for i in order)
 
     def state_dict(self) -> dict[str, Any]:
         """The records, as plain containers."""
-        raw = np.array(self._sketches, dtype="<f4").tobytes()
+        groups, steps, sketches = self._records
+        raw = np.array(sketches, dtype="<f4").tobytes()
         return {
             "method": METHOD,
-            "groups": list(self._groups),
-            "steps": list(self._steps),
+            "groups": list(groups),
+            "steps": list(steps),
             "sketches": base64.b64encode(raw).decode("ascii"),
         }
 
@@ -202,8 +200,17 @@ class Displacements:
         """Take over what `state_dict` gave; what another version sketched is left out."""
         if state.get("method") != METHOD:
             return
-        self._groups = tuple(state["groups"])
-        self._steps = [int(step) for step in state["steps"]]
+        groups = tuple(state["groups"])
+        steps = [int(step) for step in state["steps"]]
         raw = np.frombuffer(base64.b64decode(state["sketches"]), dtype="<f4")
-        shape = (len(self._steps), len(self._groups), WIDTH)
-        self._sketches = list(raw.reshape(shape).astype(np.float32))
+        shape = (len(steps), len(groups), WIDTH)
+        self._records = (groups, steps, list(raw.reshape(shape).astype(np.float32)))
+
+
+def _displacement(old: NDArray[np.float32], new: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Relative displacement of each group between two records."""
+    start, end = old.astype(np.float64), new.astype(np.float64)
+    size = np.linalg.norm(start, axis=1)
+    size = np.where(size > 0.0, size, np.maximum(np.linalg.norm(end, axis=1), ROUNDING))
+    moved: NDArray[np.float64] = np.linalg.norm(end - start, axis=1) / size
+    return moved

@@ -67,6 +67,15 @@ def thorough(tmp_path_factory):
     return folder, _train(folder, (*THOROUGH, SHARDED, ACCUMULATED))
 
 
+SLOW = ("slow by a cadence", "slow within a budget", "slow in one piece")
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ddp-slow")
+    return _train(folder, SLOW)
+
+
 def _check(ranks, mode):
     for result in ranks:
         assert result[mode]["differences"] == []
@@ -136,3 +145,24 @@ def test_the_gradient_noise_is_seen_before_the_processes_average_and_training_is
     first, second = (result[ACCUMULATED] for result in ranks)
     assert first["measurements"]["gradient_noise_scale"] >= 1
     assert first["weights"] == second["weights"]
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", SLOW)
+def test_no_process_waits_longer_for_a_measurement_than_a_tenth_of_the_timeout(mode, slow):
+    first, second = (result[mode] for result in slow)
+    for result in (first, second):
+        assert result["differences"] == []
+        assert result["steps"] == 6
+        assert result["timeouts"] == [10.0, 10.0]
+    assert first["weights"] == second["weights"]
+    assert second["evaluations"] == {}
+    # In evaluations, of which each takes 25 ms at least: those of a tenth of ten seconds, and the
+    # one that is under way when they are over (of two chains, one after the other).
+    assert max(first["evaluations"].values()) <= 1.0 / 0.025 + 2
+    if mode == "slow by a cadence":  # its λ̂ is spread over the steps between, and goes on
+        assert sum(n > 0 for n in first["evaluations"].values()) >= 4
+    if mode == "slow in one piece":
+        assert "in one piece" in first["skipped"]["stubborn"]
+        assert first["measurements"]["weight_norm"] == 3

@@ -36,6 +36,9 @@ class FakeWatch:
         self.asked.append(step)
         return step >= self.failures.resumes_at and step in self.due_steps
 
+    def bound_turns(self, seconds):
+        self.longest_turn = seconds
+
     def probe_growth(self, context, cost, step_seconds):
         return float("inf")
 
@@ -72,7 +75,7 @@ class FakeTrainer:
             convert_input=lambda batch: batch, train_step_context=contextlib.nullcontext
         )
         self.loggers, self.callbacks, self.lr_scheduler_configs = [], [], []
-        self.datamodule = None
+        self.datamodule = self.val_dataloaders = None
         self.global_step = self.current_epoch = 0
         self.world_size = self.accumulate_grad_batches = 1
         self.log_every_n_steps = 50

@@ -1,12 +1,15 @@
+from dataclasses import replace
+
 import lightning.pytorch as pl
 import pytest
 import torch
 import torchmetrics
 from torch import nn
 
+from phasewatch.callbacks.lightning.lent import Lent
 from phasewatch.callbacks.lightning.losses import ProbeLoss, RefusingCollectives, takes_batch_idx
 from phasewatch.callbacks.lightning.muted import Resettable
-from phasewatch.callbacks.lightning.views import Sink, trainer_view
+from phasewatch.callbacks.lightning.views import Sink
 from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.isolation import guard, measure_context
 from phasewatch.monitor.observables.evaluation import at_weights
@@ -62,11 +65,10 @@ def in_fit(module, look, **options):
 
 def survey(trainer, module, loss_fn=None, batches=(BATCH,)):
     loss = ProbeLoss(module, trainer, loss_fn)
-    stand_ins = loss.substitutes()
     context = measure_context(
-        module, step=1, batches=batches, n_samples=3, substitutes=stand_ins, loss_fn=loss
+        module, step=1, batches=batches, n_samples=3, substitutes=loss.substitutes()
     )
-    loss.attach(context.model, stand_ins)
+    context = replace(context, loss_fn=loss.attach(context.model))
     terms = loss.survey(context)
     return loss, context, terms
 
@@ -75,9 +77,11 @@ def value(module, **options):
     """The probe loss of a module, taken in the middle of its own training."""
 
     def look(trainer, live):
-        loss, context, _ = survey(trainer, live, **options)
+        _, context, _ = survey(trainer, live, **options)
         live_loss = Net.ce(live, BATCH).detach()
-        return [at_weights(context, loss, BATCH).item() for _ in range(2)], live_loss.item()
+        return [
+            at_weights(context, context.loss_fn, BATCH).item() for _ in range(2)
+        ], live_loss.item()
 
     capture = in_fit(module, look)
     assert capture.repairs == []
@@ -125,8 +129,8 @@ def test_nothing_that_a_step_says_reaches_the_trainer(capsys):
     def look(trainer, live):
         before.update(calls=live.calls, stop=trainer.should_stop)
         capsys.readouterr()
-        loss, context, _ = survey(trainer, live)
-        at_weights(context, loss, BATCH)
+        _, context, _ = survey(trainer, live)
+        at_weights(context, context.loss_fn, BATCH)
         assert context.model.calls == live.calls
         return capsys.readouterr().out, dict(trainer.callback_metrics)
 
@@ -182,8 +186,10 @@ class Odd(Net):
         (lambda s, b, loss: None, "gave no loss"),
         (lambda s, b, loss: "text", "gave a str"),
         (lambda s, b, loss: torch.ones(2, 2), r"shape \(2, 2\)"),
-        (lambda s, b, loss: s.trainer.fit_loop, r"trainer\.fit_loop.*loss_fn="),
-        (lambda s, b, loss: s.trainer.strategy.reduce(loss), r"trainer\.strategy\.reduce"),
+        (lambda s, b, loss: s.trainer.fit_loop.run(), r"trainer\.fit_loop\.run.*loss_fn="),
+        (lambda s, b, loss: s.trainer.strategy.teardown(), r"trainer\.strategy\.teardown"),
+        (lambda s, b, loss: s.trainer.train_dataloader.dataset[0], r"items of .*dataset"),
+        (lambda s, b, loss: s.trainer.callbacks[0].look(1), r"Capture\.look"),
         (lambda s, b, loss: s.backward(loss), r"self\.backward"),
         (lambda s, b, loss: s.optimizers().state_dict(), r"optimizer\.state_dict"),
         (lambda s, b, loss: 1 / 0, "ZeroDivisionError"),
@@ -197,7 +203,7 @@ def test_what_gives_no_safe_loss_is_refused_with_its_reason(answer, reason):
 
 def test_a_missing_attribute_of_the_trainer_is_missing_on_the_view_too():
     def look(trainer, live):
-        view = trainer_view(trainer)
+        view = Lent(trainer).trainer
         return hasattr(view, "no_such_thing"), len(view.train_dataloader), view.world_size
 
     assert in_fit(Net(), look).result == (False, 2, 1)
@@ -267,7 +273,7 @@ def test_metrics_the_loss_does_not_need_are_not_computed_and_others_are():
         loss, context, _ = survey(trainer, live)
         fresh = measure_context(live, step=1, substitutes=loss.substitutes())
         updates = live.accuracy.update_count
-        at_weights(context, loss, BATCH)
+        at_weights(context, context.loss_fn, BATCH)
         return loss._mutes_metrics, context.model.accuracy.update_count == updates, fresh
 
     assert in_fit(WithMetric(), look).result[:2] == (True, True)

@@ -46,6 +46,8 @@ def collector(monkeypatch):
         overhead_ratio=0.04,
         overhead_budget=0.05,
         monitor_seconds_total=2.5,
+        beside_seconds_total=1.25,
+        thinned_points=6,
         repairs=1,
         store_queue_depth=7,
         store_dropped=2,

@@ -309,7 +309,7 @@ def test_a_signal_ends_what_is_being_measured_after_one_evaluation(monkeypatch) 
         signal.signal(signal.SIGTERM, theirs)
     assert heard == [signal.SIGTERM]
     assert len(after) <= 1
-    assert health.measurement_failures["slow"] == 1
+    assert health.unfinished["slow"] == 1
 
 
 def test_what_takes_gradients_or_chains_begins_one_at_a_time() -> None:
