@@ -58,6 +58,7 @@ docs: $(STAMP)
 	$(BIN)/python docs/build_api.py
 	$(BIN)/python docs/build_metrics.py
 	$(BIN)/python docs/build_observables.py
+	$(BIN)/python docs/build_streams.py
 
 bench: $(STAMP)
 	@for script in tests/benchmarks/*.py; do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done

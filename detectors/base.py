@@ -46,7 +46,13 @@ class Detector(Protocol):
         """Points that were not used: non-finite values and steps that did not increase."""
 
     def update(self, step: int, value: float, stderr: float | None = None) -> Alarm | None:
-        """Take the next point; say an alarm once per episode."""
+        """Take the next point; say an alarm once per episode.
+
+        Args:
+            step: Optimizer steps completed; increases from call to call.
+            value: The value of the stream.
+            stderr: Its standard error; None if it is exact or unknown.
+        """
 
     def reset(self) -> None:
         """Forget everything: as good as new."""
@@ -242,6 +248,12 @@ def _plain(value: Any) -> Any:
 
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """Refuse a parameter.
+
+    Args:
+        condition: What must hold.
+        name: Name of the parameter.
+        value: The value received.
+        allowed: What is allowed, in words.
 
     Raises:
         ValueError: The condition does not hold; the message names parameter, value and range.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from phasewatch.monitor.core import metrics as m
+from phasewatch.monitor.core.meaning import builtin
 
 PAGE = Path(__file__).with_name("metrics.md")
 
@@ -56,7 +57,11 @@ def render() -> str:
             for name, split in m.LOSS_SPLITS.items()
         ),
         f"| `llc`, `llc/…` | `{m.LAMBDA_HAT.name}` and the metrics after it |",
-        *(f"| `{name}`, `{name}/…` | `{metric.name}` |" for name, metric in m.OWN_METRICS.items()),
+        *(
+            f"| `{name}`, `{name}/…` | `{meaning.metric}` |"
+            for name, meaning in builtin().items()
+            if meaning.metric
+        ),
         f"| every other one | `{m.OBSERVABLE_VALUE.name}` |",
         "",
         "## Limits",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import inspect
 import pkgutil
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,7 +47,40 @@ def test_public_names_of_exist_and_are_documented(name: str) -> None:
             assert inspect.getdoc(value), f"{name}.{public} has no docstring"
 
 
-@pytest.mark.parametrize("builder", ["build_api.py", "build_metrics.py", "build_observables.py"])
+ROOT = DOCS.parent
+SOURCES = [p for part in ("callbacks", "detectors", "monitor") for p in (ROOT / part).rglob("*.py")]
+HOOKS = ("on_", "setup", "teardown")
+"""Hooks of Lightning: their arguments are Lightning's."""
+
+
+def lacking(node: ast.AST, path: Path) -> Iterator[str]:
+    """Public functions of a class or module with three or more arguments and no `Args`."""
+    for child in ast.iter_child_nodes(node):
+        name = getattr(child, "name", "_")
+        if name.startswith("_"):
+            continue
+        if isinstance(child, ast.ClassDef):
+            yield from lacking(child, path)
+        elif isinstance(child, ast.FunctionDef):
+            given = child.args.posonlyargs + child.args.args + child.args.kwonlyargs
+            num = sum(argument.arg not in ("self", "cls") for argument in given)
+            is_hook = "callbacks" in path.parts and name.startswith(HOOKS)
+            if num >= 3 and not is_hook and "Args:" not in (ast.get_docstring(child) or ""):
+                yield f"{path.relative_to(ROOT)}: {name}"
+
+
+def test_every_public_function_of_three_arguments_says_what_they_are() -> None:
+    # Commands of the command line say it in the help of their options.
+    found = [
+        line
+        for path in SOURCES
+        if "cli" not in path.parts
+        for line in lacking(ast.parse(path.read_text(encoding="utf-8")), path)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("builder", sorted(path.name for path in DOCS.glob("build_*.py")))
 def test_the_page_that_is_made_from_code_is_up_to_date(builder: str) -> None:
     page = runpy.run_path(str(DOCS / builder))
     assert page["PAGE"].read_text(encoding="utf-8") == page["render"](), "run `make docs`"

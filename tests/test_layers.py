@@ -162,3 +162,16 @@ def test_the_walk_sees_late_imports_and_those_of_the_type_checker() -> None:
     found = edges()
     assert found["detectors/__init__.py", "detectors/online"]  # under TYPE_CHECKING
     assert found["monitor/cli", "monitor/replay"]  # inside a function
+
+
+def test_the_page_of_the_house_lists_the_rooms_and_what_they_are_for() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    listed = {room.strip("`"): (int(number), text) for number, room, text in rows[2:]}
+    assert {room: number for room, (number, _) in listed.items()} == ROOMS
+    assert [int(row[0]) for row in rows[2:]] == sorted(ROOMS.values())
+    for room, (_, text) in listed.items():
+        init = ROOT / room / "__init__.py"
+        if room not in ("detectors", "phasewatch") and init.is_file():
+            said = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
+            assert text == said.partition("\n")[0], f"{room}: page and docstring differ"

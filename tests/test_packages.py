@@ -7,6 +7,7 @@ import shutil
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ import torch
 from phasewatch import Watch, detect, detectors
 from phasewatch.detectors import checks
 from phasewatch.monitor import MonitorConfig, observables
+from phasewatch.monitor.alerts import courier
+from phasewatch.monitor.alerts.delivery import DeliveryError
+from phasewatch.monitor.config.alerts import Target
 from phasewatch.monitor.core.errors import ConfigError, UnknownNameError
 from phasewatch.monitor.core.types import Observable
 
@@ -117,3 +121,38 @@ def test_a_sink_that_cannot_be_made_says_so_before_the_first_step(install):
 def test_a_sink_that_nobody_has_is_told_with_the_way_to_bring_one():
     with pytest.raises(UnknownNameError, match=r"unknown sink 'jsonl'.*'phasewatch\.sinks'"):
         Watch(SETTINGS | {"sinks": ["jsonl"]}).start()
+
+
+def test_an_alert_channel(install, tmp_path, monkeypatch):
+    install("alert_channel")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))  # the process that sends finds it too
+    book = tmp_path / "book.txt"
+    curve = [1.0 + 0.001 * (i % 5) for i in range(150)] + [100.0] * 50
+    settings = {
+        "run_name": "first",
+        "store": str(tmp_path / "runs.db"),
+        "alerts": {"targets": [f"logbook://{book}"], "picture": False},
+    }
+    watch = train(settings, len(curve), curve)
+    (found,) = watch.transitions
+    told = f"first: instability, from step {found.onset_step:,}"
+    assert book.read_text().splitlines() == [told]
+    assert watch.health.alert_sent == 1
+
+
+def test_an_alert_channel_says_what_is_wrong_with_a_target_before_the_first_step(
+    install, tmp_path, monkeypatch
+):
+    install("alert_channel")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    settings = SETTINGS | {"store": str(tmp_path / "runs.db"), "alerts": ["logbook://"]}
+    with pytest.raises(ConfigError, match="it names no file; give logbook:///PATH"):
+        Watch(settings).start()
+
+
+def test_an_alert_channel_that_fails_leaves_the_alert_in_the_outbox(install, tmp_path):
+    install("alert_channel")
+    target = Target(name="1-logbook-aa", url=f"logbook://{tmp_path}/no/such/folder")
+    assert courier.check(target) == ""
+    with pytest.raises(DeliveryError, match="No such file or directory"):
+        courier.deliver(target, SimpleNamespace(title="x"))

@@ -84,7 +84,11 @@ def test_every_module_of_the_source_is_in_the_wheel(wheel: Path) -> None:
 
 def test_tables_that_are_read_at_run_time_are_in_the_wheel(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    tables = ("detectors/error_control/false_alarms.json", "monitor/observables/costs.json")
+    tables = (
+        "detectors/error_control/false_alarms.json",
+        "monitor/core/streams.json",
+        "monitor/observables/costs.json",
+    )
     assert [table for table in tables if f"phasewatch/{table}" not in names] == []
 
 

@@ -88,6 +88,11 @@ class ProbeLoss:
     def evaluate(self, model: nn.Module, batch: Any, resettable: Resettable | None) -> torch.Tensor:
         """Evaluate the loss; the copy and the batch are afterwards as before.
 
+        Args:
+            model: The copy that stands in for the module.
+            batch: One probe batch, as the training step sees it.
+            resettable: State of the copy that is put back after each call; None puts back nothing.
+
         Raises:
             RefusedError: The step gives no loss, or asks for what a copy must not have.
         """

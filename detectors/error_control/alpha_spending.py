@@ -95,7 +95,13 @@ class Budgeted:
         return create(self.name, **{**self._further, self._knob: setting})
 
     def update(self, step: int, value: float, stderr: float | None = None) -> Alarm | None:
-        """Take the next point; say an alarm once per episode."""
+        """Take the next point; say an alarm once per episode.
+
+        Args:
+            step: Optimizer steps completed; increases from call to call.
+            value: The value of the stream.
+            stderr: Its standard error; None if it is exact or unknown.
+        """
         if self._left <= 0.0:
             self._tighten()
         skipped = self._inner.num_skipped

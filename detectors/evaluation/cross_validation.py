@@ -123,7 +123,13 @@ def poisson_upper(count: int, level: float = 0.95) -> float:
 
 
 def with_noise(curve: Curve, dex: float, seed: int = 0) -> Curve:
-    """The curve under Gaussian noise of that standard deviation, added to log10 of its values."""
+    """The curve under Gaussian noise of that standard deviation, added to log10 of its values.
+
+    Args:
+        curve: The curve; its values are positive.
+        dex: Standard deviation of the noise, in powers of ten.
+        seed: Seed of the noise.
+    """
     rng = np.random.default_rng([seed, *curve.name.encode()])
     factors = 10.0 ** (dex * rng.standard_normal(len(curve.values)))
     values = tuple((np.asarray(curve.values) * factors).tolist())

@@ -58,7 +58,13 @@ def autoregressive(rng: np.random.Generator, num_points: int, phi: float, scale:
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """A number whose logarithm is uniform."""
+    """A number whose logarithm is uniform.
+
+    Args:
+        rng: What is drawn from.
+        low: Lower end, above 0.
+        high: Upper end.
+    """
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
@@ -243,7 +249,13 @@ def values(name: str, num_points: int, seed: int = 0) -> Array:
 
 
 def curve(name: str, num_points: int, seed: int = 0) -> Curve:
-    """The same as a curve for `scoring`, logged at every step, with its class as its source."""
+    """The same as a curve for `scoring`, logged at every step, with its class as its source.
+
+    Args:
+        name: Class of the stream.
+        num_points: Points.
+        seed: Seed of the stream.
+    """
     return Curve(
         name=f"{name}, seed {seed}",
         steps=tuple(range(num_points)),
@@ -256,7 +268,13 @@ def curve(name: str, num_points: int, seed: int = 0) -> Curve:
 def curves(
     num_points: int, seeds: Iterable[int] = (0,), classes: Iterable[str] | None = None
 ) -> Iterator[Curve]:
-    """Curves of all classes, or of some, one for each seed."""
+    """Curves of all classes, or of some, one for each seed.
+
+    Args:
+        num_points: Points of each curve.
+        seeds: Seeds, one curve of each class for each.
+        classes: Names of classes; None takes all.
+    """
     chosen = tuple(CLASSES if classes is None else classes)
     for seed in seeds:
         for name in chosen:

@@ -84,6 +84,11 @@ def f1(annotations: Annotations, found: Collection[int], margin: int = MARGIN) -
 
     Precision P is over the union of all annotations, recall R the mean over annotators. The start
     of the series is a change point of everybody, so that P and R are defined.
+
+    Args:
+        annotations: Change points by annotator, as indices.
+        found: Change points found, as indices.
+        margin: Points by which a change point may be off.
     """
     predicted = {0, *found}
     sets = [{0, *points} for points in annotations.values()]

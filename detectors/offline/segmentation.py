@@ -133,7 +133,14 @@ def is_log(values: ArrayLike, scale: ScaleName) -> bool:
 def checked(
     steps: ArrayLike, values: ArrayLike, stderr: ArrayLike | None, scale: ScaleName
 ) -> tuple[Array, Array, Array | None]:
-    """Steps, values on their scale, and standard errors on it."""
+    """Steps, values on their scale, and standard errors on it.
+
+    Args:
+        steps: Steps, shape (n,), increasing.
+        values: Values, shape (n,).
+        stderr: Standard errors, shape (n,); None where values are exact.
+        scale: Scale on which the values are looked at.
+    """
     require(scale in ("auto", "log", "linear"), "scale", scale, "'auto', 'log' or 'linear'")
     x, y = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
     errors = None if stderr is None else np.asarray(stderr, dtype=np.float64)

@@ -120,7 +120,13 @@ def _ramps(count: int, min_before: int) -> tuple[NDArray[np.intp], Array, Array]
 
 
 def best_change(values: Array, weights: Array, min_before: int) -> Change:
-    """The level → ramp → level of largest likelihood, by prefix sums."""
+    """The level → ramp → level of largest likelihood, by prefix sums.
+
+    Args:
+        values: Values, shape (n,).
+        weights: Inverse variances, shape (n,).
+        min_before: Fewest points of the first level.
+    """
     count = values.size
     ends, start, inverse = _ramps(count, min_before)
     index = np.arange(count, dtype=np.float64)
@@ -175,6 +181,12 @@ def best_slow(values: Array, weights: Array, log_steps: Array, slow: float) -> S
     A power law is a line over `log_steps`, of a slope up to `POWER`. Another fit that is anywhere
     faster than `slow` per point is made flatter by the factor f < 1 that this takes; its gain is
     then f (2 − f) of what it was.
+
+    Args:
+        values: Values, shape (n,).
+        weights: Inverse variances, shape (n,).
+        log_steps: Logarithms of the steps, shape (n,).
+        slow: Largest speed, as a share of the level a point.
     """
     count = values.size
     shapes = np.concatenate([_slow_shapes(count), log_steps[None]])
@@ -279,7 +291,13 @@ def slope_of(values: Array, weights: Array) -> tuple[float, float]:
 
 
 def scatter_of(residuals: Array, weights: Array, num_parameters: int) -> float:
-    """φ: χ² per degree of freedom, at least 1, times (1 + ρ) / (1 − ρ) for correlation ρ ≥ 0."""
+    """φ: χ² per degree of freedom, at least 1, times (1 + ρ) / (1 − ρ) for correlation ρ ≥ 0.
+
+    Args:
+        residuals: Residuals of a fit, shape (n,).
+        weights: Inverse variances, shape (n,).
+        num_parameters: Parameters of the fit.
+    """
     z = residuals * np.sqrt(weights)
     square = float(z @ z)
     phi = max(square / max(z.size - num_parameters, 1), 1.0)

@@ -213,6 +213,11 @@ def extrapolation_inflation(new: int, old: int, phi: float) -> float:
 
     A line through `old` points is carried on to the mean of the `new` points after them, all
     equally spaced; R is the correlation of the noise, c the weights of the points in the error.
+
+    Args:
+        new: Points whose mean is foretold.
+        old: Points of the line.
+        phi: Autocorrelation of the noise at lag one, in (−1, 1).
     """
     return _extrapolation_inflation(new, old, round(20.0 * phi))
 

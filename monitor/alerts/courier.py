@@ -11,11 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from phasewatch.monitor.alerts.alertmanager import (
-    REFRESH_SECONDS,
-    check_alertmanager,
-    send_to_alertmanager,
-)
+from phasewatch.monitor.alerts.alertmanager import REFRESH_SECONDS
+from phasewatch.monitor.alerts.channels import channel_of
 from phasewatch.monitor.alerts.delivery import DeliveryError
 from phasewatch.monitor.alerts.message import Alert, write_alert
 from phasewatch.monitor.config.alerts import AlertsConfig, Target, masked, quiet_seconds
@@ -34,11 +31,7 @@ HOUR = 3600.0
 
 def check(target: Target) -> str:
     """Why a target cannot be used; empty if it can."""
-    if target.is_alertmanager:
-        return check_alertmanager(target.url)
-    from phasewatch.monitor.alerts.apprise import check_apprise  # slow to import
-
-    return check_apprise(target.url)
+    return channel_of(target.url).check(target.url)
 
 
 def deliver(target: Target, alert: Alert) -> None:
@@ -48,15 +41,10 @@ def deliver(target: Target, alert: Alert) -> None:
         DeliveryError: The target has not taken it; says why, without secrets.
     """
     try:
-        if target.is_alertmanager:
-            send_to_alertmanager(target.url, alert)
-        else:
-            from phasewatch.monitor.alerts.apprise import send_by_apprise
-
-            send_by_apprise(target.url, alert)
+        channel_of(target.url).send(target.url, alert)
     except DeliveryError:
         raise
-    except Exception as error:  # a plugin of Apprise may raise anything
+    except Exception as error:  # a channel may raise anything
         said = masked(f"{type(error).__name__}: {error}", target.url)
         raise DeliveryError(said[:200]) from None
 
@@ -253,7 +241,16 @@ def couriers(
     run_id: str | None = None,
     say: Callable[[str], None] = log.warning,
 ) -> list[Courier]:
-    """A courier for each target."""
+    """A courier for each target.
+
+    Args:
+        store: The run history, with its outbox.
+        targets: Whom to tell.
+        config: When and how.
+        folder: Where pictures are kept while they are needed.
+        run_id: The run whose alerts are kept up; None keeps up none.
+        say: Takes what people should know.
+    """
     outbox = store.outbox
     desk = Desk(store, config, folder, say=say)
     waiting, names = outbox.waiting_targets(), {target.name for target in targets}

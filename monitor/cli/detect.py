@@ -41,7 +41,7 @@ SetOption = Annotated[
         "name; may be given again.",
     ),
 ]
-WATCHED_COLUMNS = ("name", "points", "last step", "detector", "skipped")
+WATCHED_COLUMNS = ("name", "points", "last step", "taken as", "detector", "skipped")
 
 
 def detect(
@@ -108,8 +108,10 @@ def detect(
     table = new_table("watched", *WATCHED_COLUMNS)
     for watched in outcome.watched:
         curve = curves.streams[watched.name]
-        cells = (str(curve.count), str(curve.last_step), str(watched), str(watched.skipped))
-        add_row(table, watched.name, *cells)
+        points = (str(curve.count), str(curve.last_step))
+        add_row(
+            table, watched.name, *points, str(watched.meaning), str(watched), str(watched.skipped)
+        )
     say(table)
     if curves.num_stepless:
         say(f"{curves.num_stepless} rows without a step were left out")

@@ -39,6 +39,7 @@ from phasewatch.monitor.cli.output import (
 )
 from phasewatch.monitor.core.errors import PhasewatchError
 from phasewatch.monitor.core.forecast import COLUMNS, ForecastRow, forecast_of
+from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.core.version import phasewatch_version
 
 if TYPE_CHECKING:
@@ -102,14 +103,17 @@ def show(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOpti
     with open_history(store) as history:
         info = history.run(run)
         streams, transitions = history.streams(info.id), history.transitions(info.id)
+    meanings = Meanings.stored(info.config)
     if as_json:
         content = plain(info)
-        content["streams"] = [plain(stream) for stream in streams]
+        content["streams"] = [
+            {**plain(stream), "meaning": plain(meanings.of(stream.name))} for stream in streams
+        ]
         content["transitions"] = [plain(transition) for transition in transitions]
         print_json(content)
         return
     say(_headline(info))
-    say(_streams_table(streams) if streams else "nothing observed yet")
+    say(_streams_table(streams, meanings) if streams else "nothing observed yet")
     if expected := forecast_of(info.config):
         say(_forecast_table(expected))
     say(transitions_table(transitions) if transitions else "no transitions")
@@ -332,13 +336,15 @@ def _forecast_table(rows: list[ForecastRow]) -> Table:
     return table
 
 
-def _streams_table(streams: list[StreamInfo]) -> Table:
-    table = new_table("observed", "name", "unit", "count", "last step", "last value", "status")
+def _streams_table(streams: list[StreamInfo], meanings: Meanings) -> Table:
+    columns = ("name", "taken as", "unit", "count", "last step", "last value", "status")
+    table = new_table("observed", *columns)
     for stream in streams:
         last = stream.last
         value = f"{last.value:.6g}" + ("" if last.stderr is None else f" ± {last.stderr:.2g}")
-        cells = (stream.name, stream.unit, str(stream.count), str(last.step), value, last.status)
-        add_row(table, *cells)
+        meaning = str(meanings.of(stream.name))
+        numbers = (str(stream.count), str(last.step), value)
+        add_row(table, stream.name, meaning, stream.unit, *numbers, last.status)
     return table
 
 

@@ -26,6 +26,7 @@ from phasewatch.detectors.types import Direction
 from phasewatch.monitor.config.alerts import AlertsConfig
 from phasewatch.monitor.config.schedule import Cadence, EveryNSteps
 from phasewatch.monitor.core.errors import ConfigError
+from phasewatch.monitor.core.meaning import DetectorKind, Panel, Role, Tells
 
 DEFAULT_OVERHEAD = 0.05
 """Share of wall time that measuring may take when no cadence is given."""
@@ -245,6 +246,32 @@ class DetectorConfig(_Model):
     parameters: Mapping[str, Any] = Field(default_factory=dict)
 
 
+class StreamConfig(_Model):
+    """What a stream means, where its name or its observable says it wrong or not at all.
+
+    Attributes:
+        role: What an alarm on it may do: "leading" opens a transition, "supporting" adds evidence
+            to one, "diagnostic" is not watched.
+        better: Which way is better, "up" or "down".
+        held_out: Whether it says how well the model does on held-out data.
+        tells: What a move of it says: "quality", "llc", "formation", "restricted_loss",
+            "excluded_loss" or "nothing".
+        unit: Unit of its values.
+        panel: Where it is drawn: "losses", "llc", "norms", "fractions" or "own".
+        metric: The exported metric that shows it.
+        detector: Its default detector: that of a "loss", of a "measured" or of a "scalar" stream.
+    """
+
+    role: Role = Role.LEADING
+    better: Direction | None = None
+    held_out: bool = False
+    tells: Tells = Tells.NOTHING
+    unit: str = "1"
+    panel: Panel = Panel.OWN
+    metric: str | None = None
+    detector: DetectorKind = "scalar"
+
+
 class SinkConfig(_Model):
     """Settings of an installed sink.
 
@@ -279,7 +306,8 @@ class MonitorConfig(_Model):
         probe: The data on which the model is measured.
         precursors: Detector by stream name whose alarms only make a coming transition suspected:
             "precursor", or one that sees a supporting stream move early. None by default.
-        better: "up" or "down", by stream name: which way is better, where the name does not tell.
+        streams: What streams mean, by name or pattern ("head_*"), where that is not as guessed.
+        better: "up" or "down", by stream name; short for `streams: {name: {better: …}}`.
         false_alarms_per_run: Expected false alarms of a whole run, over all its streams.
         seed: Seed of everything random in the monitor.
     """
@@ -302,6 +330,7 @@ class MonitorConfig(_Model):
     sampler: SamplerConfig = SamplerConfig()
     probe: ProbeConfig = ProbeConfig()
     precursors: Mapping[str, DetectorConfig] = Field(default_factory=dict)
+    streams: Mapping[str, StreamConfig] = Field(default_factory=dict)
     better: Mapping[str, Direction] = Field(default_factory=dict)
     false_alarms_per_run: PositiveFloat = 0.1
     seed: NonNegativeInt = 0
@@ -351,6 +380,14 @@ class MonitorConfig(_Model):
     def cadence(self) -> Cadence | None:
         """Cadence of observables without one of their own; None is "as the budget allows"."""
         return EveryNSteps(n=self.every_n_steps) if self.every_n_steps else self.schedule
+
+    @property
+    def stream_settings(self) -> dict[str, dict[str, Any]]:
+        """What is said of streams, by name: only what was given."""
+        said: dict[str, dict[str, Any]] = {name: {"better": b} for name, b in self.better.items()}
+        for name, given in self.streams.items():
+            said[name] = said.get(name, {}) | given.model_dump(exclude_unset=True)
+        return said
 
     @property
     def budget(self) -> float:
@@ -409,7 +446,13 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
 
 
 def describe(error: ValidationError, where: str, model: type[BaseModel]) -> str:
-    """Say each wrong key, the value received and what is allowed."""
+    """Say each wrong key, the value received and what is allowed.
+
+    Args:
+        error: What pydantic found.
+        where: Name of the configuration, for the first line.
+        model: The model that was validated.
+    """
     lines = [f"{where} is wrong:"]
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "(whole)"

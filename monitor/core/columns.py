@@ -6,20 +6,32 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from phasewatch.monitor.core.meaning import guess
 from phasewatch.monitor.core.types import EstimateStatus, Observation
 
 
 @dataclass(slots=True)
 class Column:
-    """Values of one stream, in the order in which they were observed."""
+    """Values of one stream, in the order in which they were observed.
+
+    Their unit is that of the name where it is empty.
+    """
 
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
     epochs: list[int | None] = field(default_factory=list)
     timestamps: list[float] = field(default_factory=list)
+    unit: str = ""
 
     def add(self, step: int, value: float, epoch: int | None, timestamp: float) -> None:
-        """Append one value."""
+        """Append one value.
+
+        Args:
+            step: Optimizer steps completed.
+            value: The value.
+            epoch: Epoch, if known.
+            timestamp: Unix time in seconds.
+        """
         self.steps.append(step)
         self.values.append(value)
         self.epochs.append(epoch)
@@ -63,14 +75,20 @@ def chunked(observations: Iterable[Observation]) -> Iterator[Chunk]:
 
 
 def unit_of(name: str) -> str:
-    """Unit of a logged scalar: losses are in nats, anything else is taken as a plain number."""
-    return "nats" if "loss" in name.lower() else "1"
+    """Unit of a logged scalar, as its name says: a loss is in nats, most others plain numbers."""
+    return guess(name).unit
 
 
 def observations_of(
     name: str, column: Column, *, latest_only: bool = False
 ) -> Iterator[Observation]:
-    """The values of a column as observations."""
+    """The values of a column as observations.
+
+    Args:
+        name: Name of the stream.
+        column: Its values.
+        latest_only: Give the last value alone.
+    """
     begin = len(column.steps) - 1 if latest_only else 0
     for index in range(begin, len(column.steps)):
         value = column.values[index]
@@ -80,7 +98,7 @@ def observations_of(
             step=column.steps[index],
             epoch=column.epochs[index],
             value=value,
-            unit=unit_of(name),
+            unit=column.unit or unit_of(name),
             timestamp=column.timestamps[index],
             status=EstimateStatus.OK if finite else EstimateStatus.DIVERGED,
             reason="" if finite else f"{name} is {value}",

@@ -40,7 +40,13 @@ class Durations:
         return bisect_left(MEASUREMENT_BUCKETS, self.latest_seconds)
 
     def after(self, seconds: float, step: int, timestamp: float) -> Durations:
-        """These and one more."""
+        """These and one more.
+
+        Args:
+            seconds: Duration of the measurement.
+            step: Step at which it was made.
+            timestamp: Unix time in seconds.
+        """
         index = bisect_left(MEASUREMENT_BUCKETS, seconds)
         return Durations(
             counts=tuple(n + (i == index) for i, n in enumerate(self.counts)),
@@ -137,7 +143,13 @@ class Health:
             self.sink_failures[name] += 0
 
     def measured(self, observable: str, seconds: float, step: int) -> None:
-        """Count one successful measurement."""
+        """Count one successful measurement.
+
+        Args:
+            observable: Name of the observable.
+            seconds: How long it took.
+            step: Step at which it was made.
+        """
         self.measurements[observable] += 1
         before = self.durations.get(observable, Durations())
         self.durations[observable] = before.after(seconds, step, time.time())

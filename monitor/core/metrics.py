@@ -264,12 +264,8 @@ METRICS: tuple[Metric, ...] = (
 LOSS_SPLITS = {"train_loss": "train", "val_loss": "val", "test_loss": "test"}
 """Streams served as `phasewatch_loss_nats`, and their label `split`."""
 
-OWN_METRICS = {
-    "gradient_norm": GRADIENT_NORM,
-    "weight_norm": WEIGHT_NORM,
-    "update_ratio": UPDATE_RATIO,
-}
-"""Streams served under a name of their own, together with their parts ("weight_norm/block.1")."""
+BY_NAME = {metric.name: metric for metric in (GRADIENT_NORM, WEIGHT_NORM, UPDATE_RATIO)}
+"""Metrics that a stream may be served under, with its parts ("weight_norm/block.1")."""
 
 CLOSED_LABELS: dict[str, tuple[str, ...]] = {
     "state": tuple(RunState),

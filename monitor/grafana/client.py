@@ -54,7 +54,13 @@ class Asking:
             )
 
     def find(self, what: str, get: Callable[[str], Any], uid: str) -> dict[str, Any] | None:
-        """One thing by its uid; None where it does not exist."""
+        """One thing by its uid; None where it does not exist.
+
+        Args:
+            what: What it is, for messages.
+            get: Asks Grafana for the thing of a uid.
+            uid: Its uid.
+        """
         found = self(f"show the {what} {uid!r}", lambda: get(uid), absent=True)
         return None if found is None else dict(found)
 

@@ -42,7 +42,14 @@ def with_source(dashboard: Json, source: Json) -> Json:
 
 
 def for_api(rule: Json, group: str, source_uid: str, contact_point: str | None) -> Json:
-    """A rule of the provisioning file as the API takes it."""
+    """A rule of the provisioning file as the API takes it.
+
+    Args:
+        rule: The rule, as the provisioning file has it.
+        group: Name of its group.
+        source_uid: Uid of the data source that it asks.
+        contact_point: Whom it tells; None leaves that to the notification policy.
+    """
     wanted = {key: value for key, value in rule.items() if key != "notification_settings"}
     if contact_point is not None:
         wanted["notification_settings"] = {"receiver": contact_point}

@@ -106,6 +106,12 @@ def probe_of(
 ) -> Probe:
     """Make a probe of batches that are ready for the loss.
 
+    Args:
+        batches: The batches, on their device.
+        config: Limits of size; None takes the defaults.
+        n_data: Size of the training dataset, if known.
+        n_samples: Terms that the loss averages over; None counts samples.
+
     Raises:
         ConfigError: There is none, or the number of samples cannot be told.
         RefusedError: The first batch alone is larger than `config.max_bytes`.

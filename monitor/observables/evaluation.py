@@ -79,6 +79,11 @@ def to_device(data: Any, device: torch.device) -> Any:
 def named_weight(context: MeasureContext, name: str, what: str) -> Tensor:
     """A weight by its parameter's name, trainable or frozen.
 
+    Args:
+        context: The measurement's context.
+        name: Name of the parameter.
+        what: What it is wanted for, for the message.
+
     Raises:
         RefusedError: The model has none of that name.
     """

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from phasewatch.monitor.core import metrics as m
+from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.core.types import Observation, RunState, Transition, TransitionStatus
 from phasewatch.monitor.prometheus.collector import of_observation
 from phasewatch.monitor.prometheus.exposition import head, number, preamble
@@ -32,7 +33,13 @@ class Series:
     values: array[float] = field(default_factory=lambda: array("d"))
 
     def add(self, time_ms: int, value: float, thin_ms: int) -> bool:
-        """Add a sample, in place of the last one in the same interval; False if it is too late."""
+        """Add a sample, in place of the last one in the same interval; False if it is too late.
+
+        Args:
+            time_ms: Unix time in milliseconds.
+            value: The value.
+            thin_ms: Length of the intervals of which only the last sample is kept, in milliseconds.
+        """
         if self.times and time_ms < self.times[-1]:
             return False
         if self.times and time_ms // thin_ms == self.times[-1] // thin_ms:
@@ -90,6 +97,7 @@ class History:
         self._thin_ms = max(1, round(1000 * interval_seconds))
         self._series: dict[Key, Series] = {}
         self._run = run
+        self._meanings = Meanings.stored(run.config)
         self.num_left_out = 0
         self._load(store)
 
@@ -124,7 +132,7 @@ class History:
     def _add_observation(self, observation: Observation, time_ms: int) -> None:
         added = [
             self._add(reading.metric, reading.labels, time_ms, reading.value)
-            for reading in of_observation(observation)
+            for reading in of_observation(observation, self._meanings)
             if isinstance(reading.value, (int, float))
         ]
         self.num_left_out += not all(added)

@@ -20,6 +20,7 @@ from prometheus_client.samples import Exemplar
 
 from phasewatch.monitor.core import metrics as m
 from phasewatch.monitor.core.health import Durations, Health
+from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.core.types import (
     Estimate,
     EstimateStatus,
@@ -41,9 +42,17 @@ class RunCollector:
         run: Name of the run.
         health: The watch's counters.
         experiment: Name of the experiment, empty if it has none.
+        meanings: What the streams mean; None goes by their names.
     """
 
-    def __init__(self, run: str, health: Health, experiment: str = "") -> None:
+    def __init__(
+        self,
+        run: str,
+        health: Health,
+        experiment: str = "",
+        meanings: Meanings | None = None,
+    ) -> None:
+        self._meanings = meanings or Meanings()
         self.run = m.label_value(run)
         self._health = health
         self._latest: dict[str, Observation] = {}
@@ -126,7 +135,7 @@ class RunCollector:
             # Most streams have not changed since the scrape before.
             known = made.get(name)
             if known is None or known[0] is not observation:
-                known = made[name] = observation, [*of_observation(observation)]
+                known = made[name] = observation, [*of_observation(observation, self._meanings)]
             yield from known[1]
         yield from self._of_observables(latest)
 
@@ -178,7 +187,7 @@ class RunCollector:
             yield Reading(m.NONFINITE, (name,), nonfinite.get(name, 0))
 
 
-def of_observation(observation: Observation) -> Iterator[Reading]:
+def of_observation(observation: Observation, meanings: Meanings) -> Iterator[Reading]:
     """What one observation says, under the names of the table."""
     name = observation.name
     if isinstance(observation.detail, Estimate):
@@ -188,7 +197,7 @@ def of_observation(observation: Observation) -> Iterator[Reading]:
         yield Reading(m.LOSS, (m.LOSS_SPLITS[name],), observation.value)
         return
     labels = (name, observation.unit)
-    if (own := m.OWN_METRICS.get(name.partition("/")[0])) is not None:
+    if (own := m.BY_NAME.get(meanings.of(name).metric or "")) is not None:
         yield Reading(own, (name,), observation.value)
     else:
         yield Reading(m.OBSERVABLE_VALUE, labels, observation.value)

@@ -20,6 +20,7 @@ from prometheus_client.exposition import basic_auth_handler, default_handler
 from phasewatch.monitor.config.monitor import PushgatewayConfig
 from phasewatch.monitor.core.errors import ConfigError
 from phasewatch.monitor.core.health import Health
+from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.core.types import Observation, RunState, Transition
 from phasewatch.monitor.prometheus.collector import RunCollector
 
@@ -34,6 +35,7 @@ class PushgatewaySink:
         config: Address, interval, who we are.
         health: The watch's counters; failed pushes are counted in its `sink_failures`.
         experiment: Name of the experiment, empty if it has none.
+        meanings: What the streams mean; None goes by their names.
 
     Raises:
         ConfigError: The password cannot be read.
@@ -43,11 +45,16 @@ class PushgatewaySink:
     """Only the latest value of a stream matters here."""
 
     def __init__(
-        self, run: str, config: PushgatewayConfig, health: Health, experiment: str = ""
+        self,
+        run: str,
+        config: PushgatewayConfig,
+        health: Health,
+        experiment: str = "",
+        meanings: Meanings | None = None,
     ) -> None:
         self._config = config
         self._health = health
-        self._collector = RunCollector(run, health, experiment)
+        self._collector = RunCollector(run, health, experiment, meanings)
         self._registry = CollectorRegistry()
         self._registry.register(self._collector)
         self._handler = _handler(config)

@@ -194,6 +194,11 @@ def serve(
 ) -> tuple[MetricsServer, threading.Thread]:
     """Listen on the first free port, in the end on any.
 
+    Args:
+        config: Address, ports, certificate.
+        collector: What is served.
+        scrapes: Notes who has asked.
+
     Raises:
         OSError: No port can be bound, or a certificate cannot be read: names the setting.
     """

@@ -15,6 +15,7 @@ import weakref
 
 from phasewatch.monitor.config.monitor import ExporterConfig
 from phasewatch.monitor.core.health import Health
+from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.core.metrics import label_value
 from phasewatch.monitor.core.types import Observation, RunState, Transition
 from phasewatch.monitor.prometheus.collector import RunCollector
@@ -32,6 +33,7 @@ class PrometheusSink:
         config: Address, ports, target file.
         health: The watch's counters, read at each scrape.
         experiment: Name of the experiment, empty if it has none.
+        meanings: What the streams mean; None goes by their names.
 
     Raises:
         OSError: The address cannot be bound, or the target file cannot be written: names it, the
@@ -42,11 +44,16 @@ class PrometheusSink:
     """Only the latest value of a stream matters here."""
 
     def __init__(
-        self, run: str, config: ExporterConfig, health: Health, experiment: str = ""
+        self,
+        run: str,
+        config: ExporterConfig,
+        health: Health,
+        experiment: str = "",
+        meanings: Meanings | None = None,
     ) -> None:
         self._config = config
         self._health = health
-        self.collector = RunCollector(run, health, experiment)
+        self.collector = RunCollector(run, health, experiment, meanings)
         self._scrapes = Scrapes(lambda: health.state is not RunState.RUNNING)
         self._server, self._thread = serve(config, self.collector, self._scrapes)
         self.port = int(self._server.server_port)

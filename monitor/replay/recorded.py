@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -21,6 +21,7 @@ from phasewatch.monitor.config.monitor import DetectorConfig, MonitorConfig
 from phasewatch.monitor.core.columns import Chunk, chunked
 from phasewatch.monitor.core.errors import ConfigError
 from phasewatch.monitor.core.health import Health
+from phasewatch.monitor.core.meaning import StreamMeaning
 from phasewatch.monitor.core.types import EstimateStatus, Observation, Transition, TransitionStatus
 from phasewatch.monitor.store.store import RunInfo, Store
 from phasewatch.monitor.transitions.classification import seen_by
@@ -29,7 +30,7 @@ from phasewatch.monitor.transitions.pipeline import Detection
 from phasewatch.monitor.transitions.streams import Stream, create_detector, name_of, parameters_of
 from phasewatch.monitor.transitions.thinning import thinned
 
-DETECTION_SETTINGS = ("detectors", "precursors", "better", "false_alarms_per_run")
+DETECTION_SETTINGS = ("detectors", "precursors", "streams", "better", "false_alarms_per_run")
 """Fields of a stored configuration that matter to detection."""
 
 COMPARED = ("kind", "onset_step", "detected_step", "end_step", "severity")
@@ -126,6 +127,7 @@ class Watched:
         parameters: Parameters of the detector.
         skipped: Points that the detector did not use.
         too_few: The points it needs, where it has seen fewer: its silence says nothing then.
+        meaning: What the stream was taken for.
     """
 
     name: str
@@ -133,12 +135,13 @@ class Watched:
     parameters: Mapping[str, Any]
     skipped: int
     too_few: int | None = None
+    meaning: StreamMeaning = field(default_factory=StreamMeaning)
 
     @classmethod
     def of(cls, stream: Stream) -> Watched:
         """How a stream was watched up to now."""
         if stream.detector is None:
-            return cls(stream.name, "none", {}, 0)
+            return cls(stream.name, "none", {}, 0, meaning=stream.meaning)
         ready = getattr(stream.detector, "ready", True)
         return cls(
             stream.name,
@@ -146,6 +149,7 @@ class Watched:
             parameters_of(stream.detector),
             stream.detector.num_skipped,
             None if ready else getattr(stream.detector, "min_points", None),
+            stream.meaning,
         )
 
     def __str__(self) -> str:
@@ -237,7 +241,7 @@ def detect(
     if horizon is not None:
         detection.expect(*horizon)
     detection.start(run, attempt)
-    for chunk in thinned(chunks):
+    for chunk in thinned(chunks, detection.meanings):
         detection.take_chunk(chunk)
     detection.finish()
     watched = [Watched.of(stream) for stream in detection.streams]

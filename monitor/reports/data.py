@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from phasewatch.monitor.core.meaning import Meanings, StreamMeaning
+from phasewatch.monitor.core.meaning import Panel as PanelKind
 from phasewatch.monitor.core.types import Estimate, EstimateStatus, Observation, Transition
 from phasewatch.monitor.store.store import RunInfo, Store
 
@@ -22,11 +24,6 @@ MAX_PANELS = 10
 
 MAX_WITH_STATUS = 50_000
 """Longest stream whose observations are read one by one, with their status."""
-
-FRACTIONS = ("acc", "f1", "auroc", "precision", "recall")
-"""Words in the names of metrics between 0 and 1."""
-
-NORMS = ("gradient_norm", "weight_norm", "update_ratio")
 
 # Okabe and Ito (2008): eight colours that colour-blind people can tell apart.
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -52,6 +49,7 @@ class Series:
         steps: Optimizer steps, shape (n,).
         values: Values, shape (n,); may hold NaN and infinity.
         stderrs: Standard errors, shape (n,); NaN where a value is exact.
+        meaning: What the stream means.
         observations: The same points with status and detail; empty for exact streams.
     """
 
@@ -60,6 +58,7 @@ class Series:
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
     stderrs: NDArray[np.float64]
+    meaning: StreamMeaning
     observations: tuple[Observation, ...] = ()
 
     @property
@@ -81,6 +80,11 @@ class Series:
     def is_measured(self) -> bool:
         """Whether the values carry an error or a status of their own."""
         return bool(self.observations)
+
+    @property
+    def is_llc(self) -> bool:
+        """Whether it is λ̂, of the whole model or of a part."""
+        return self.meaning.panel is PanelKind.LLC
 
     @property
     def estimates(self) -> list[Estimate]:
@@ -142,13 +146,15 @@ def read_run(store: Store, run: str) -> RunRecord:
         StoreError: There is no such run, or the store cannot be read.
     """
     info = store.run(run)
-    series = {name: _series(store, info.id, name) for name in store.names(info.id)}
+    meanings = Meanings.stored(info.config)
+    names = store.names(info.id)
+    series = {name: _series(store, info.id, name, meanings.of(name)) for name in names}
     return RunRecord(info=info, series=series, transitions=tuple(store.transitions(info.id)))
 
 
-def _series(store: Store, run_id: str, name: str) -> Series:
+def _series(store: Store, run_id: str, name: str, meaning: StreamMeaning) -> Series:
     steps, values, stderrs = store.history(run_id, name)
-    measured = bool(np.isfinite(stderrs).any()) or is_llc(name)
+    measured = bool(np.isfinite(stderrs).any()) or meaning.panel is PanelKind.LLC
     observations: tuple[Observation, ...] = ()
     if measured and len(steps) <= MAX_WITH_STATUS:
         observations = tuple(store.observations(run_id, name))
@@ -159,20 +165,15 @@ def _series(store: Store, run_id: str, name: str) -> Series:
             [math.nan if o.stderr is None else o.stderr for o in observations], dtype=np.float64
         )
     unit = observations[-1].unit if observations else ""
-    return Series(name, unit, steps, values, stderrs, observations)
-
-
-def is_llc(name: str) -> bool:
-    """Whether a stream is λ̂, of the whole model or of one parameter group."""
-    return name == "llc" or name.startswith("llc/")
+    return Series(name, unit, steps, values, stderrs, meaning, observations)
 
 
 def panels(series: Iterable[Series]) -> list[Panel]:
     """Sort streams into panels: losses, λ̂, norms, fractions, then each other stream alone."""
     drawn = [s for s in series if s.finite.any() or s.is_measured]
-    losses = [s for s in drawn if "loss" in s.name.lower() and not s.is_measured]
-    llc = [s for s in drawn if is_llc(s.name)]
-    norms = [s for s in drawn if s.name.split("/")[0] in NORMS]
+    losses = [s for s in drawn if s.meaning.panel is PanelKind.LOSSES and not s.is_measured]
+    llc = [s for s in drawn if s.is_llc]
+    norms = [s for s in drawn if s.meaning.panel is PanelKind.NORMS]
     taken = {s.name for s in (*losses, *llc, *norms)}
     rest = [s for s in drawn if s.name not in taken]
     fractions = [s for s in rest if not s.is_measured and is_fraction(s)]
@@ -198,10 +199,10 @@ def _panel(title: str, series: Sequence[Series], *, log: bool) -> Panel:
 
 
 def is_fraction(series: Series) -> bool:
-    """Whether a stream looks like an accuracy: a number between 0 and 1, and named like one."""
+    """Whether a stream looks like an accuracy: a number between 0 and 1, and meant as one."""
     values = series.values[series.finite]
-    named = any(word in series.name.lower() for word in FRACTIONS)
-    return bool(named and len(values) and values.min() >= 0 and values.max() <= 1)
+    meant = series.meaning.panel is PanelKind.FRACTIONS
+    return bool(meant and len(values) and values.min() >= 0 and values.max() <= 1)
 
 
 def is_constant(series: Iterable[Series]) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from phasewatch.monitor.core.columns import Chunk, Column, unit_of
+from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.core.types import Observation
 from phasewatch.monitor.readers.curves import Curves
 from phasewatch.monitor.replay.recorded import Outcome, Pair, Watched
@@ -53,6 +54,7 @@ class Collected:
                 np.frombuffer(steps, dtype=np.int64),
                 np.frombuffer(values, dtype=np.float64),
                 np.full(len(steps), np.nan),
+                Meanings().of(name),
             )
             for name, (steps, values) in self._exact.items()
         }
@@ -67,6 +69,7 @@ def _measured(name: str, taken: Sequence[Observation]) -> Series:
         np.array([o.step for o in taken], dtype=np.int64),
         np.array([o.value for o in taken], dtype=np.float64),
         np.array(stderrs, dtype=np.float64),
+        Meanings().of(name),
         tuple(taken),
     )
 

@@ -18,7 +18,6 @@ from phasewatch.monitor.reports.data import (
     KIND_COLOURS,
     Record,
     RunRecord,
-    is_llc,
     panels,
     read_run,
 )
@@ -66,7 +65,7 @@ def page(title: str, summary: str, record: Record, facts: str) -> str:
         record: What is drawn.
         facts: HTML at the end.
     """
-    chains = chain_traces([s for s in record.series.values() if is_llc(s.name)])
+    chains = chain_traces([s for s in record.series.values() if s.is_llc])
     data = {
         "figure": overview(record),
         "marks": [t.detected_step for t in record.transitions],
@@ -92,7 +91,7 @@ def _llc_axes(record: Record) -> list[str]:
     return [
         "yaxis" if index == 0 else f"yaxis{index + 1}"
         for index, panel in enumerate(panels(record.series.values()))
-        if any(is_llc(series.name) for series in panel.series)
+        if any(series.is_llc for series in panel.series)
     ]
 
 

@@ -127,6 +127,11 @@ class ScalarBuffer:
     def append(self, step: int, scalars: Mapping[str, Any], epoch: int | None) -> bool:
         """Keep one step's scalars; the mapping may be used again.
 
+        Args:
+            step: Optimizer steps completed.
+            scalars: Numbers or 0-dim tensors, by name.
+            epoch: Epoch, if known.
+
         Returns:
             Whether it is time to hand them over.
         """

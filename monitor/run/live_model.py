@@ -166,5 +166,11 @@ class PlainSubject:
 
 
 def seed_of(seed: int, step: int, turn: int) -> int:
-    """Seed of what is random inside a measurement: the same in every process."""
+    """Seed of what is random inside a measurement: the same in every process.
+
+    Args:
+        seed: Seed of the run.
+        step: Optimizer steps completed.
+        turn: How often was measured at this step before.
+    """
     return zlib.crc32(f"{seed}/{step}/{turn}".encode())

@@ -18,7 +18,8 @@ from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.core.forecast import ForecastRow, duration_in_words
 from phasewatch.monitor.core.health import Health
-from phasewatch.monitor.core.semantics import is_ours
+from phasewatch.monitor.core.meaning import StreamMeaning, guess
+from phasewatch.monitor.core.ownership import is_ours
 from phasewatch.monitor.core.types import (
     Cost,
     Estimate,
@@ -245,10 +246,15 @@ class Measuring:
         return tuple(self._observables)
 
     @property
-    def better(self) -> dict[str, Direction]:
-        """Which way is better, for the observables that say so."""
-        stated = {name: getattr(o, "better", None) for name, o in self._observables.items()}
-        return {name: Direction(way) for name, way in stated.items() if way is not None}
+    def declared(self) -> dict[str, StreamMeaning]:
+        """What the observables declare of their streams."""
+        found: dict[str, StreamMeaning] = {}
+        for name, observable in self._observables.items():
+            found |= getattr(observable, "streams", {})
+            if (better := getattr(observable, "better", None)) is not None:
+                known = found.get(name) or guess(name)
+                found[name] = replace(known, better=Direction(better))
+        return found
 
     @property
     def locates_by_itself(self) -> bool:
@@ -635,6 +641,11 @@ class Measuring:
         """The training has ended: complete what is open, measure what the run had no room for.
 
         Within what the budget has left. λ̂ of the final weights comes first.
+
+        Args:
+            step: Optimizer steps completed.
+            subject: What is measured.
+            epoch: Epoch, if known.
         """
         ledger = self.planner.ledger
         if self.interrupts.requested or not ledger.limited:

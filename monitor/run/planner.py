@@ -167,7 +167,13 @@ class Planner:
             self._next_time = -math.inf
 
     def predict(self, name: str, seconds: float, piece: float) -> None:
-        """Tell what a measurement of `name` is expected to take, and one evaluation within it."""
+        """Tell what a measurement of `name` is expected to take, and one evaluation within it.
+
+        Args:
+            name: Name of the observable.
+            seconds: The whole measurement, in seconds.
+            piece: One evaluation, in seconds: it cannot be stopped within.
+        """
         if account := self._accounts.get(name):
             account.predicted, account.piece = seconds, piece
             if account.spread:

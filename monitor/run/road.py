@@ -28,7 +28,7 @@ from typing import ClassVar
 
 from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.health import Health
-from phasewatch.monitor.core.semantics import THINNING
+from phasewatch.monitor.core.meaning import THINNING
 from phasewatch.monitor.core.types import Observation, Transition
 from phasewatch.monitor.run.buffer import Batch, ScalarBuffer
 from phasewatch.monitor.run.sinks import Outlets
@@ -285,6 +285,8 @@ class Road:
         with self._surviving("what was logged could not be passed on"):
             self._look(columns)
             for part in _parts(columns):
+                for name, column in part.items():
+                    column.unit = self._detection.meanings.of(name).unit
                 self._outlets.emit_columns(part)
                 self._breathe()
         with self._surviving("detection failed"):

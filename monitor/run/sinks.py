@@ -14,6 +14,7 @@ from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.columns import Column, observations_of
 from phasewatch.monitor.core.errors import ConfigError, StoreError
 from phasewatch.monitor.core.health import Health
+from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.core.types import Observation, Sink, Transition
 from phasewatch.monitor.grafana.annotations import GrafanaAnnotations
 from phasewatch.monitor.prometheus.push import PushgatewaySink
@@ -178,6 +179,12 @@ def open_store(
 
     The default store falls back to memory where it cannot be used, and says so.
 
+    Args:
+        config: The configuration.
+        root: Folder under which a relative path lies.
+        health: Where it is counted that the store is left out.
+        begin: Begins the run in a store.
+
     Raises:
         ConfigError: The store that the user named cannot be used.
     """
@@ -200,10 +207,18 @@ def _begun(url: str, begin: Callable[[Store], None]) -> Store:
     return store
 
 
-def open_exporter(config: MonitorConfig, run_name: str, health: Health) -> list[Sink]:
+def open_exporter(
+    config: MonitorConfig, run_name: str, health: Health, meanings: Meanings
+) -> list[Sink]:
     """Start the Prometheus endpoint, and pushing if that is wanted.
 
     The default endpoint is left out where it cannot be had.
+
+    Args:
+        config: The configuration.
+        run_name: Name of the run.
+        health: Where failures are counted.
+        meanings: What the streams mean.
 
     Raises:
         ConfigError: The endpoint that the user configured cannot be opened, or the password of
@@ -211,15 +226,19 @@ def open_exporter(config: MonitorConfig, run_name: str, health: Health) -> list[
     """
     sinks: list[Sink] = []
     if config.pushgateway is not None:
-        sinks.append(PushgatewaySink(run_name, config.pushgateway, health, config.experiment))
+        sinks.append(
+            PushgatewaySink(run_name, config.pushgateway, health, config.experiment, meanings)
+        )
     if config.exporter.enabled:
-        sinks += _open_endpoint(config, run_name, health)
+        sinks += _open_endpoint(config, run_name, health, meanings)
     return sinks
 
 
-def _open_endpoint(config: MonitorConfig, run_name: str, health: Health) -> list[Sink]:
+def _open_endpoint(
+    config: MonitorConfig, run_name: str, health: Health, meanings: Meanings
+) -> list[Sink]:
     try:
-        return [PrometheusSink(run_name, config.exporter, health, config.experiment)]
+        return [PrometheusSink(run_name, config.exporter, health, config.experiment, meanings)]
     except OSError as error:
         if "exporter" in config.model_fields_set:
             raise ConfigError(f"exporter: {error}") from error
@@ -229,6 +248,11 @@ def _open_endpoint(config: MonitorConfig, run_name: str, health: Health) -> list
 
 def open_annotations(config: MonitorConfig, run_name: str, health: Health) -> list[Sink]:
     """The sink that writes transitions into the Grafana of the configuration, if there is one.
+
+    Args:
+        config: The configuration.
+        run_name: Name of the run.
+        health: Where failures are counted.
 
     Raises:
         ConfigError: Its address cannot be one, or there is no token.
@@ -253,6 +277,13 @@ def open_alerts(
     health: Health,
 ) -> AlertProcess | None:
     """Make ready to tell people of transitions.
+
+    Args:
+        config: The configuration.
+        targets: Whom to tell.
+        store: The history that keeps the messages.
+        run_id: Identity of the run.
+        health: Where messages are counted.
 
     Raises:
         ConfigError: A target cannot be used, or the store named by the user is kept in memory.

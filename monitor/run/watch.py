@@ -133,13 +133,16 @@ class Watch:
         self._planner = self._measuring.planner
         self.failures = Failures(self.health)
         self._headline = ""
-        if stated := self._measuring.better:
-            self.config = self.config.replace(better=stated | dict(self.config.better))
         self._detection = Detection(
-            self.config, detectors, self.run_id, self.health, locate=self._measuring.locate
+            self.config,
+            detectors,
+            self.run_id,
+            self.health,
+            locate=self._measuring.locate,
+            declared=self._measuring.declared,
         )
         self._buffer = ScalarBuffer()
-        self._thinner = Thinner()
+        self._thinner = Thinner(self._detection.meanings)
         self._road: Road | None = None
         self._beside_before = 0.0
         self._record: StepRecord | None = None
@@ -185,7 +188,7 @@ class Watch:
             alerts = open_alerts(self.config, self._alert_targets, store, self.run_id, self.health)
             sinks = [
                 *open_annotations(self.config, self.run_name, self.health),
-                *open_exporter(self.config, self.run_name, self.health),
+                *open_exporter(self.config, self.run_name, self.health, self._detection.meanings),
             ]
             own_sinks = [
                 *open_installed(self.config, self.run_name, self.health),
@@ -231,6 +234,7 @@ class Watch:
             # A database URL may hold a password; what is kept names the place without it.
             config=self.config.model_dump(mode="json")
             | {"store": store.where, "detectors": self._detection.streams.settings()}
+            | {"streams": self._detection.meanings.settings()}
             | {"horizon": self._detection.streams.horizon},
         )
 

@@ -52,7 +52,13 @@ class Inflation:
 
 
 def noise_share(used: int, others: int, total: int) -> float:
-    """Cov(ĝ) over E[(ĝ − ĝ')(ĝ − ĝ')ᵀ] for m used batches, m' others, M in all."""
+    """Cov(ĝ) over E[(ĝ − ĝ')(ĝ − ĝ')ᵀ] for m used batches, m' others, M in all.
+
+    Args:
+        used: m, batches whose gradients were averaged.
+        others: m', batches of the other average.
+        total: M, batches in all.
+    """
     return (1 / used - 1 / total) / (1 / used + 1 / others)
 
 

@@ -141,7 +141,14 @@ def deep_linear_lambda(widths: Sequence[int], rank: int) -> tuple[float, int]:
 def deep_linear_case(
     widths: Sequence[int], rank: int, seed: int = 0, num_samples: int = NUM_SAMPLES
 ) -> Case:
-    """A net at its most singular point: every layer has the rank of the product."""
+    """A net at its most singular point: every layer has the rank of the product.
+
+    Args:
+        widths: Widths of the layers, from inputs to outputs.
+        rank: Rank of the true map.
+        seed: Seed of data and weights.
+        num_samples: Samples of the data set.
+    """
     generator = torch.Generator().manual_seed(seed)
     model = DeepLinear(widths)
     with torch.no_grad():
@@ -204,6 +211,13 @@ def reduced_rank_case(
 
     Their singular values are `LAYER_SCALE`: at 1 the pull γ = 1 lets the chains wander off to the
     more singular points nearby, and a long run measures those (7.7 where λ is 10).
+
+    Args:
+        widths: Inputs, hidden units, outputs.
+        ranks: Ranks of the two layers where they stand.
+        rank: Rank of the true map.
+        seed: Seed of data and weights.
+        num_samples: Samples of the data set.
     """
     value, multiplicity = reduced_rank_lambda(widths, ranks, rank)
     generator = torch.Generator().manual_seed(seed)
@@ -287,7 +301,13 @@ def superposition_case(polygon: Polygon) -> Case:
 
 
 def regular_case(inputs: int, outputs: int, num_samples: int = NUM_SAMPLES) -> Case:
-    """Linear regression: λ = d/2."""
+    """Linear regression: λ = d/2.
+
+    Args:
+        inputs: Input dimensions.
+        outputs: Output dimensions; d is their product.
+        num_samples: Samples of the data set.
+    """
     generator = torch.Generator().manual_seed(1)
     model = DeepLinear([inputs, outputs])
     with torch.no_grad():

@@ -294,7 +294,14 @@ def _cause_of_fall(summary: Summary) -> str:
 def judge(
     summary: Summary | None, n_samples: int, num_diverged: int, num_chains: int
 ) -> tuple[EstimateStatus, str]:
-    """Status and reason."""
+    """Status and reason.
+
+    Args:
+        summary: What the chains tell; None where all diverged.
+        n_samples: n, terms of the loss.
+        num_diverged: Chains that diverged.
+        num_chains: Chains in all.
+    """
     if summary is None or not math.isfinite(summary.value):
         return EstimateStatus.DIVERGED, (
             f"all {num_chains} chains left the neighbourhood of w* and nothing finite is left; "

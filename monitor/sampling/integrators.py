@@ -62,7 +62,14 @@ class Integrator(Protocol):
         ...
 
     def advance(self, chains: Chains, grad: Tensor, generator: torch.Generator) -> None:
-        """One step, given ∇L_n at the present points."""
+        """One step, given ∇L_n at the present points.
+
+        Args:
+            chains: Positions and momenta of all chains; changed in place.
+            grad: ∇L_n at the present positions, shape (chains, parameters), nats per unit of
+                weight.
+            generator: What noise is drawn from.
+        """
         ...
 
     def watch(self, chains: Chains, force: Tensor) -> Work:
@@ -184,7 +191,14 @@ class Baoab:
         return max(1.0 / math.sqrt(self._steps_done), least)
 
     def advance(self, chains: Chains, grad: Tensor, generator: torch.Generator) -> None:
-        """One step of all chains."""
+        """One step of all chains.
+
+        Args:
+            chains: Positions and momenta of all chains; changed in place.
+            grad: ∇L_n at the present positions, shape (chains, parameters), nats per unit of
+                weight.
+            generator: What noise is drawn from.
+        """
         h, damping = self._step, self._next_friction()
         c = math.exp(-damping)
         spread = math.sqrt(-math.expm1(-2 * damping))
@@ -305,7 +319,14 @@ class Sgld:
         """There is nothing."""
 
     def advance(self, chains: Chains, grad: Tensor, generator: torch.Generator) -> None:
-        """One step of all chains."""
+        """One step of all chains.
+
+        Args:
+            chains: Positions and momenta of all chains; changed in place.
+            grad: ∇L_n at the present positions, shape (chains, parameters), nats per unit of
+                weight.
+            generator: What noise is drawn from.
+        """
         step = self._step
         for x, g in _blocks(chains.x, grad):
             noise = torch.empty_like(x).normal_(0.0, math.sqrt(step), generator=generator)
@@ -349,7 +370,14 @@ class RmspropSgld(Sgld):
         chains.velocity.zero_()
 
     def advance(self, chains: Chains, grad: Tensor, generator: torch.Generator) -> None:
-        """One step of all chains; `velocity` holds V."""
+        """One step of all chains; `velocity` holds V.
+
+        Args:
+            chains: Positions and momenta of all chains; changed in place.
+            grad: ∇L_n at the present positions, shape (chains, parameters), nats per unit of
+                weight.
+            generator: What noise is drawn from.
+        """
         step = self._step
         for x, g, square in _blocks(chains.x, grad, chains.velocity):
             square.mul_(self.DECAY).addcmul_(g, g, value=1 - self.DECAY)
@@ -397,6 +425,11 @@ def uniform_noise(out: Tensor, spread: float, generator: torch.Generator) -> Ten
     """Fill `out` with noise of mean 0 and standard deviation `spread`, uniform on 32,768 levels.
 
     One draw of 64 random bits serves four numbers.
+
+    Args:
+        out: Filled in place, any shape.
+        spread: Standard deviation.
+        generator: What is drawn from.
     """
     count = out.numel()
     words = torch.empty((count + 3) // 4, dtype=torch.int64, device=out.device)

@@ -224,7 +224,14 @@ def llc_steps(
     parameters: Selection = None,
     memory: Memory | None = None,
 ) -> Steps[Estimate]:
-    """`measure_llc` in steps: it waits where `context.pause` says so."""
+    """`measure_llc` in steps: it waits where `context.pause` says so.
+
+    Args:
+        context: The measurement's context.
+        config: How the posterior is sampled.
+        parameters: Names, modules or masks of the part; None is the whole model.
+        memory: What an earlier measurement of the same model told.
+    """
     memories = None if memory is None else {"": memory}
     found = yield from refined_llc_steps(context, config, {"": parameters}, memories)
     return found[""]
@@ -260,6 +267,12 @@ def refined_llc_steps(
     """`measure_refined_llc` in steps: it waits where `context.pause` says so.
 
     The deadline counts its own seconds, not those of the pauses.
+
+    Args:
+        context: The measurement's context.
+        config: How the posterior is sampled.
+        selections: Names, modules or masks, by part.
+        memories: What earlier measurements told, by part.
     """
     if not selections:
         raise RefusedError("there are no restrictions; name at least one part of the model")
@@ -406,6 +419,11 @@ def check_llc(
     """Everything that `measure_llc` may refuse, by one gradient of each probe batch.
 
     Which engine is quickest is found out by the first measurement.
+
+    Args:
+        context: The measurement's context.
+        config: How the posterior is sampled.
+        parameters: Names, modules or masks of the part; None is the whole model.
 
     Raises:
         RefusedError: It cannot be measured safely; says why and what to do.

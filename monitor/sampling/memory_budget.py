@@ -115,7 +115,13 @@ def _widest(problem: Problem, num_chains: int, limit: int) -> int:
 
 
 def vmap_bytes(problem: Problem, num_chains: int, width: int) -> int:
-    """Bytes of vectorised chains, `width` at a time."""
+    """Bytes of vectorised chains, `width` at a time.
+
+    Args:
+        problem: What is sampled.
+        num_chains: Chains in all.
+        width: Chains that run side by side.
+    """
     copies = (2 if width == num_chains else 3) * width + _several(problem) * width
     return _stacked(problem, num_chains, copies) + width * problem.kept_bytes
 

@@ -137,7 +137,14 @@ class ProbeLoss(nn.Module):
         backward: bool = False,
         direction: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor | None]:
-        """Losses of `batch`; with the gradient for `leaf`, or the Hessian times `direction`."""
+        """Losses of `batch`; with the gradient for `leaf`, or the Hessian times `direction`.
+
+        Args:
+            batch: One probe batch.
+            leaf: The point, flat, shape (parameters,), that the gradient is wanted for.
+            backward: Whether a gradient is wanted.
+            direction: Shape (parameters,); the Hessian is multiplied with it.
+        """
         losses = self._loss_fn[0](self.model, batch)
         if leaf is None:
             return losses

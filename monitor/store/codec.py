@@ -57,7 +57,13 @@ def encode_numbers(value: float, stderr: float | None) -> Numbers:
 def decode_numbers(
     value: float | None, stderr: float | None, nonfinite: int | None
 ) -> tuple[float, float | None]:
-    """The inverse of `encode_numbers`."""
+    """The inverse of `encode_numbers`.
+
+    Args:
+        value: The stored value; None where it was not finite.
+        stderr: The stored standard error.
+        nonfinite: What stands for NaN and infinities.
+    """
     code = nonfinite or 0
     if code:
         if code & 3:
@@ -83,7 +89,13 @@ OBSERVATION_COLUMNS = (
 
 
 def encode_observation(stream_id: int, attempt: int, observation: Observation) -> tuple[Any, ...]:
-    """One row, in the order of `OBSERVATION_COLUMNS`."""
+    """One row, in the order of `OBSERVATION_COLUMNS`.
+
+    Args:
+        stream_id: Number of the stream.
+        attempt: Which fit of the run.
+        observation: What is stored.
+    """
     epoch = observation.epoch
     return (
         stream_id,
@@ -108,7 +120,14 @@ SCALAR_CONSTANTS = {"duration_seconds": "0.0", "status": "'ok'"}
 def encode_column(
     stream_id: int, attempt: int, name: str, column: Column
 ) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-    """Rows of exact scalars: finite ones by `SCALAR_COLUMNS`, others by `OBSERVATION_COLUMNS`."""
+    """Rows of exact scalars: finite ones by `SCALAR_COLUMNS`, others by `OBSERVATION_COLUMNS`.
+
+    Args:
+        stream_id: Number of the stream.
+        attempt: Which fit of the run.
+        name: Name of the stream.
+        column: Its values.
+    """
     if all(map(math.isfinite, column.values)):
         stream, fit = itertools.repeat(stream_id), itertools.repeat(attempt)
         numbers = (column.steps, column.epochs, column.values, column.timestamps)

@@ -82,6 +82,13 @@ def enter(
 
     The first message of a transition is an alert. What follows goes only to targets that were
     alerted, and that want it; a withdrawal goes to all of them.
+
+    Args:
+        connection: The caller's transaction.
+        transition: The transition as it stands.
+        seq: Number of this state of it.
+        recipients: Whom to tell.
+        now: Unix time in seconds.
     """
     for recipient in recipients:
         state = transition.status
@@ -222,7 +229,13 @@ class Outbox:
         self._settle(message, delivery=Delivery.SENT.value, sent_at=time.time(), last_error="")
 
     def failed(self, message: Message, reason: str, not_before: float | None = None) -> None:
-        """The target has not taken the message; it waits on."""
+        """The target has not taken the message; it waits on.
+
+        Args:
+            message: The message.
+            reason: Why, without secrets.
+            not_before: Unix time before which the target takes none; None where it did not say.
+        """
         self._settle(message, last_error=reason, not_before=not_before)
 
     def drop(self, number: int) -> bool:

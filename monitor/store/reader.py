@@ -150,7 +150,13 @@ class Reader:
     def history(
         self, run_id: str, name: str, *, superseded: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-        """Steps, values and standard errors of one stream."""
+        """Steps, values and standard errors of one stream.
+
+        Args:
+            run_id: Identity of the run.
+            name: Name of the stream.
+            superseded: Also what a resumed run observed again.
+        """
         table = schema.observations
         columns = (table.c.step, table.c.value, table.c.stderr, table.c.nonfinite)
         with self._database.reading() as connection:
@@ -169,7 +175,13 @@ class Reader:
         return np.array(steps, dtype=np.int64), value_array, stderr_array
 
     def observations(self, run_id: str, name: str, *, superseded: bool) -> list[Observation]:
-        """The observations of one stream, each with its detail."""
+        """The observations of one stream, each with its detail.
+
+        Args:
+            run_id: Identity of the run.
+            name: Name of the stream.
+            superseded: Also what a resumed run observed again.
+        """
         table, details = schema.observations, schema.estimates
         columns = (table, details.c.body, details.c.chain_loss)
         with self._database.reading() as connection:

@@ -150,7 +150,8 @@ class RowWriter:
         scalars: list[tuple[Any, ...]],
         others: list[tuple[Any, ...]],
     ) -> None:
-        stream = self._stream(connection, row.run_id, row.name, unit_of(row.name))
+        unit = row.column.unit or unit_of(row.name)
+        stream = self._stream(connection, row.run_id, row.name, unit)
         finite, odd = encode_column(stream, row.attempt, row.name, row.column)
         scalars.extend(finite)
         others.extend(odd)

@@ -228,12 +228,25 @@ class Store:
             ) from error
 
     def add_observation(self, run_id: str, attempt: int, observation: Observation) -> None:
-        """Queue one observation. Never blocks and never raises."""
+        """Queue one observation. Never blocks and never raises.
+
+        Args:
+            run_id: Identity of the run.
+            attempt: Which fit of the run.
+            observation: What was observed.
+        """
         if not (self._closed or self._forked):
             self._writer.put(ObservationRow(run_id, attempt, observation))
 
     def add_scalars(self, run_id: str, attempt: int, name: str, column: Column) -> None:
-        """Queue many values of one scalar stream at once. Never blocks and never raises."""
+        """Queue many values of one scalar stream at once. Never blocks and never raises.
+
+        Args:
+            run_id: Identity of the run.
+            attempt: Which fit of the run.
+            name: Name of the stream.
+            column: Its values.
+        """
         if not (self._closed or self._forked):
             self._writer.put(ColumnRow(run_id, attempt, name, column))
 
@@ -255,7 +268,14 @@ class Store:
             self._writer.put_always(TransitionRow(transition, time.time(), recipients))
 
     def end_run(self, run_id: str, attempt: int, state: RunState, reason: str = "") -> None:
-        """Say how an attempt ended, and write what is queued before it. Never raises."""
+        """Say how an attempt ended, and write what is queued before it. Never raises.
+
+        Args:
+            run_id: Identity of the run.
+            attempt: Which fit of the run.
+            state: How it ended.
+            reason: Why, in words.
+        """
         if not (self._closed or self._forked):
             self._writer.put_always(EndRow(run_id, attempt, state.value, reason, time.time()))
             self.flush()
@@ -320,7 +340,13 @@ class Store:
     def observations(
         self, run_id: str, name: str, *, superseded: bool = False
     ) -> list[Observation]:
-        """The observations of one stream, by step, each with its detail."""
+        """The observations of one stream, by step, each with its detail.
+
+        Args:
+            run_id: Identity of the run.
+            name: Name of the stream.
+            superseded: Also what a resumed run observed again.
+        """
         return self._fresh_reader().observations(run_id, name, superseded=superseded)
 
     def in_order(self, run_id: str, *, step: int | None = None) -> Iterator[Observation]:

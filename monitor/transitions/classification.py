@@ -1,7 +1,7 @@
 """What kind of transition it is, from what moved which way; and how large it is.
 
-Each alarm is read as a `Move`; `RULES` turn the moves of a transition into its kind. A new kind of
-observable needs a line in `move_of`, a new kind of transition a line in `RULES`.
+Each alarm is read as a `Move`, by what its stream means; `RULES` turn the moves of a transition
+into its kind. A new kind of transition needs a line in `RULES`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
-from phasewatch.monitor.core.semantics import SUPPORTING, better_direction, is_loss, is_validation
+from phasewatch.monitor.core.meaning import Meanings, Role, Tells
 from phasewatch.monitor.core.types import Transition, TransitionKind
 
 FLAT = 0.1
 """A loss that falls by less than this share of what another falls by, in nats, is flat beside it:
 a training loss that goes from 1e-4 to 1e-7 nats has nothing left to learn."""
-
-PARTS = ("prefix_matching", "singular_value_", "represented_features", "polygon")
-"""Streams that rise as something is learnt; that they fall says nothing by itself."""
 
 
 class Move(StrEnum):
@@ -67,9 +64,6 @@ _LEARNS = frozenset({Move.TRAIN_BETTER})
 _VALIDATES = frozenset({Move.VALIDATION_BETTER})
 _CIRCUITS = frozenset({Move.RESTRICTED_BETTER, Move.EXCLUDED_WORSE})
 
-NOT_LLC = frozenset({"wbic", "waic"})
-"""Parts of "llc" that are losses, not coefficients."""
-
 RULES = (
     Rule(TransitionKind.INSTABILITY, frozenset({Move.UNSTABLE})),
     Rule(TransitionKind.INSTABILITY, frozenset({Move.TRAIN_WORSE}), _LEARNS | _VALIDATES),
@@ -88,7 +82,7 @@ def classify(
     evidence: Mapping[str, Alarm],
     *,
     has_validation: bool = True,
-    better: Mapping[str, Direction] | None = None,
+    meanings: Meanings | None = None,
     before: Mapping[str, float] | None = None,
     after: Mapping[str, float] | None = None,
     formed: bool = False,
@@ -106,20 +100,20 @@ def classify(
     Args:
         evidence: The alarms, by stream.
         has_validation: Whether the run has a stream of held-out data.
-        better: Which way is better, for streams whose names do not say it.
+        meanings: What the streams mean; None goes by their names.
         before: Values at the onset, by stream; None takes those of the alarms.
         after: The latest values, by stream; None takes those of the alarms.
         formed: Whether circuits formed in an earlier transition.
     """
-    better = better or {}
+    meanings = meanings or Meanings()
     moves: dict[Move, float] = {}
     for name, alarm in evidence.items():
-        move = move_of(name, alarm, better)
+        move = move_of(name, alarm, meanings)
         if move is None:
             continue
         old = (before or {}).get(name, alarm.value_before)
         new = (after or {}).get(name, alarm.value_after)
-        fall = old - new if is_loss(name) else math.nan
+        fall = old - new if meanings.of(name).is_loss else math.nan
         # Only losses can be compared with one another; anything else counts as having moved.
         known = moves.get(move, 0.0)
         moves[move] = max(known, fall) if math.isfinite(known) and math.isfinite(fall) else math.nan
@@ -135,31 +129,35 @@ def classify(
     return TransitionKind.UNCLASSIFIED
 
 
-def move_of(name: str, alarm: Alarm, better: Mapping[str, Direction]) -> Move | None:
-    """What an alarm says about the model; None where the name does not tell."""
+def move_of(name: str, alarm: Alarm, meanings: Meanings) -> Move | None:
+    """What an alarm says about the model; None where the stream does not tell.
+
+    Args:
+        name: Name of the stream.
+        alarm: The alarm.
+        meanings: What the streams mean.
+    """
     if alarm.kind is not AlarmKind.SHIFT:
         return Move.UNSTABLE if alarm.kind is AlarmKind.INSTABILITY else None
     down = alarm.direction is Direction.DOWN
-    if _is_llc(name):
-        return Move.LLC_DOWN if down else Move.LLC_UP
-    if name.startswith(PARTS):
-        return None if down else Move.PART_LEARNT
-    if "restricted_loss" in name:
-        return Move.RESTRICTED_BETTER if down else None
-    if "excluded_loss" in name:
-        return None if down else Move.EXCLUDED_WORSE
-    good = better.get(name) or better_direction(name)
-    if good is None:
+    meaning = meanings.of(name)
+    if meaning.tells in _TOLD:
+        return _TOLD[meaning.tells][down]
+    if meaning.better is None:
         return None
-    if is_validation(name):
-        return Move.VALIDATION_BETTER if alarm.direction is good else Move.VALIDATION_WORSE
-    return Move.TRAIN_BETTER if alarm.direction is good else Move.TRAIN_WORSE
+    is_good = alarm.direction is meaning.better
+    if meaning.held_out:
+        return Move.VALIDATION_BETTER if is_good else Move.VALIDATION_WORSE
+    return Move.TRAIN_BETTER if is_good else Move.TRAIN_WORSE
 
 
-def _is_llc(name: str) -> bool:
-    """Whether a stream is a λ̂ on the data trained on: "llc", its parts, or one that ends so."""
-    whole, _, part = name.partition("/")
-    return part not in NOT_LLC and (whole == "llc" or whole.endswith("_llc"))
+_TOLD = {
+    Tells.LLC: (Move.LLC_UP, Move.LLC_DOWN),
+    Tells.FORMATION: (Move.PART_LEARNT, None),
+    Tells.RESTRICTED_LOSS: (None, Move.RESTRICTED_BETTER),
+    Tells.EXCLUDED_LOSS: (Move.EXCLUDED_WORSE, None),
+}
+"""What a rise says, and what a fall says."""
 
 
 def seen_by(transition: Transition) -> str:
@@ -181,20 +179,34 @@ def displacement(before: float, after: float) -> float:
 
 
 def progress(before: float, after: float, now: float) -> float:
-    """How much of the change from `before` to `after` there is `now`: 0 none, 1 all of it."""
+    """How much of the change from `before` to `after` there is `now`: 0 none, 1 all of it.
+
+    Args:
+        before: Value before the change.
+        after: Value after it.
+        now: The value asked about.
+    """
     if min(before, after, now) > 0:
         before, after, now = math.log(before), math.log(after), math.log(now)
     change = after - before
     return (now - before) / change if change else 0.0
 
 
-def severity(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+def severity(
+    before: Mapping[str, float], after: Mapping[str, float], meanings: Meanings | None = None
+) -> float:
     """Largest effect over the observables: dex for positive values, else the relative change.
 
     Norms and ratios count only where nothing else moved: they follow the losses, often by more.
     A stream that stopped being a number has an infinite effect.
+
+    Args:
+        before: Values at the onset, by stream.
+        after: The latest values, by stream.
+        meanings: What the streams mean; None goes by their names.
     """
-    leading = [name for name in before if name not in SUPPORTING]
+    meanings = meanings or Meanings()
+    leading = [name for name in before if meanings.of(name).role is not Role.SUPPORTING]
     effects = [0.0]
     for name in leading or before:
         effect = abs(displacement(before[name], after[name]))

@@ -10,10 +10,9 @@ from typing import Any, Self
 from pydantic import TypeAdapter
 
 from phasewatch.detectors.types import Alarm, AlarmKind
-from phasewatch.monitor.core.semantics import is_validation
+from phasewatch.monitor.core.meaning import Role
 from phasewatch.monitor.core.types import Transition, TransitionKind, TransitionStatus
 from phasewatch.monitor.transitions.classification import displacement, progress
-from phasewatch.monitor.transitions.streams import Role
 
 SLACK = 0.25
 """Alarms within this share of an episode's length outside it still belong to it."""
@@ -56,7 +55,7 @@ class Point:
     epoch: int | None
     timestamp: float
     active: bool
-    role: Role = Role.LEAD
+    role: Role = Role.LEADING
     alarm: Alarm | None = None
 
 
@@ -193,13 +192,19 @@ class Episode:
         before_end = earliest(alarm) <= self.end + self.hold
         return before_end and (alarm.detected_step >= self.start or self.overlaps(alarm))
 
-    def takes(self, name: str, alarm: Alarm) -> bool:
-        """Whether a shift belongs to this transition, which is no instability."""
+    def takes(self, name: str, alarm: Alarm, *, held_out: bool = False) -> bool:
+        """Whether a shift belongs to this transition, which is no instability.
+
+        Args:
+            name: Name of the stream.
+            alarm: Its alarm.
+            held_out: Whether the stream tells of held-out data.
+        """
         if self.transition.status is TransitionStatus.WITHDRAWN:
             return False
         if self.waiting:
             return earliest(alarm) <= self.until and alarm.onset_step >= self.start
-        if not self.overlaps(alarm) or self._is_followed_by(name, alarm):
+        if not self.overlaps(alarm) or self._is_followed_by(held_out, alarm):
             return False
         first = self.transition.evidence.get(name)
         if first is None or first.direction is alarm.direction:
@@ -207,10 +212,10 @@ class Episode:
         undone = displacement(alarm.value_before, alarm.value_after)
         return abs(undone) < UNDONE * abs(displacement(first.value_before, first.value_after))
 
-    def _is_followed_by(self, name: str, alarm: Alarm) -> bool:
+    def _is_followed_by(self, held_out: bool, alarm: Alarm) -> bool:
         """Whether held-out data tell of what comes after the circuits formed: the next phase."""
         formed = self.transition.kind is TransitionKind.CIRCUIT_FORMATION
-        return formed and is_validation(name) and alarm.onset_step > self.transition.detected_step
+        return formed and held_out and alarm.onset_step > self.transition.detected_step
 
     def returns(self, name: str, alarm: Alarm) -> bool:
         """Whether a stream of an instability only comes back from it, or goes on in it."""
@@ -222,7 +227,13 @@ class Episode:
         )
 
     def is_beyond(self, name: str, alarm: Alarm, value: float) -> bool:
-        """Whether a value lies beyond where the stream stood before it became unstable."""
+        """Whether a value lies beyond where the stream stood before it became unstable.
+
+        Args:
+            name: Name of the stream.
+            alarm: Its alarm.
+            value: The value asked about.
+        """
         moved = displacement(self.transition.before[name], value)
         went = displacement(alarm.value_before, alarm.value_after)
         return moved * went > 0.0 and abs(moved) >= BEYOND

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from phasewatch.detectors.statistics.noise import scale
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
-from phasewatch.monitor.core.semantics import is_loss, is_validation
+from phasewatch.monitor.core.meaning import Meanings, Role, StreamMeaning
 from phasewatch.monitor.core.types import (
     EstimateStatus,
     Hindsight,
@@ -39,7 +39,7 @@ from phasewatch.monitor.core.types import (
 from phasewatch.monitor.store.store import Store
 from phasewatch.monitor.transitions.classification import classify, severity
 from phasewatch.monitor.transitions.episodes import joint_onset
-from phasewatch.monitor.transitions.streams import Role, Stream, kind_of
+from phasewatch.monitor.transitions.streams import Stream, kind_of
 from phasewatch.monitor.transitions.tracker import NAMESPACE
 
 SECONDS = 10.0
@@ -97,9 +97,10 @@ class _Curve:
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
     stderrs: NDArray[np.float64] | None
+    meaning: StreamMeaning
 
     @classmethod
-    def of(cls, name: str, arrays: Arrays) -> _Curve:
+    def of(cls, name: str, arrays: Arrays, meaning: StreamMeaning) -> _Curve:
         """Finite points whose steps increase; with errors, those that have one."""
         steps, values, stderrs = arrays
         measured = bool(np.isfinite(stderrs).any())
@@ -107,18 +108,19 @@ class _Curve:
         if measured:
             usable &= np.isfinite(stderrs) & (stderrs > 0.0)
         steps, first = np.unique(steps[usable], return_index=True)
-        return cls(name, steps, values[usable][first], stderrs[usable][first] if measured else None)
+        errors = stderrs[usable][first] if measured else None
+        return cls(name, steps, values[usable][first], errors, meaning)
 
     def changes(self, leniency: float) -> list[_Found]:
         """Abrupt changes, at this share of the full evidence."""
         from phasewatch.detectors.offline.changes import find_changes  # imports ruptures
 
-        kind = kind_of(self.name, None if self.stderrs is None else 1.0)
+        kind = kind_of(self.meaning, None if self.stderrs is None else 1.0)
         found = find_changes(
             self.steps,
             self.values,
             self.stderrs,
-            scale="auto" if is_loss(self.name) else "linear",
+            scale="auto" if self.meaning.is_loss else "linear",
             direction=Direction.DOWN if kind == "loss" else None,
             gate=leniency * GATES[kind],
             abrupt=leniency * ABRUPT,
@@ -133,13 +135,13 @@ class _Curve:
         """Whether a change that is narrow for this stream is more than the scatter around it."""
         if self.stderrs is not None or change.end - change.onset > 2.0 * change.cadence:
             return True
-        logarithmic = is_loss(self.name) and bool((self.values > 0.0).all())
+        logarithmic = self.meaning.is_loss and bool((self.values > 0.0).all())
         values = np.log10(self.values) if logarithmic else self.values
         first = int(np.searchsorted(self.steps, change.onset, side="right"))
         last = int(np.searchsorted(self.steps, change.end))
         before, after = values[max(first - LOOK, 0) : first], values[last : last + LOOK]
         scatter = scale(np.concatenate([np.diff(before), np.diff(after)])) / math.sqrt(2.0)
-        gate = GATES[kind_of(self.name, None)] * (1.0 if logarithmic else float(np.ptp(values)))
+        gate = GATES[kind_of(self.meaning, None)] * (1.0 if logarithmic else float(np.ptp(values)))
         size = abs(np.median(after[:MIDDLE]) - np.median(before[-MIDDLE:]))
         return bool(size >= max(gate, STANDS_OUT * scatter))
 
@@ -195,20 +197,22 @@ def review(
     """
     known = list(transitions)
     by_name = {stream.name: stream for stream in streams}
-    leads = [s.name for s in by_name.values() if s.detector is not None and s.role is Role.LEAD]
+    leads = [s.name for s in by_name.values() if s.detector is not None and s.role is Role.LEADING]
     told = [n for t in known for n in t.evidence if by_name.get(n) is None or n in leads]
+    meanings = Meanings(declared={s.name: s.meaning for s in by_name.values()})
     curves: dict[str, _Curve] = {}
     deadline = time.monotonic() + seconds
     for name in dict.fromkeys([*told, *leads]):
         if time.monotonic() > deadline:
             break
-        curve = _Curve.of(name, history(name))
+        curve = _Curve.of(name, history(name), meanings.of(name))
         if curve.steps.size >= MIN_POINTS:
             curves[name] = curve
     lenient = {name: curves[name].changes(LENIENCY) for name in dict.fromkeys(told) & curves.keys()}
     full = {name: curve.changes(1.0) for name, curve in curves.items()}
     supporting = by_name.keys() - leads
     judged = [_judged(t, full if _is_withdrawn(t) else lenient, supporting) for t in known]
+    has_validation = any(stream.meaning.held_out for stream in by_name.values())
     spans = [_span(t) for t in (*known, *judged) if t is not None]
     missed = [
         change
@@ -217,9 +221,7 @@ def review(
         if not change.still_open and curves[name].stands_out(change)
     ]
     found = [
-        _found(
-            group, curves, run, attempt, ordinal, has_validation=any(map(is_validation, by_name))
-        )
+        _found(group, curves, run, attempt, ordinal, meanings, has_validation=has_validation)
         for ordinal, group in enumerate(
             _groups(missed, spans),
             start=1 + sum(t.hindsight is not None and t.hindsight.streamed is None for t in known),
@@ -341,6 +343,7 @@ def _found(
     run: str,
     attempt: int,
     ordinal: int,
+    meanings: Meanings,
     *,
     has_validation: bool,
 ) -> Transition:
@@ -365,13 +368,13 @@ def _found(
         id=str(uuid.uuid5(NAMESPACE, f"{run}/hindsight/{ordinal}")),
         run=run,
         attempt=attempt,
-        kind=classify(evidence, has_validation=has_validation),
+        kind=classify(evidence, has_validation=has_validation, meanings=meanings),
         status=TransitionStatus.ENDED,
         onset_step=onset,
         detected_step=max(alarm.detected_step for alarm in evidence.values()),
         end_step=end,
         detected_at=time.time(),
-        severity=severity(before, after),
+        severity=severity(before, after, meanings),
         evidence=evidence,
         before=before,
         after=after,

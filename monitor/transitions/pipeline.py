@@ -14,17 +14,11 @@ from phasewatch.detectors.types import Alarm, AlarmKind
 from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.columns import Chunk, Column
 from phasewatch.monitor.core.health import Health
-from phasewatch.monitor.core.semantics import is_ours, is_validation
+from phasewatch.monitor.core.meaning import DetectorKind, Meanings, Role, StreamMeaning
+from phasewatch.monitor.core.ownership import is_ours
 from phasewatch.monitor.core.types import EstimateStatus, Observation, Transition, TransitionStatus
 from phasewatch.monitor.transitions.episodes import Point
-from phasewatch.monitor.transitions.streams import (
-    Override,
-    Role,
-    Stream,
-    StreamKind,
-    Streams,
-    create_detector,
-)
+from phasewatch.monitor.transitions.streams import Override, Stream, Streams, create_detector
 from phasewatch.monitor.transitions.tracker import TransitionTracker
 
 log = logging.getLogger("phasewatch")
@@ -43,6 +37,10 @@ class Detection:
         health: Where transitions, scores and non-finite values are counted.
         override: Which detector a stream gets in place of the one it would have.
         locate: Tells which parameter groups moved most between two steps; None leaves that open.
+        declared: What the run's observables declare of their streams.
+
+    Attributes:
+        meanings: What the streams mean.
 
     Raises:
         ConfigError: A detector's name or parameters are wrong.
@@ -57,11 +55,15 @@ class Detection:
         override: Override | None = None,
         *,
         locate: Locate | None = None,
+        declared: Mapping[str, StreamMeaning] | None = None,
     ) -> None:
+        self.meanings = Meanings(config.stream_settings, declared)
         self._health = health
         self._find = locate
-        self._streams = Streams(config.detectors, given, override, config.false_alarms_per_run)
-        self._tracker = TransitionTracker(run_id, attempt=0, better=config.better)
+        self._streams = Streams(
+            config.detectors, given, override, config.false_alarms_per_run, self.meanings
+        )
+        self._tracker = TransitionTracker(run_id, attempt=0, meanings=self.meanings)
         self._ahead = {
             name: detector
             for name, settings in config.precursors.items()
@@ -88,7 +90,7 @@ class Detection:
 
     def prepare(self) -> None:
         """Import the default detectors: a fork while another thread does would lock its child."""
-        for kind in get_args(StreamKind):
+        for kind in get_args(DetectorKind):
             detectors.create(detectors.default_name(kind))
 
     def revise(self, reviewed: Iterable[Transition]) -> None:
@@ -144,7 +146,11 @@ class Detection:
                 self._put_away(stream, error)
         points.sort(key=lambda point: (point.step, point.timestamp, point.name))
         validated = min(
-            ((c.steps[0], c.timestamps[0]) for n, c in columns.items() if is_validation(n)),
+            (
+                (c.steps[0], c.timestamps[0])
+                for name, c in columns.items()
+                if self.meanings.of(name).held_out
+            ),
             default=(math.inf, math.inf),
         )
         changed = []
@@ -299,7 +305,7 @@ class Detection:
     def refresh_scores(self) -> None:
         """Write every detector's score, and what can open a transition, into the health record."""
         for stream in self._streams:
-            if stream.detector is not None and stream.role is Role.LEAD:
+            if stream.detector is not None and stream.role is Role.LEADING:
                 self._health.leads.setdefault(stream.name)
             if math.isfinite(score := stream.score):
                 self._health.detector_scores[stream.name] = score

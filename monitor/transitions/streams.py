@@ -6,28 +6,21 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 from phasewatch import detectors
 from phasewatch.detectors.base import Detector
 from phasewatch.detectors.error_control.alpha_spending import Budgeted
-from phasewatch.detectors.types import Alarm, Direction
+from phasewatch.detectors.types import Alarm
 from phasewatch.monitor.config.monitor import DetectorConfig
 from phasewatch.monitor.core.errors import ConfigError, UnknownNameError
-from phasewatch.monitor.core.semantics import SUPPORTING, THINNING, better_direction, is_ours
+from phasewatch.monitor.core.meaning import DetectorKind, Meanings, Panel, Role, StreamMeaning
+from phasewatch.monitor.core.ownership import is_ours
 
 log = logging.getLogger("phasewatch")
 
-StreamKind = Literal["loss", "measured", "scalar"]
-
 Override = Callable[[str, Detector | None], Detector | None]
 """From a stream's name, and the detector it would have, to the one it gets."""
-
-NOT_DETECTED = frozenset(
-    {"epoch", "step", "global_step", "lr", "learning_rate", "momentum", THINNING}
-)
-"""Logged settings and counters: they change because someone set them, not because of the model."""
 
 SCORE_EFFECT = 0.1
 """Smallest change of a score that counts. An accuracy lies between 0 and 1 and stands near one end
@@ -43,27 +36,9 @@ MEASURED_POINTS = 200
 """Points of a measured stream such as λ̂: each costs too much for there to be many."""
 
 
-class Role(StrEnum):
-    """What an alarm on a stream may do: open a transition, or only add evidence to one."""
-
-    LEAD = "lead"
-    SUPPORT = "support"
-
-
-def kind_of(name: str, stderr: float | None) -> StreamKind:
-    """Which default detector fits: by the standard error, else by the name.
-
-    The detector of losses looks for falls; an excluded loss tells by its rise, too.
-    """
-    if stderr is not None or "excluded_loss" in name:
-        return "measured"
-    return "loss" if "loss" in name.lower() else "scalar"
-
-
-def is_setting(name: str) -> bool:
-    """Whether a logged name is that of a setting or a counter."""
-    last = name.rpartition("/")[2]
-    return name.startswith("lr-") or last in NOT_DETECTED
+def kind_of(meaning: StreamMeaning, stderr: float | None) -> DetectorKind:
+    """Which default detector fits: by the standard error, else by what the stream means."""
+    return "measured" if stderr is not None else meaning.detector
 
 
 @dataclass(slots=True)
@@ -73,9 +48,16 @@ class Stream:
     name: str
     detector: Detector | None
     role: Role
+    meaning: StreamMeaning
 
     def update(self, step: int, value: float, stderr: float | None) -> Alarm | None:
-        """Feed one good value."""
+        """Feed one good value.
+
+        Args:
+            step: Optimizer steps completed; increases from call to call.
+            value: The value of the stream.
+            stderr: Its standard error; None if it is exact or unknown.
+        """
         return None if self.detector is None else self.detector.update(step, value, stderr)
 
     @property
@@ -99,6 +81,7 @@ class Streams:
         given: Detector objects by stream name, from the user's code.
         override: Which detector a stream gets in place of the one it would have.
         false_alarms: Expected false alarms of the run over all streams with a default detector.
+        meanings: What the streams mean; None goes by their names.
 
     Attributes:
         horizon: Steps at which the run began and is expected to end; None where nobody knows.
@@ -113,7 +96,9 @@ class Streams:
         given: Mapping[str, Detector | str] | None = None,
         override: Override | None = None,
         false_alarms: float = 0.1,
+        meanings: Meanings | None = None,
     ) -> None:
+        self._meanings = meanings or Meanings()
         self.horizon: tuple[int, float] | None = None
         self._false_alarms = false_alarms
         self._num_defaults = 0
@@ -154,30 +139,31 @@ class Streams:
 
     def _make(self, name: str, stderr: float | None, step: int, *, is_part: bool) -> Stream:
         detector: Detector | None
-        role = Role.LEAD
+        meaning = self._meanings.of(name)
+        role = Role.LEADING  # of who chose a detector for it
         if name in self._given:
             detector = self._given[name]
         elif name in self._chosen:
             detector = create_detector(self._chosen[name])
-        elif is_part or is_setting(name):
+        elif is_part or meaning.role is Role.DIAGNOSTIC:
             detector = None
         else:
-            detector = self._default(name, stderr, step)
-            role = Role.SUPPORT if name in SUPPORTING else Role.LEAD
+            detector = self._default(meaning, stderr, step)
+            role = meaning.role
         if self._override is not None:
             detector = self._override(name, detector)
         if detector is not None and name in self._restored:
             self._restore(name, detector)
-        return Stream(name, detector, role)
+        return Stream(name, detector, role, meaning)
 
-    def _default(self, name: str, stderr: float | None, step: int) -> Detector:
+    def _default(self, meaning: StreamMeaning, stderr: float | None, step: int) -> Detector:
         """The default detector, as strict as the stream's share of the false alarms asks.
 
         What is logged every n steps comes first at step n: that tells how many points to expect.
         `Budgeted` keeps to its share where there are more.
         """
-        kind, parameters = kind_of(name, stderr), {}
-        if kind == "scalar" and better_direction(name) is Direction.UP:
+        kind, parameters = kind_of(meaning, stderr), {}
+        if kind == "scalar" and meaning.panel is Panel.FRACTIONS:
             parameters["min_effect"] = SCORE_EFFECT
         share = self._false_alarms * 0.5 ** (self._num_defaults // SHARES + 1) / SHARES
         self._num_defaults += 1

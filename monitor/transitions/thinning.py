@@ -22,9 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phasewatch.monitor.core.columns import Chunk, Column
-from phasewatch.monitor.core.semantics import THINNING
+from phasewatch.monitor.core.meaning import THINNING, Meanings, Role
 from phasewatch.monitor.core.types import Observation
-from phasewatch.monitor.transitions.streams import is_setting
 
 LEADING = 8
 """Streams that are thinned last: those that came first, which hold half of a run's false alarms."""
@@ -96,10 +95,14 @@ class _Range:
 class Thinner:
     """Keeps the points that detection is to see.
 
+    Args:
+        meanings: What the streams mean.
+
     Attributes:
         num_thinned: Points left out so far.
     """
 
+    meanings: Meanings = field(default_factory=Meanings)
     num_thinned: int = 0
     _ranks: dict[str, int] = field(default_factory=dict)
     _ranges: dict[str, _Range] = field(default_factory=dict)
@@ -121,10 +124,13 @@ class Thinner:
             self._changes.pop()
         self._changes = [*self._changes[-BLOCK:], (after, level)]
 
+    def _may_be_watched(self, name: str) -> bool:
+        return self.meanings.of(name).role is not Role.DIAGNOSTIC
+
     def thin(self, columns: Mapping[str, Column]) -> Mapping[str, Column]:
         """What detection sees of these columns; in them, steps do not decrease."""
         for name in columns:
-            if name not in self._ranks and not is_setting(name):
+            if name not in self._ranks and self._may_be_watched(name):
                 self._ranks[name] = len(self._ranks)
         if not any(level for _, level in self._changes):
             return columns
@@ -216,9 +222,14 @@ def _choose_in_block(
     return chosen
 
 
-def thinned(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-    """What detection saw of the stored values of a run, by the levels stored among them."""
-    thinner = Thinner()
+def thinned(chunks: Iterable[Chunk], meanings: Meanings | None = None) -> Iterator[Chunk]:
+    """What detection saw of the stored values of a run, by the levels stored among them.
+
+    Args:
+        chunks: The stored values, in the order in which they came.
+        meanings: What the streams mean; None goes by their names.
+    """
+    thinner = Thinner(meanings or Meanings())
     for chunk in chunks:
         if isinstance(chunk, Observation):
             yield chunk

@@ -17,8 +17,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from phasewatch.detectors.types import Alarm, Direction
-from phasewatch.monitor.core.semantics import is_validation
+from phasewatch.detectors.types import Alarm
+from phasewatch.monitor.core.meaning import Meanings, Role
 from phasewatch.monitor.core.types import Transition, TransitionKind, TransitionStatus
 from phasewatch.monitor.transitions.classification import Move, classify, move_of, severity
 from phasewatch.monitor.transitions.episodes import (
@@ -31,7 +31,6 @@ from phasewatch.monitor.transitions.episodes import (
     is_unstable,
     onset_of,
 )
-from phasewatch.monitor.transitions.streams import Role
 
 NAMESPACE = uuid.UUID("6f1d8a3e-7c55-4d0b-9a55-2f6f7c1f9b11")
 """Namespace of transition ids."""
@@ -55,7 +54,7 @@ class TransitionTracker:
         found: Every transition, by id.
         following: Streams whose every point matters now.
         has_validation: Whether the run has a stream of held-out data.
-        better: Which way is better, for streams whose names do not say it.
+        meanings: What the streams mean.
     """
 
     run: str
@@ -66,7 +65,7 @@ class TransitionTracker:
     _ordinals: dict[str, int] = field(default_factory=dict)
     following: set[str] = field(default_factory=set)
     has_validation: bool = False
-    better: Mapping[str, Direction] = field(default_factory=dict)
+    meanings: Meanings = field(default_factory=Meanings)
 
     def concerns(self, name: str) -> bool:
         """Whether a stream's points matter, or may begin to with the next alarm of another."""
@@ -103,7 +102,7 @@ class TransitionTracker:
             return self._foretell(point, alarm)
         episode = self._home(name, alarm)
         if episode is None:
-            if point.role is Role.SUPPORT and not is_unstable(alarm):
+            if point.role is Role.SUPPORTING and not is_unstable(alarm):
                 self._pending.append((name, alarm))
                 return []
             episode = self._open(point, alarm)
@@ -128,27 +127,33 @@ class TransitionTracker:
         shifts = [e for e in self._episodes if not e.unstable]
         if self._is_shaken(name, alarm):
             going_on = (e for e in unstable if e.continues(alarm))
-            mistaken = (e for e in shifts if self._is_mistaken(e) and e.takes(name, alarm))
+            mistaken = (e for e in shifts if self._is_mistaken(e) and self._takes(e, name, alarm))
             found = next(going_on, None) or next(mistaken, None)
             if found is not None or is_unstable(alarm):
                 return found
         back = next((e for e in unstable if e.returns(name, alarm)), None)
         if back is not None:
             return back
-        near = [e for e in shifts if e.takes(name, alarm)]
+        near = [e for e in shifts if self._takes(e, name, alarm)]
         near += [e for e in unstable if self._disturbs(e, name, alarm)]
         return min(
             near, key=lambda e: abs(alarm.onset_step - e.transition.onset_step), default=None
         )
 
+    def _takes(self, episode: Episode, name: str, alarm: Alarm) -> bool:
+        return episode.takes(name, alarm, held_out=self._held_out(name))
+
+    def _held_out(self, name: str) -> bool:
+        return self.meanings.of(name).held_out
+
     def _is_shaken(self, name: str, alarm: Alarm) -> bool:
         """Whether an alarm is of an instability, or of training that gets worse."""
-        return move_of(name, alarm, self.better) in (Move.UNSTABLE, Move.TRAIN_WORSE)
+        return move_of(name, alarm, self.meanings) in (Move.UNSTABLE, Move.TRAIN_WORSE)
 
     def _is_mistaken(self, episode: Episode) -> bool:
         """Whether a suspected shift may be the beginning of an instability: nothing improved."""
         transition = episode.transition
-        moves = (move_of(name, a, self.better) for name, a in transition.evidence.items())
+        moves = (move_of(name, a, self.meanings) for name, a in transition.evidence.items())
         suspected = transition.status is TransitionStatus.SUSPECTED
         return suspected and not any(move in _BETTER for move in moves)
 
@@ -160,10 +165,10 @@ class TransitionTracker:
         """
         if name in episode.transition.evidence or not episode.overlaps(alarm):
             return False
-        if move_of(name, alarm, self.better) not in _BETTER:
+        if move_of(name, alarm, self.meanings) not in _BETTER:
             return True
         same_data = any(
-            is_validation(n) is is_validation(name) for n in episode.transition.evidence
+            self._held_out(n) is self._held_out(name) for n in episode.transition.evidence
         )
         return same_data and alarm.onset_step <= episode.end
 
@@ -191,7 +196,7 @@ class TransitionTracker:
         self._episodes.append(episode)
         self._add(episode, point.name, alarm)
         for name, pending in list(self._pending):
-            if name != point.name and episode.takes(name, pending):
+            if name != point.name and self._takes(episode, name, pending):
                 self._pending.remove((name, pending))
                 self._add(episode, name, pending)
         return episode
@@ -218,12 +223,12 @@ class TransitionTracker:
 
     def _update(self, episode: Episode, changed: Transition, *, classified: bool = False) -> None:
         """Take over a changed transition: its size follows, and its kind where that is asked."""
-        effect = severity(changed.before, changed.after)
+        effect = severity(changed.before, changed.after, self.meanings)
         if classified:
             kind = classify(
                 changed.evidence,
                 has_validation=self.has_validation,
-                better=self.better,
+                meanings=self.meanings,
                 before=changed.before,
                 after=changed.after,
                 formed=self._formed_before(changed),

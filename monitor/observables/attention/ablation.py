@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.meaning import StreamMeaning
 from phasewatch.monitor.core.types import (
     Cost,
     MeasureContext,
@@ -45,6 +46,7 @@ class HeadAblation:
     cost = Cost.FORWARD
     needs = "attention layers and a probe loss"
     source = f'{OLSSON}, §"Argument 3"'
+    streams: ClassVar = {"head_ablation": StreamMeaning()}
 
     def __init__(
         self,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.meaning import FORMATION, SUPPORTING, StreamMeaning
 from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
 from phasewatch.monitor.observables.attention.model import (
     WAY_OUT,
@@ -205,6 +206,7 @@ class PrefixMatching(_PatternScore):
 
     name = "prefix_matching"
     source = f"{OLSSON}, appendix (head activation evaluators)"
+    streams: ClassVar = {"prefix_matching": FORMATION}
 
     def _scores(self, pattern: Tensor, tokens: Tensor) -> Tensor:
         return prefix_matching_scores(pattern, tokens)
@@ -219,6 +221,7 @@ class PreviousToken(_PatternScore):
 
     name = "previous_token"
     source = f"{OLSSON}, appendix (head activation evaluators)"
+    streams: ClassVar = {"previous_token": StreamMeaning()}
 
     def _scores(self, pattern: Tensor, _: Tensor) -> Tensor:
         return previous_token_scores(pattern)
@@ -239,6 +242,7 @@ class CopyingScore:
     cost = Cost.WEIGHTS
     needs = "attention layers, an embedding and an unembedding of one vocabulary"
     source = f'{ELHAGE}, "Summarizing OV/QK matrices"'
+    streams: ClassVar = {"copying_score": SUPPORTING}
 
     def __init__(self, *, attention: Attention | None = None) -> None:
         self._attention = attention
@@ -310,6 +314,7 @@ class Composition:
     cost = Cost.WEIGHTS
     needs = "two attention layers of one width"
     source = f'{ELHAGE}, "Two-layer attention-only transformers"'
+    streams: ClassVar = {"composition": SUPPORTING}
 
     def __init__(self, *, attention: Attention | None = None) -> None:
         self._attention = attention
@@ -376,6 +381,13 @@ def by_head(
 
     With more heads than `MAX_GROUPS` the parts are the maxima of the layers, "<name>/L0". A head
     without a finite value is not the maximum, unless none has one.
+
+    Args:
+        context: The measurement's context.
+        name: Name of the stream.
+        unit: Unit of the values.
+        values: One tensor a layer, shape (heads,).
+        stderrs: Standard errors of the same shapes; None where values are exact.
     """
     tables = [layer.tolist() for layer in values]
     errors = [layer.tolist() for layer in stderrs] if stderrs else [[None] * len(t) for t in tables]

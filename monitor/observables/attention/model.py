@@ -269,7 +269,13 @@ def _tokens_in(data: Any) -> Tensor | None:
 
 
 def forward(context: MeasureContext, attention: Attention, tokens: Tensor) -> Pass:
-    """The model at w* on tokens, without gradients."""
+    """The model at w* on tokens, without gradients.
+
+    Args:
+        context: The measurement's context.
+        attention: How attention is found in the model.
+        tokens: Token ids, shape (batch, positions).
+    """
     with torch.no_grad():
         found: Pass = at_weights(context, attention.forward, tokens.to(device_of(context)))
     return found
@@ -296,6 +302,11 @@ def heads_at_weights(context: MeasureContext, given: Attention | None) -> Sequen
 
 def try_forward(context: MeasureContext, attention: Attention, tokens: Tensor) -> None:
     """Try a forward pass before the first step.
+
+    Args:
+        context: The measurement's context.
+        attention: How attention is found in the model.
+        tokens: Token ids, shape (batch, positions).
 
     Raises:
         RefusedError: It fails, or the heads do not explain what their layers write.

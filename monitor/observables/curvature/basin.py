@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
+from phasewatch.monitor.core.meaning import SUPPORTING
 from phasewatch.monitor.core.types import (
     Cost,
     MeasureContext,
@@ -74,6 +75,7 @@ class BasinBroadness:
     cost = Cost.FORWARD
     needs = "a probe loss"
     source = "volume scaling: Watanabe 2009, ch. 7; Lau et al. 2023, arXiv 2308.12108, §3"
+    streams: ClassVar = {"basin_broadness": SUPPORTING}
 
     def __init__(
         self, radius: float | None = None, threshold: float = 0.01, num_rays: int = 16

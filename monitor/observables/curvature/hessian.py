@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
+from phasewatch.monitor.core.meaning import SUPPORTING
 from phasewatch.monitor.core.types import (
     Cost,
     EstimateStatus,
@@ -123,6 +124,7 @@ class HessianTrace(_Curvature):
     cost = Cost.GRADIENT
     needs = "a probe loss"
     source = "Hutch++: Meyer et al. 2021, arXiv 2010.09649; Epperly et al. 2024, arXiv 2301.07825"
+    streams: ClassVar = {"hessian_trace": SUPPORTING}
 
     def __init__(self, tolerance: float = 0.15, max_probes: int = MAX_PRODUCTS) -> None:
         _require(self.name, "tolerance", tolerance, tolerance > 0, "a number above 0")
@@ -219,6 +221,7 @@ class HessianTop(_Curvature):
     cost = Cost.GRADIENT
     needs = "a probe loss"
     source = "Lanczos 1950; edge of stability: Cohen et al. 2021, arXiv 2103.00065"
+    streams: ClassVar = {"hessian_top": SUPPORTING}
 
     def __init__(
         self, num_values: int = 3, tolerance: float = 0.01, max_products: int = MAX_PRODUCTS
@@ -316,6 +319,7 @@ class HessianRank(_Curvature):
     cost = Cost.GRADIENT
     needs = "a probe loss"
     source = "Ubaru, Chen and Saad 2017, SIAM J. Matrix Anal. 38, 1075"
+    streams: ClassVar = {"hessian_rank": SUPPORTING}
 
     def __init__(self, tau: float = 0.01, num_probes: int = 2) -> None:
         _require(self.name, "tau", tau, 0 < tau < 1, "a number between 0 and 1")

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
+from phasewatch.monitor.core.meaning import SUPPORTING
 from phasewatch.monitor.core.types import (
     Cost,
     MeasureContext,
@@ -83,6 +84,7 @@ class GradientNoiseScale:
     needs_record = True
     needs = "gradients accumulated over micro-batches, or a probe loss"
     source = "McCandlish et al. 2018, arXiv 1812.06162, app. A"
+    streams: ClassVar = {"gradient_noise_scale": SUPPORTING}
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map
 
 from phasewatch.monitor.config.monitor import SamplerConfig
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.meaning import StreamMeaning
 from phasewatch.monitor.core.types import (
     Cost,
     MeasureContext,
@@ -54,6 +55,7 @@ class LLCValidation(LLC):
 
     needs = "a probe loss; validation data (val_probe)"
     source = "Wang et al. 2024, arXiv 2410.02984, §2.1"
+    streams: ClassVar = {"llc_validation": StreamMeaning(detector="measured")}
 
     def __init__(self, config: SamplerConfig | None = None) -> None:
         super().__init__(config, name="llc_validation")
@@ -98,6 +100,7 @@ class LLCSlices:
     cost = Cost.SAMPLING
     needs = "a probe loss"
     source = "Wang et al. 2024, arXiv 2410.02984, §2.1"
+    streams: ClassVar = {"llc_slices": StreamMeaning(detector="measured")}
 
     def __init__(
         self,
@@ -209,6 +212,11 @@ def _num_samples(batches: Iterable[Any]) -> int:
 
 def chosen_of(batch: Any, mask: Any, part: str) -> Any:
     """The samples of a batch that a mask chooses.
+
+    Args:
+        batch: A batch; every tensor has the samples first.
+        mask: Boolean, shape (samples,).
+        part: Name of the slice, for messages.
 
     Raises:
         RefusedError: It is no mask over the samples, or the batch cannot be cut.

@@ -8,10 +8,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from phasewatch.monitor.config.monitor import SamplerConfig
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
+from phasewatch.monitor.core.meaning import DERIVED, SUPPORTING
+from phasewatch.monitor.core.meaning import LLC as LLC_MEANING
 from phasewatch.monitor.core.types import (
     Cost,
     Estimate,
@@ -60,6 +62,12 @@ class LLC:
     cost = Cost.SAMPLING
     needs = "a probe loss"
     source = "Lau et al. 2023, arXiv 2308.12108, eq. (6)"
+    streams: ClassVar = {
+        "llc": LLC_MEANING,
+        "llc/wbic": DERIVED,
+        "llc/waic": DERIVED,
+        "nu_hat": SUPPORTING,
+    }
 
     def __init__(
         self,
@@ -161,6 +169,7 @@ class RefinedLLC:
     cost = Cost.SAMPLING
     needs = "a probe loss; two parameter groups, or attention heads"
     source = "Wang et al. 2024, arXiv 2410.02984, §2.2"
+    streams: ClassVar = {"refined_llc": LLC_MEANING}
 
     def __init__(
         self,
@@ -281,7 +290,13 @@ def refusals() -> Iterator[None]:
 
 
 def observed_llc(context: MeasureContext, name: str, estimate: Estimate) -> Observation:
-    """λ̂ as a value of the stream `name`."""
+    """λ̂ as a value of the stream `name`.
+
+    Args:
+        context: The measurement's context.
+        name: Name of the stream.
+        estimate: What was estimated.
+    """
     return Observation(
         name=name,
         step=context.step,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.meaning import LOSS, on_both
 from phasewatch.monitor.core.types import (
     Cost,
     MeasureContext,
@@ -88,6 +89,7 @@ class ComponentLoss:
     cost = Cost.FORWARD
     needs = "losses per token or sample, or an averaged loss; `by` for other than positions"
     source = "Nanda et al. 2023, arXiv 2301.05217, appendix"
+    streams: ClassVar = on_both("loss_position_*", LOSS)
 
     def __init__(
         self,

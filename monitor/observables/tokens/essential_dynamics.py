@@ -6,13 +6,14 @@ import base64
 import math
 from collections.abc import Mapping
 from itertools import permutations
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from phasewatch.monitor.core.errors import MeasurementError
+from phasewatch.monitor.core.meaning import SUPPORTING
 from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
 from phasewatch.monitor.observables.evaluation import finite
 from phasewatch.monitor.observables.tokens.losses import (
@@ -167,6 +168,7 @@ class EssentialDynamics:
     cost = Cost.FORWARD
     needs = "losses per token or sample, not averaged, or a function of the model's outputs"
     source = "Hoogland et al. 2024, arXiv 2402.02364"
+    streams: ClassVar = {"essential_dynamics": SUPPORTING}
 
     def __init__(
         self,

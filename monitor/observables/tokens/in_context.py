@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.meaning import LOSS, Panel, on_both
 from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
 from phasewatch.monitor.observables.tokens.losses import (
     LossesFn,
@@ -177,6 +180,7 @@ class IclScore(_BetweenPositions):
 
     name = "icl_score"
     source = "Olsson et al. 2022, arXiv 2209.11895"
+    streams: ClassVar = on_both("icl_score*", replace(LOSS, panel=Panel.OWN, detector="scalar"))
 
 
 class DlossDlogToken(_BetweenPositions):
@@ -192,6 +196,7 @@ class DlossDlogToken(_BetweenPositions):
     name = "dloss_dlog_token"
     _per_fold = True
     source = "Olsson et al. 2022, arXiv 2209.11895"
+    streams: ClassVar = on_both("dloss_dlog_token*", LOSS)
 
 
 class TokenLoss(_TokenLosses):
@@ -215,6 +220,7 @@ class TokenLoss(_TokenLosses):
 
     name = "token_loss"
     source = "Olsson et al. 2022, arXiv 2209.11895"
+    streams: ClassVar = on_both("token_loss", LOSS)
 
     def __init__(
         self,

@@ -77,6 +77,11 @@ def losses_of(
 def batches_of(context: MeasureContext, what: str, *, validation: bool = False) -> Sequence[Any]:
     """The probe batches, or those of validation data.
 
+    Args:
+        context: The measurement's context.
+        what: What asks, for messages.
+        validation: Take those of validation data.
+
     Raises:
         RefusedError: There are none.
     """
@@ -113,7 +118,13 @@ def all_evaluated(
 def forwards_of_losses(
     context: MeasureContext, function: LossesFn, *, validation: bool = False
 ) -> float:
-    """Forward passes over the whole probe that the losses take; none where they are known."""
+    """Forward passes over the whole probe that the losses take; none where they are known.
+
+    Args:
+        context: The measurement's context.
+        function: Gives the losses of one batch.
+        validation: Of validation data.
+    """
     batches = context.val_batches if validation else context.batches
     if context.shared.has(LOSSES, function, batches, context.params):
         return 0.0
@@ -122,6 +133,12 @@ def forwards_of_losses(
 
 def evaluated(context: MeasureContext, function: LossesFn, batch: Any, what: str) -> Tensor:
     """What a function gives at w* on one batch, as float64 on the CPU, without a graph.
+
+    Args:
+        context: The measurement's context.
+        function: Gives the losses of one batch.
+        batch: The batch.
+        what: What asks, for messages.
 
     Raises:
         RefusedError: It gives no real tensor.
@@ -138,6 +155,12 @@ def source_of(
     context: MeasureContext, what: str, losses: LossesFn | None, per: Per
 ) -> tuple[LossesFn, str]:
     """The function that gives the losses, and what it is called in messages; see `losses_of`.
+
+    Args:
+        context: The measurement's context.
+        what: What asks, for messages.
+        losses: The user's own function; None looks for a method of the model.
+        per: Whether a loss is of a sample or of a token.
 
     Raises:
         RefusedError: Nothing gives such losses.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.meaning import StreamMeaning
 from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
 from phasewatch.monitor.observables.evaluation import finite, named_weight
 from phasewatch.monitor.observables.toy_models.tickets import MINEGISHI, check_share, magnitude_mask
@@ -59,6 +61,7 @@ class FrequencyEntropy:
     reads_live = True
     needs = "an embedding, a hidden layer and an unembedding over the numbers modulo p, by name"
     source = MINEGISHI
+    streams: ClassVar = {"frequency_entropy": StreamMeaning()}
 
     def __init__(
         self,

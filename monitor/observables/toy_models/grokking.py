@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.meaning import LOSS, SUPPORTING, Role, Tells
 from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
 from phasewatch.monitor.observables.evaluation import device_of
 from phasewatch.monitor.observables.toy_models.fourier import (
@@ -37,6 +38,8 @@ LOSS_READS = 15.0
 
 KEY_SHARE = 0.25
 """A frequency is key where its norm exceeds this share of the largest."""
+
+_EXCLUDED = replace(LOSS, tells=Tells.EXCLUDED_LOSS, detector="measured")
 
 
 class GrokkingProgress:
@@ -94,6 +97,14 @@ class GrokkingProgress:
     cost = Cost.FORWARD
     needs = "batches of integers (a, b) with labels (a + b) mod p, an nn.Embedding, an nn.Linear"
     source = "Nanda et al. 2023, arXiv 2301.05217, §5.1 and App. C; Hurley & Rickard 2009, eq. 3"
+    streams: ClassVar = {
+        "restricted_loss": replace(LOSS, tells=Tells.RESTRICTED_LOSS),
+        "excluded_loss": _EXCLUDED,
+        "excluded_loss_max": replace(_EXCLUDED, role=Role.SUPPORTING),
+        "key_frequencies": SUPPORTING,
+        "gini_embedding": SUPPORTING,
+        "gini_unembedding": SUPPORTING,
+    }
 
     def __init__(
         self,
@@ -240,6 +251,7 @@ class SquaredWeights:
     cost = Cost.WEIGHTS
     reads_live = True
     source = "Nanda et al. 2023, arXiv 2301.05217, §5.2"
+    streams: ClassVar = {"squared_weights": SUPPORTING}
 
     def work(self, _: MeasureContext) -> Work:
         """A norm of all weights."""

@@ -7,11 +7,13 @@ x̂ = ReLU(Wᵀ W x + b) with W of shape (hidden, features) they are the columns
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.meaning import FORMATION, SUPPORTING
 from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
 from phasewatch.monitor.observables.evaluation import finite, named_weight
 from phasewatch.monitor.observables.weights.matrices import matrix, wide
@@ -147,6 +149,7 @@ class FeatureDimensionality(_Features):
     _reads = 110.0
     needs = "one weight matrix, or the name of one"
     source = "Elhage et al. 2022, Toy Models of Superposition, §Geometry"
+    streams: ClassVar = {"feature_dimensionality": SUPPORTING}
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """The total first, then each feature.
@@ -187,6 +190,7 @@ class RepresentedFeatures(_Features):
     _reads = 36.0
     needs = "one weight matrix, or the name of one"
     source = "Elhage et al. 2022, Toy Models of Superposition, §Geometry"
+    streams: ClassVar = {"represented_features": FORMATION}
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """The squared norm, then the count.
@@ -233,6 +237,7 @@ class Polygon(_Features):
     _reads = 600.0
     needs = "one weight matrix with two hidden dimensions, or the name of one"
     source = "Chen et al. 2023, arXiv 2310.06301, §3"
+    streams: ClassVar = {"polygon": FORMATION}
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.meaning import SUPPORTING
 from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
 from phasewatch.monitor.observables.evaluation import device_of, finite
 from phasewatch.monitor.observables.weights.norms import observed, widened
@@ -176,6 +177,7 @@ class MaskOverlap(_Masked):
     reads_live = True
     needs = "trainable weight matrices"
     source = MINEGISHI
+    streams: ClassVar = {"mask_overlap": SUPPORTING}
 
     def __init__(
         self,
@@ -260,6 +262,7 @@ class KeptWeights(_Masked):
     reads_live = True
     needs = "trainable weight matrices"
     source = MINEGISHI
+    streams: ClassVar = {"kept_weights": SUPPORTING}
 
     def __init__(self, keep: float = KEEP, parameters: str | Sequence[str] | None = None) -> None:
         super().__init__(keep, parameters)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
+from phasewatch.monitor.core.meaning import SUPPORTING
 from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
 from phasewatch.monitor.observables.weights.displacement import ROUNDING
 from phasewatch.monitor.observables.weights.norms import observed, refuse_untrained
@@ -36,6 +37,10 @@ class DistanceFromInit:
     reads_live = True
     needs = "trainable parameters"
     source = "L2 norm; of a sketch: Charikar et al. 2002"
+    streams: ClassVar = {
+        "distance_from_init": SUPPORTING,
+        "distance_from_init_relative": SUPPORTING,
+    }
 
     def __init__(self) -> None:
         self._start: Position | None = None
@@ -109,6 +114,7 @@ class DistanceMoved:
     reads_live = True
     needs = "trainable parameters"
     source = "L2 norm; of a sketch: Charikar et al. 2002"
+    streams: ClassVar = {"distance_moved": SUPPORTING}
 
     def __init__(self) -> None:
         self._previous: Position | None = None
@@ -165,6 +171,7 @@ class UpdateAngle:
     reads_live = True
     needs = "trainable parameters"
     source = "scalar product; of a sketch: Charikar et al. 2002"
+    streams: ClassVar = {"update_angle": SUPPORTING}
 
     def __init__(self) -> None:
         self._trail: list[Position] = []

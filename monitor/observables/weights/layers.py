@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from phasewatch.monitor.core.errors import RefusedError
+from phasewatch.monitor.core.meaning import SUPPORTING
 from phasewatch.monitor.core.types import (
     Cost,
     EstimateStatus,
@@ -62,6 +63,7 @@ class SpectralNorm:
     reads_live = True
     needs = "trainable weight matrices"
     source = "Yoshida and Miyato 2017, arXiv 1705.10941, section 3"
+    streams: ClassVar = {"spectral_norm": SUPPORTING}
 
     def __init__(self) -> None:
         self._vectors: dict[str, Tensor] = {}
@@ -166,6 +168,7 @@ class DeadUnits:
     cost = Cost.FORWARD
     needs = "a probe loss, and modules of type ReLU, ReLU6, GELU or SiLU"
     source = "share of units; Lu et al. 2020, arXiv 1903.06733"
+    streams: ClassVar = {"dead_units": SUPPORTING}
 
     def check(self, context: MeasureContext) -> None:
         """Refuse a model without rectifiers, or without a probe.

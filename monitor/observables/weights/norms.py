@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 
 from phasewatch.monitor.core.errors import MeasurementError, RefusedError
+from phasewatch.monitor.core.meaning import NORM
 from phasewatch.monitor.core.types import (
     Cost,
     EstimateStatus,
@@ -178,6 +180,7 @@ class GradientNorm:
     reads_live = True
     needs = "a look at the model just before the optimizer step"
     source = "L2 norm"
+    streams: ClassVar = {"gradient_norm": replace(NORM, metric="phasewatch_gradient_norm")}
 
     def work(self, _: MeasureContext) -> Work:
         """The norm, taken before the step."""
@@ -206,6 +209,7 @@ class WeightNorm:
     cost = Cost.WEIGHTS
     reads_live = True
     source = "L2 norm"
+    streams: ClassVar = {"weight_norm": replace(NORM, metric="phasewatch_weight_norm")}
 
     def __init__(self) -> None:
         self._displacements = Displacements()
@@ -255,6 +259,7 @@ class UpdateRatio:
     needs_params_before = True
     needs = "a look at the model just before the optimizer step"
     source = "ratio of L2 norms"
+    streams: ClassVar = {"update_ratio": replace(NORM, metric="phasewatch_update_ratio")}
 
     def work(self, _: MeasureContext) -> Work:
         """The copy before the step, the difference, two norms."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.meaning import FORMATION, SUPPORTING
 from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
 from phasewatch.monitor.observables.evaluation import at_weights, device_of, finite
 from phasewatch.monitor.observables.weights.matrices import matrices, matrix, shapes, wide
@@ -237,6 +239,7 @@ class SingularValues:
     cost = Cost.FORWARD
     needs = "an nn.Sequential of linear layers, or names of layers, or a linear model's input size"
     source = "Saxe et al. 2014, arXiv 1312.6120, eq. (12)"
+    streams: ClassVar = {"singular_value_*": FORMATION}
 
     def __init__(
         self,
@@ -324,6 +327,7 @@ class EffectiveRank:
     cost = Cost.FORWARD
     needs = "a trainable weight matrix"
     source = "Roy & Vetterli 2007, The effective rank, eq. (3)"
+    streams: ClassVar = {"effective_rank": SUPPORTING, "effective_rank_end_to_end": SUPPORTING}
 
     def __init__(
         self,

@@ -34,7 +34,7 @@ def health():
 @pytest.fixture
 def collector(monkeypatch):
     """A collector with nothing in it that differs between machines."""
-    monkeypatch.setattr(prometheus_collector, "_version", lambda: "9.8.7")
+    monkeypatch.setattr(prometheus_collector, "phasewatch_version", lambda: "9.8.7")
     monkeypatch.setattr(platform, "python_version", lambda: "3.11.7")
     monkeypatch.setattr(platform, "node", lambda: "node")
     monkeypatch.setattr(os, "getpid", lambda: 42)

@@ -18,6 +18,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from phasewatch.monitor.core.errors import StoreError
+from phasewatch.monitor.core.meaning import LLC
 from phasewatch.monitor.core.types import (
     EstimateStatus,
     Hindsight,
@@ -288,7 +289,7 @@ def test_many_measurements_keep_a_bounded_number_of_short_traces() -> None:
     details = [estimate(step, 1.0) for step in range(1000)]
     long = [Observation(name="llc", step=e.step, value=1.0, stderr=0.1, detail=e) for e in details]
     numbers = np.arange(1000)
-    series = Series("llc", "1", numbers, np.ones(1000), np.ones(1000), tuple(long))
+    series = Series("llc", "1", numbers, np.ones(1000), np.ones(1000), LLC, tuple(long))
     traces = chain_traces([series])
     assert len(traces) == MAX_TRACED
     assert (traces[0]["step"], traces[-1]["step"]) == (0, 999)

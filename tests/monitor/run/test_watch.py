@@ -12,6 +12,7 @@ import torch
 
 from phasewatch.monitor import Watch
 from phasewatch.monitor.core.errors import ConfigError
+from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.core.types import EstimateStatus, Observation, RunState, TransitionStatus
 from phasewatch.monitor.store.store import Store
 from support.scripted import Scripted
@@ -352,7 +353,9 @@ def test_an_observable_may_say_which_way_is_better_and_the_run_remembers(setting
     with Watch(settings, observables=[Quality()]):
         pass
     with Store(settings["store"], create=False) as store:
-        assert store.run("test").config["better"] == {"fitness": "up", "val_quality": "up"}
+        meanings = Meanings.stored(store.run("test").config)
+    assert [meanings.of(name).better for name in ("fitness", "val_quality")] == ["up", "up"]
+    assert meanings.of("val_quality").held_out
     Quality.better = "sideways"
     with pytest.raises(ConfigError, match="'val_quality' says that 'sideways' is better"):
         Watch(settings, observables=[Quality()])

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from phasewatch.detectors.types import AlarmKind, Direction
+from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.core.types import TransitionKind
 from phasewatch.monitor.transitions.classification import (
     RULES,
@@ -106,7 +107,7 @@ def test_the_latest_values_decide_and_not_those_at_the_alarm() -> None:
 def test_a_stream_may_say_which_way_is_better(way, kind) -> None:
     evidence = {"val_quality": alarm(direction=UP)}
     assert classify(evidence) is K.UNCLASSIFIED
-    assert classify(evidence, better={"val_quality": way}) is kind
+    assert classify(evidence, meanings=Meanings({"val_quality": {"better": way}})) is kind
 
 
 @pytest.mark.parametrize(

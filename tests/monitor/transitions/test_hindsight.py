@@ -13,6 +13,7 @@ from phasewatch.detectors.offline.changes import find_changes
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 from phasewatch.monitor import Watch
 from phasewatch.monitor.core.errors import StoreError
+from phasewatch.monitor.core.meaning import LLC, Role, guess
 from phasewatch.monitor.core.types import (
     EstimateStatus,
     Hindsight,
@@ -26,7 +27,7 @@ from phasewatch.monitor.core.types import (
 from phasewatch.monitor.store.store import Store
 from phasewatch.monitor.transitions import hindsight as module
 from phasewatch.monitor.transitions.hindsight import MIN_POINTS, review, stored_history
-from phasewatch.monitor.transitions.streams import Role, Stream
+from phasewatch.monitor.transitions.streams import Stream
 from support.curves import autoregressive, power_law, sigmoid_fall
 from support.needs import need_test_data
 
@@ -34,8 +35,8 @@ FALL = sigmoid_fall(1000, 0.1) * 10.0 ** autoregressive(1000, 0.0, 0.005, seed=1
 FLAT = 2.0 * 10.0 ** autoregressive(1000, 0.0, 0.005, seed=2)
 
 
-def stream(name: str = "val_loss", role: Role = Role.LEAD, *, watched: bool = True) -> Stream:
-    return Stream(name, detectors.default("loss") if watched else None, role)
+def stream(name: str = "val_loss", role: Role = Role.LEADING, *, watched: bool = True) -> Stream:
+    return Stream(name, detectors.default("loss") if watched else None, role, guess(name))
 
 
 def history_of(**curves):
@@ -204,7 +205,7 @@ def test_what_cannot_be_judged_stays_as_it_was(transition, values):
 
 
 def test_streams_without_a_detector_and_supporting_ones_open_nothing():
-    streams = [stream("lr", watched=False), stream("gradient_norm", Role.SUPPORT)]
+    streams = [stream("lr", watched=False), stream("gradient_norm", Role.SUPPORTING)]
     assert look([], streams, lr=FALL, gradient_norm=FALL) == []
 
 
@@ -233,7 +234,7 @@ def test_a_step_of_a_measured_stream_is_judged_by_its_errors():
     def history(name):
         return 10 * np.arange(60), values, stderrs
 
-    streams = [Stream("llc", detectors.default("measured"), Role.LEAD)]
+    streams = [Stream("llc", detectors.default("measured"), Role.LEADING, LLC)]
     (found,) = review([], streams, history, run="r", attempt=1)
     assert found.kind is TransitionKind.SIMPLIFICATION
     assert (found.onset_step, found.end_step) == (290, 300)

@@ -7,6 +7,7 @@ from phasewatch.detectors.error_control.false_alarms import threshold_for
 from phasewatch.monitor.config.monitor import DetectorConfig, MonitorConfig
 from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.health import Health
+from phasewatch.monitor.core.meaning import guess
 from phasewatch.monitor.transitions.pipeline import Detection
 from phasewatch.monitor.transitions.streams import (
     HORIZON,
@@ -41,7 +42,7 @@ def asked(monkeypatch):
     ],
 )
 def test_the_default_detector_goes_by_error_and_name(name, stderr, kind):
-    assert kind_of(name, stderr) == kind
+    assert kind_of(guess(name), stderr) == kind
 
 
 def test_all_streams_share_equally_and_never_pass_the_budget(asked):

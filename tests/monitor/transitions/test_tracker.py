@@ -7,14 +7,14 @@ import json
 import pytest
 
 from phasewatch.detectors.types import AlarmKind, Direction
+from phasewatch.monitor.core.meaning import Role
 from phasewatch.monitor.core.types import TransitionKind, TransitionStatus
 from phasewatch.monitor.transitions.episodes import Point, joint_onset
-from phasewatch.monitor.transitions.streams import Role
 from phasewatch.monitor.transitions.tracker import TransitionTracker
 from support.alarms import alarm
 
 
-def point(name, step, value=0.5, *, alarm=None, active=True, role=Role.LEAD):
+def point(name, step, value=0.5, *, alarm=None, active=True, role=Role.LEADING):
     return Point(
         name=name,
         step=step,
@@ -99,7 +99,7 @@ def test_a_later_episode_is_a_transition_of_its_own(tracker) -> None:
 
 
 def test_a_supporting_stream_alone_opens_nothing_but_joins_later(tracker) -> None:
-    assert tracker.update(point("weight_norm", 119, alarm=alarm(), role=Role.SUPPORT)) == []
+    assert tracker.update(point("weight_norm", 119, alarm=alarm(), role=Role.SUPPORTING)) == []
     (transition,) = tracker.update(point("val_loss", 120, alarm=alarm()))
     assert set(transition.evidence) == {"val_loss", "weight_norm"}
     assert transition.status is TransitionStatus.CONFIRMED
@@ -126,7 +126,7 @@ def test_ids_are_the_same_for_the_same_run_stream_and_ordinal() -> None:
 
 def test_state_goes_through_json_and_goes_on_where_it_stopped(tracker) -> None:
     tracker.update(point("val_loss", 120, alarm=alarm()))
-    tracker.update(point("weight_norm", 320, alarm=alarm(300, 320), role=Role.SUPPORT))
+    tracker.update(point("weight_norm", 320, alarm=alarm(300, 320), role=Role.SUPPORTING))
     state = json.loads(json.dumps(tracker.state_dict()))
     resumed = TransitionTracker("run", 2)
     resumed.load_state_dict(state)

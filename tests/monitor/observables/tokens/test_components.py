@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from phasewatch.detectors.types import Direction
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.meaning import guess
 from phasewatch.monitor.core.types import Cost, Observable, TransitionKind
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.observables.tokens.components import ComponentLoss
@@ -151,7 +152,7 @@ def test_slices_of_a_function_may_overlap_and_need_not_cover_everything() -> Non
 def test_each_stream_gets_the_detector_of_losses_and_its_fall_is_an_acquisition() -> None:
     for observation in ComponentLoss(label="digit").measure(context_of()):
         assert "/" not in observation.name
-        assert kind_of(observation.name, observation.stderr) == "loss"
+        assert kind_of(guess(observation.name), observation.stderr) == "loss"
     evidence = {"loss_digit_3": alarm(direction=Direction.DOWN)}
     assert classify(evidence, has_validation=False) is TransitionKind.ACQUISITION
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from phasewatch.monitor.core.errors import MeasurementError, RefusedError
-from phasewatch.monitor.core.semantics import SUPPORTING
+from phasewatch.monitor.core.meaning import Meanings, Role
 from phasewatch.monitor.core.types import Cost, Observable
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.observables.tokens import essential_dynamics
@@ -292,4 +292,4 @@ def test_losses_that_are_not_finite_are_left_out_and_no_reason_to_refuse() -> No
 def test_it_is_an_observable_whose_turns_open_no_transition_alone() -> None:
     assert isinstance(EssentialDynamics(), Observable)
     assert EssentialDynamics.cost is Cost.FORWARD
-    assert EssentialDynamics().name in SUPPORTING
+    assert Meanings().of(EssentialDynamics().name).role is Role.SUPPORTING

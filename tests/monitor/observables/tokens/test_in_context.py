@@ -11,7 +11,7 @@ from torch import nn
 
 from phasewatch.detectors.types import Direction
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
-from phasewatch.monitor.core.semantics import better_direction
+from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.core.types import Cost, Observable
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.observables.tokens.in_context import (
@@ -89,8 +89,10 @@ def test_short_contexts_keep_the_ratio_of_the_positions() -> None:
 
 
 def test_lower_is_better() -> None:
-    assert better_direction("icl_score_1_16") is Direction.DOWN
-    assert better_direction("dloss_dlog_token_1_16") is Direction.DOWN
+    for name in ("icl_score_1_16", "val_icl_score_1_16", "dloss_dlog_token_1_16"):
+        meaning = Meanings().of(name)
+        assert meaning.better is Direction.DOWN
+        assert meaning.held_out is name.startswith("val_")
 
 
 def test_losses_by_position_and_their_mean_are_those_of_a_loop() -> None:
