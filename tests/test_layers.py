@@ -21,6 +21,8 @@ ROOMS = {
     "detectors/__init__.py": 4,
     "detectors/evaluation": 4,
     "monitor/core": 5,
+    "monitor/store/migrations/versions": 5,
+    "monitor/store/migrations": 5,
     "monitor/config": 6,
     "monitor/grafana": 6,
     "monitor/readers": 6,

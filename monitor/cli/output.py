@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phasewatch.monitor.core.errors import PhasewatchError
+from phasewatch.monitor.core.redaction import redact
 from phasewatch.monitor.transitions.classification import seen_by
 
 if TYPE_CHECKING:
@@ -129,7 +130,8 @@ def add_row(table: Table, *cells: str) -> None:
 
 
 def printable(text: str) -> str:
-    """The text without control characters."""
+    """The text without control characters and secrets."""
+    text = redact(text)
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -27,6 +25,8 @@ from phasewatch.monitor.config.alerts import AlertsConfig
 from phasewatch.monitor.config.schedule import Cadence, EveryNSteps
 from phasewatch.monitor.core.errors import ConfigError
 from phasewatch.monitor.core.meaning import DetectorKind, Panel, Role, Tells
+from phasewatch.monitor.core.redaction import redact
+from phasewatch.monitor.core.urls import web_address
 
 DEFAULT_OVERHEAD = 0.05
 """Share of wall time that measuring may take when no cadence is given."""
@@ -35,7 +35,6 @@ DEFAULT_OBSERVABLES = ("gradient_norm", "weight_norm", "update_ratio", "llc")
 """Measured by default. Losses and logged metrics are always observed."""
 
 
-_SECRET = re.compile(r"(?<=//)\S+(?=@)")
 """User and password in a URL: never printed."""
 
 
@@ -177,11 +176,9 @@ class PushgatewayConfig(_Model):
     @field_validator("url")
     @classmethod
     def _no_secret(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("give a URL, as http://gateway:9091")
         if "@" in url:  # anywhere: a password may hold a slash
             raise ValueError("give user and password as username and password_env or password_file")
+        web_address(url)
         return url
 
     @model_validator(mode="after")
@@ -207,6 +204,11 @@ class GrafanaConfig(_Model):
     url: str
     token_file: Path | None = None
     timeout_seconds: PositiveFloat = 5.0
+
+    @field_validator("url")
+    @classmethod
+    def _no_secret(cls, url: str) -> str:
+        return web_address(url)
 
 
 class ObservableConfig(_Model):
@@ -309,6 +311,8 @@ class MonitorConfig(_Model):
         streams: What streams mean, by name or pattern ("head_*"), where that is not as guessed.
         better: "up" or "down", by stream name; short for `streams: {name: {better: …}}`.
         false_alarms_per_run: Expected false alarms of a whole run, over all its streams.
+        stop_exceptions: Names of exceptions by which you end training on purpose, besides those of
+            tuners and of early stopping: the run is then stopped, and not failed.
         seed: Seed of everything random in the monitor.
     """
 
@@ -333,6 +337,7 @@ class MonitorConfig(_Model):
     streams: Mapping[str, StreamConfig] = Field(default_factory=dict)
     better: Mapping[str, Direction] = Field(default_factory=dict)
     false_alarms_per_run: PositiveFloat = 0.1
+    stop_exceptions: tuple[str, ...] = ()
     seed: NonNegativeInt = 0
 
     @field_validator("observables", mode="before")
@@ -462,7 +467,7 @@ def describe(error: ValidationError, where: str, model: type[BaseModel]) -> str:
         elif item["loc"][:1] == ("alerts",):  # its URLs are secrets
             lines.append(f"  {key}: {item['msg']}")
         else:
-            shown = _SECRET.sub("***", repr(item["input"]))
+            shown = redact(repr(item["input"]))
             lines.append(f"  {key}: got {shown}; {item['msg']}")
     return "\n".join(lines)
 

@@ -12,15 +12,14 @@ import html
 import http.client
 import json
 import threading
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from phasewatch.monitor.core.bounded_http import NoAnswerError, fetch
 from phasewatch.monitor.core.errors import GrafanaError
 from phasewatch.monitor.core.metrics import label_value
 from phasewatch.monitor.core.types import Observation, Transition, TransitionStatus
@@ -38,12 +37,14 @@ _GOES_BY = frozenset({408, 429, 500, 502, 503, 504})
 class GrafanaAnnotations:
     """A sink that writes confirmed transitions through Grafana's API.
 
-    An annotation carries the tags `phasewatch`, the kind, `run:NAME` and `transition:ID`. By the
+    An annotation carries the tags `phasewatch`, the kind, `run:NAME`, `run_id:ID` and
+    `transition:ID`. By the
     last it is found again after a resume or a lost answer, so it is never written twice.
 
     Args:
         url: Address of the Grafana, with the path under which it is served, if any.
         run: Name of the run.
+        run_id: Its identity, a tag of its annotations.
         token: Token of a service account that may write annotations; None reads `token_file`, else
             the environment variable PHASEWATCH_GRAFANA_TOKEN.
         token_file: File that holds the token.
@@ -61,12 +62,14 @@ class GrafanaAnnotations:
         url: str,
         run: str,
         *,
+        run_id: str = "",
         token: str | None = None,
         token_file: Path | None = None,
         timeout_seconds: float = 5.0,
     ) -> None:
         self._api = _Api(base_url(url), find_token(token, token_file), timeout_seconds)
         self._run = run
+        self._run_id = run_id
         self._timeout = timeout_seconds
         self._times = _StepTimes()
         self._pending: dict[str, dict[str, Any]] = {}
@@ -143,6 +146,8 @@ class GrafanaAnnotations:
         if end is not None:
             stop = self._times.at(end, stop)
         tags = ["phasewatch", transition.kind.value, f"run:{label_value(self._run)}"]
+        if self._run_id:
+            tags.append(f"run_id:{self._run_id}")
         return {
             "time": round(1000 * start),
             "timeEnd": round(1000 * max(start, stop)),
@@ -210,13 +215,6 @@ class _RefusedError(Exception):
         self.goes_by = goes_by
 
 
-class _StayHere(urllib.request.HTTPRedirectHandler):
-    """Follows no redirection: the token would go along, to whoever is named."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
 class _Api:
     """Calls of Grafana's API by the standard library.
 
@@ -227,30 +225,29 @@ class _Api:
         self._url = url
         self._token = token
         self._timeout = timeout_seconds
-        self._opener = urllib.request.build_opener(_StayHere)
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        request = urllib.request.Request(  # noqa: S310 - base_url allows http and https only
-            f"{self._url}/api{path}",
-            data=None if body is None else json.dumps(body).encode(),
-            method=method,
-            headers={
-                "Authorization": f"Bearer {self._token}",
-                "Accept": "application/json",
-                "Content-Type": "application/json",
-            },
-        )
         try:
-            with self._opener.open(request, timeout=self._timeout) as response:
-                return json.loads(response.read(MAX_ANSWER_BYTES))
-        except urllib.error.HTTPError as error:
-            with error:
-                status = error.code
+            answer = fetch(
+                f"{self._url}/api{path}",
+                data=None if body is None else json.dumps(body).encode(),
+                method=method,
+                headers={
+                    "Authorization": f"Bearer {self._token}",
+                    "Accept": "application/json",
+                    "Content-Type": "application/json",
+                },
+                seconds=self._timeout,
+                max_bytes=MAX_ANSWER_BYTES,
+            )
+            if 200 <= (status := answer.status) < 300:
+                return json.loads(answer.body)
             hint = {401: f"; {HOW_TO_TOKEN}", 403: "; the token may not write annotations"}
-            reason = f"it answers {status} {error.reason}{hint.get(status, '')}"
+            reason = f"it answers {status} {http.client.responses.get(status, '')}".rstrip()
+            reason += hint.get(status, "")
             goes_by = status in _GOES_BY
-        except (OSError, http.client.HTTPException) as error:
-            reason = f"it cannot be reached: {getattr(error, 'reason', None) or error}"
+        except NoAnswerError as error:
+            reason = f"it cannot be reached: {error}"
             goes_by = True
         except ValueError:
             reason = "its answer is not JSON; is the address that of a Grafana's start page?"

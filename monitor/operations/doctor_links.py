@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import http.client
-import ipaddress
+import time
 import urllib.parse
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
+
+from phasewatch.monitor.core.bounded_http import Answer, fetch
 
 TIMEOUT_SECONDS = 5.0
 
@@ -97,26 +98,41 @@ def reason(error: Exception) -> str:
 
 
 def get(url: str) -> str:
-    """What a URL answers.
+    """What a URL answers, in bounded time.
 
     Raises:
-        OSError: Nothing, or nothing that is HTTP.
-    """  # A proxy of the environment does not know this machine's loopback.
-    handlers = [urllib.request.ProxyHandler({})] if _is_loopback(url) else []
-    opener = urllib.request.build_opener(*handlers)
-    try:
-        with opener.open(url, timeout=TIMEOUT_SECONDS) as response:
-            body: bytes = response.read()
-    except http.client.HTTPException as error:
-        raise OSError(f"answers, but not by HTTP ({type(error).__name__})") from error
-    return body.decode("utf-8", "replace")
+        OSError: Nothing, nothing that is HTTP, or no yes.
+    """
+    return get_with_headers(url).text
 
 
-def _is_loopback(url: str) -> bool:
-    host = urllib.parse.urlsplit(url).hostname or ""
-    if host == "localhost":
-        return True
+def get_with_headers(url: str) -> Answer:
+    """The same, with what stands before it.
+
+    Raises:
+        OSError: Nothing, nothing that is HTTP, or no yes.
+    """
+    answer = fetch(url, seconds=TIMEOUT_SECONDS)
+    if not 200 <= answer.status < 300:
+        raise OSError(f"it answers HTTP {answer.status}")
+    return answer
+
+
+MAX_SKEW_SECONDS = 30.0
+
+
+def check_clock(headers: Mapping[str, str]) -> None:
+    """Compare the clock of a server with ours: alerts and samples from the future are dropped.
+
+    Raises:
+        BrokenError: They differ by more than `MAX_SKEW_SECONDS`.
+    """
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        theirs = parsedate_to_datetime(headers["Date"]).timestamp()
+    except (KeyError, ValueError):
+        return
+    if abs(skew := theirs - time.time()) > MAX_SKEW_SECONDS:
+        raise BrokenError(
+            f"its clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} this machine's",
+            "let both machines keep time (chrony, systemd-timesyncd)",
+        )

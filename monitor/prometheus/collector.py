@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ from prometheus_client.samples import Exemplar
 from phasewatch.monitor.core import metrics as m
 from phasewatch.monitor.core.health import Durations, Health
 from phasewatch.monitor.core.meaning import Meanings
+from phasewatch.monitor.core.redaction import get_logger
 from phasewatch.monitor.core.types import (
     Estimate,
     EstimateStatus,
@@ -32,7 +32,7 @@ from phasewatch.monitor.core.types import (
 from phasewatch.monitor.core.version import phasewatch_version
 from phasewatch.monitor.prometheus.exposition import BOUNDS, NUM_BUCKET_SERIES, Reading, Text
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class RunCollector:
@@ -43,6 +43,8 @@ class RunCollector:
         health: The watch's counters.
         experiment: Name of the experiment, empty if it has none.
         meanings: What the streams mean; None goes by their names.
+        run_id: Identity of the run.
+        attempt: Which fit of the run.
     """
 
     def __init__(
@@ -51,16 +53,21 @@ class RunCollector:
         health: Health,
         experiment: str = "",
         meanings: Meanings | None = None,
+        *,
+        run_id: str = "",
+        attempt: int | None = None,
     ) -> None:
         self._meanings = meanings or Meanings()
         self.run = m.label_value(run)
+        self.labels = m.RunLabels(self.run, run_id)
         self._health = health
         self._latest: dict[str, Observation] = {}
         self._made: dict[str, tuple[Observation, list[Reading]]] = {}
         self._num_refused = 0
         self._build = (phasewatch_version(), platform.python_version())
-        self._process = (experiment, platform.node(), str(os.getpid()))
-        self._text = Text(self.run)
+        number = "" if attempt is None else str(attempt)
+        self._process = (number, experiment, platform.node(), str(os.getpid()))
+        self._text = Text(self.labels)
         self._told: set[str] = set()
         if self.run != run:
             logger.warning("run %.80r is served with the label run=%r", run, self.run)
@@ -88,9 +95,9 @@ class RunCollector:
         """The families, in the order of the table, for prometheus_client."""
         for metric, readings in self._by_metric():
             if metric.type is m.MetricType.INFO:
-                yield _info(metric, self.run, readings)
+                yield _info(metric, self.labels, readings)
             else:
-                yield _family(metric, self.run, readings)
+                yield _family(metric, self.labels, readings)
 
     def text(self, *, openmetrics: bool) -> bytes:
         """The same as a page, in OpenMetrics or in the classic format."""
@@ -257,11 +264,12 @@ def _example(durations: Durations) -> Exemplar | None:
     return Exemplar(labels, durations.latest_seconds, durations.latest_timestamp)
 
 
-def _family(metric: m.Metric, run: str, readings: Iterable[Reading]) -> Family:
+def _family(metric: m.Metric, run: m.RunLabels, readings: Iterable[Reading]) -> Family:
     kind: Any = _FAMILIES[metric.type]
-    family = kind(metric.name, metric.help, labels=metric.labels, unit=metric.unit)
+    names = [name for name in metric.labels if run.run_id or name != "run_id"]
+    family = kind(metric.name, metric.help, labels=names, unit=metric.unit)
     for reading in readings:
-        labels = [run, *map(m.label_value, reading.labels)]
+        labels = [*run.of(metric, reading.labels).values()]
         if isinstance(reading.value, Durations):
             buckets = _buckets(reading.value, reading.exemplar)
             family.add_metric(labels, buckets, reading.value.sum_seconds)
@@ -290,9 +298,8 @@ _FAMILIES = {
 }
 
 
-def _info(metric: m.Metric, run: str, readings: Iterable[Reading]) -> Family:
+def _info(metric: m.Metric, run: m.RunLabels, readings: Iterable[Reading]) -> Family:
     family = InfoMetricFamily(metric.name.removesuffix("_info"), metric.help)
     for reading in readings:
-        values = reading.labels if metric is m.BUILD else (run, *reading.labels)
-        family.add_metric([], dict(zip(metric.labels, map(m.label_value, values), strict=True)))
+        family.add_metric([], run.of(metric, reading.labels))
     return family

@@ -6,7 +6,6 @@ gateway when a process dies: `push_time_seconds` then tells that it is old.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -21,10 +20,11 @@ from phasewatch.monitor.config.monitor import PushgatewayConfig
 from phasewatch.monitor.core.errors import ConfigError
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import Meanings
+from phasewatch.monitor.core.redaction import get_logger
 from phasewatch.monitor.core.types import Observation, RunState, Transition
 from phasewatch.monitor.prometheus.collector import RunCollector
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class PushgatewaySink:
@@ -36,6 +36,8 @@ class PushgatewaySink:
         health: The watch's counters; failed pushes are counted in its `sink_failures`.
         experiment: Name of the experiment, empty if it has none.
         meanings: What the streams mean; None goes by their names.
+        run_id: Identity of the run, the other grouping key.
+        attempt: Which fit of the run.
 
     Raises:
         ConfigError: The password cannot be read.
@@ -51,10 +53,15 @@ class PushgatewaySink:
         health: Health,
         experiment: str = "",
         meanings: Meanings | None = None,
+        *,
+        run_id: str = "",
+        attempt: int | None = None,
     ) -> None:
         self._config = config
         self._health = health
-        self._collector = RunCollector(run, health, experiment, meanings)
+        self._collector = RunCollector(
+            run, health, experiment, meanings, run_id=run_id, attempt=attempt
+        )
         self._registry = CollectorRegistry()
         self._registry.register(self._collector)
         self._handler = _handler(config)
@@ -107,10 +114,12 @@ class PushgatewaySink:
 
     @property
     def _arguments(self) -> dict[str, Any]:
+        labels = self._collector.labels
         return {
             "gateway": self._config.url,
             "job": self._config.job,
-            "grouping_key": {"run": self._collector.run},
+            "grouping_key": {"run": labels.run}
+            | ({"run_id": labels.run_id} if labels.run_id else {}),
             "timeout": self._config.timeout_seconds,
             "handler": self._handler,
         }

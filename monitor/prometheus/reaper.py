@@ -15,14 +15,13 @@ import re
 import socket
 import ssl
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from phasewatch.monitor.core.bounded_http import NoAnswerError, fetch
 from phasewatch.monitor.core.types import RunState
 from phasewatch.monitor.prometheus.target_files import PREFIX, remove_unchanged, write_whole
 
@@ -41,15 +40,16 @@ MAX_PAGE = 1 << 20
 class TargetState(StrEnum):
     """What is behind a target file.
 
-    RUNNING, FINISHED, FAILED, INTERRUPTED: a process answers and says so. STALLED: it answers that
-    it runs, but its steps have ceased. SILENT: it takes connections and does not answer. DEAD:
-    nobody is there, or another run. ELSEWHERE: a loopback address of another machine, which
-    cannot be asked from here. UNREADABLE: not a target file of ours.
+    RUNNING, FINISHED, STOPPED, FAILED, INTERRUPTED: a process answers and says so. STALLED: it
+    answers that it runs, but its steps have ceased. SILENT: it takes connections and does not
+    answer. DEAD: nobody is there, or another run. ELSEWHERE: a loopback address of another machine,
+    which cannot be asked from here. UNREADABLE: not a target file of ours.
     """
 
     RUNNING = "running"
     STALLED = "stalled"
     FINISHED = "finished"
+    STOPPED = "stopped"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
     SILENT = "silent"
@@ -70,6 +70,7 @@ class Target:
         content: Its text.
         address: host:port, empty where the file cannot be read.
         run: Its label `run`.
+        run_id: Its label `run_id`; empty in a file of an older phasewatch.
         host: Its label `host`.
         scheme: "http" or "https".
         state: What is behind it.
@@ -82,6 +83,7 @@ class Target:
     content: str
     address: str = ""
     run: str = ""
+    run_id: str = ""
     host: str = ""
     scheme: str = "http"
     state: TargetState = TargetState.UNREADABLE
@@ -116,7 +118,8 @@ def reap(targets: Iterable[Target]) -> list[Target]:
         if target.dead_since is None:
             continue
         resumed = any(
-            other.run == target.run
+            (other.run_id, other.run_id or other.run)
+            == (target.run_id, target.run_id or target.run)
             and other.state in ANSWERING
             and other.written_at > target.written_at
             for other in targets
@@ -142,6 +145,7 @@ def _examine(path: Path, timeout: float) -> Target | None:
         (address,) = group["targets"]
         labels = group["labels"]
         run, host = str(labels["run"]), str(labels.get("host", ""))
+        run_id = str(labels.get("run_id", ""))
         scheme = str(labels.get("__scheme__", "http"))
         if not isinstance(address, str) or scheme not in ("http", "https"):
             raise ValueError(f"no address of ours: {address!r}")
@@ -151,12 +155,14 @@ def _examine(path: Path, timeout: float) -> Target | None:
     if host not in ("", platform.node()) and _is_loopback(address):
         state, reason = TargetState.ELSEWHERE, f"{address} of {host}"
     else:
-        state, reason = _ask(f"{scheme}://{address}/metrics", run, timeout)
+        wanted = ("run_id", run_id) if run_id else ("run", run)
+        state, reason = _ask(f"{scheme}://{address}/metrics", wanted, timeout)
     return Target(
         path=path,
         content=content,
         address=address,
         run=run,
+        run_id=run_id,
         host=host,
         scheme=scheme,
         state=state,
@@ -194,29 +200,25 @@ def _is_loopback(address: str) -> bool:
         return host == "localhost"
 
 
-def _ask(url: str, run: str, timeout: float) -> tuple[TargetState, str]:
+def _ask(url: str, wanted: tuple[str, str], timeout: float) -> tuple[TargetState, str]:
     # Nothing secret is sent, and what is answered only tells whether the run is there.
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
-    )
     try:
-        with opener.open(url, timeout=timeout) as response:
-            page = response.read(MAX_PAGE).decode("utf-8", "replace")
-    except urllib.error.HTTPError as error:
-        if error.code >= 500:
-            return TargetState.SILENT, f"answers with HTTP {error.code}"
-        return TargetState.DEAD, f"something else answers there: HTTP {error.code}"
-    except OSError as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        answer = fetch(url, seconds=timeout, max_bytes=MAX_PAGE, context=context)
+    except NoAnswerError as error:
+        if "not by HTTP" in str(error):
+            return TargetState.DEAD, f"something else answers there: {error}"
         if _connects(url, timeout):
-            return TargetState.SILENT, f"takes connections and does not answer: {reason}"
-        return TargetState.DEAD, str(reason)
-    except Exception as error:  # whatever is there does not speak HTTP
-        return TargetState.DEAD, f"something else answers there: {type(error).__name__}"
+            return TargetState.SILENT, f"takes connections and does not answer: {error}"
+        return TargetState.DEAD, str(error)
+    if answer.status >= 500:
+        return TargetState.SILENT, f"answers with HTTP {answer.status}"
+    if not 200 <= answer.status < 300:
+        return TargetState.DEAD, f"something else answers there: HTTP {answer.status}"
+    page = answer.text
     try:
-        return _state(page, run)
+        return _state(page, wanted)
     except (KeyError, ValueError) as error:
         return TargetState.SILENT, f"its page cannot be read: {type(error).__name__}: {error}"
 
@@ -234,7 +236,7 @@ _SAMPLE = re.compile(r'^(phasewatch_\w+)\{((?:\w+="(?:[^"\\]|\\.)*",?)*)\} (\S+)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
-def _state(page: str, run: str) -> tuple[TargetState, str]:
+def _state(page: str, wanted: tuple[str, str]) -> tuple[TargetState, str]:
     state = None
     values: dict[str, float] = {}
     for name, text, value in _SAMPLE.findall(page):
@@ -242,11 +244,11 @@ def _state(page: str, run: str) -> tuple[TargetState, str]:
             key: re.sub(r"\\(.)", lambda m: "\n" if m[1] == "n" else m[1], quoted)
             for key, quoted in _LABEL.findall(text)
         }
-        if labels.get("run") != run:
+        if labels.get(wanted[0]) != wanted[1]:
             continue
         if name == "phasewatch_run_state" and float(value) == 1.0:
             state = TargetState(labels["state"])
-        elif set(labels) == {"run"}:
+        elif set(labels) <= {"run", "run_id"}:
             values[name] = float(value)
     if state is None:
         return TargetState.DEAD, "another run answers there"

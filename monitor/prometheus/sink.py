@@ -7,7 +7,6 @@ watch's health when it is scraped; training only replaces a dictionary's entry.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import platform
 import time
@@ -17,12 +16,13 @@ from phasewatch.monitor.config.monitor import ExporterConfig
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.core.metrics import label_value
+from phasewatch.monitor.core.redaction import get_logger
 from phasewatch.monitor.core.types import Observation, RunState, Transition
 from phasewatch.monitor.prometheus.collector import RunCollector
 from phasewatch.monitor.prometheus.server import Scrapes, serve
 from phasewatch.monitor.prometheus.target_files import TargetFile, address
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class PrometheusSink:
@@ -34,6 +34,8 @@ class PrometheusSink:
         health: The watch's counters, read at each scrape.
         experiment: Name of the experiment, empty if it has none.
         meanings: What the streams mean; None goes by their names.
+        run_id: Identity of the run, the label `run_id`.
+        attempt: Which fit of the run.
 
     Raises:
         OSError: The address cannot be bound, or the target file cannot be written: names it, the
@@ -50,10 +52,15 @@ class PrometheusSink:
         health: Health,
         experiment: str = "",
         meanings: Meanings | None = None,
+        *,
+        run_id: str = "",
+        attempt: int | None = None,
     ) -> None:
         self._config = config
         self._health = health
-        self.collector = RunCollector(run, health, experiment, meanings)
+        self.collector = RunCollector(
+            run, health, experiment, meanings, run_id=run_id, attempt=attempt
+        )
         self._scrapes = Scrapes(lambda: health.state is not RunState.RUNNING)
         self._server, self._thread = serve(config, self.collector, self._scrapes)
         self.port = int(self._server.server_port)
@@ -111,6 +118,7 @@ class PrometheusSink:
         assert config.targets_dir is not None  # noqa: S101 - the caller has looked
         labels = {
             "run": self.collector.run,
+            "run_id": self.collector.labels.run_id,
             "experiment": label_value(experiment),
             "host": label_value(platform.node()),
         }

@@ -9,7 +9,7 @@ log = logging.getLogger("phasewatch")
 
 def ensure_heard() -> None:
     """Show what is logged on stderr, unless the program has handlers or a level of its own."""
-    if logging.getLogger().handlers or log.handlers or log.level != logging.NOTSET:
+    if logging.root.handlers or log.handlers or log.level != logging.NOTSET:
         return
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))

@@ -20,6 +20,7 @@ from phasewatch.monitor.core.forecast import ForecastRow, duration_in_words
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import StreamMeaning, guess
 from phasewatch.monitor.core.ownership import is_ours
+from phasewatch.monitor.core.stray import let_through
 from phasewatch.monitor.core.types import (
     Cost,
     Estimate,
@@ -34,6 +35,7 @@ from phasewatch.monitor.run.budget import Budget
 from phasewatch.monitor.run.first_fall import FirstFall
 from phasewatch.monitor.run.interrupts import Interrupts
 from phasewatch.monitor.run.planner import SHORTEST, Account, Planner
+from phasewatch.monitor.run.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from phasewatch.monitor.sampling.evaluation_cost import EvaluationCost
@@ -166,6 +168,7 @@ class Measuring:
         given: Iterable[str | Observable] | None = None,
     ) -> None:
         self._health = health
+        self.watchdog = Watchdog()
         self._seed = config.seed
         self._num_chains = config.sampler.num_chains
         self._observables: dict[str, Observable] = {}
@@ -296,7 +299,8 @@ class Measuring:
                 check(context)
             except RefusedError as error:
                 self.refuse(name, str(error))
-            except Exception as error:  # whatever it is: what is on by default kills no run
+            except BaseException as error:  # whatever it is: what is on by default kills no run
+                let_through(error)
                 self.refuse(name, f"{type(error).__name__}: {error}")
         for name in self._observables:
             self._predict(name, context)
@@ -552,17 +556,15 @@ class Measuring:
         done, results = True, []
         self._current = opened
         try:
-            while True:
-                next(opened.steps)
-                # What pauses by itself has asked already; asking twice does no harm.
-                if self._pause():
-                    done = False
-                    break
-        except StopIteration as finished:
-            results = self._completed(opened, finished.value, before + clock() - begin)
+            with self.watchdog.over(f"the measurement of {name} at step {opened.step}"):
+                found = self._steps_taken(opened)
+            done = found is not None
+            if found is not None:
+                results = self._completed(opened, found[0], before + clock() - begin)
         except RefusedError as error:
             self.skip(name, str(error))
-        except Exception as error:
+        except BaseException as error:
+            let_through(error)
             self._fail(name, step, error)
         seconds = clock() - begin
         opened.seconds = before + seconds
@@ -575,6 +577,17 @@ class Measuring:
         if done:
             self._closed(opened, step)
         return results
+
+    def _steps_taken(self, opened: Open) -> tuple[Any] | None:
+        """The result of a measurement; None where there was a reason to pause before it."""
+        while True:
+            try:
+                next(opened.steps)
+            except StopIteration as finished:
+                return (finished.value,)
+            # What pauses by itself has asked already; asking twice does no harm.
+            if self._pause():
+                return None
 
     def _closed(self, opened: Open, step: int) -> None:
         name = opened.name
@@ -620,6 +633,8 @@ class Measuring:
     def _completed(self, opened: Open, result: Any, seconds: float) -> list[Observation]:
         name = opened.name
         observations = [result] if isinstance(result, Observation) else list(result)
+        if wrong := next((o for o in observations if not isinstance(o, Observation)), None):
+            raise TypeError(f"measure() gave {wrong!r:.80}; it must give Observations")
         self._failures_in_row.pop(name, None)
         self._health.measured(name, seconds, opened.step)
         completed = []
@@ -681,7 +696,7 @@ class Measuring:
                     self._open = None
         return results
 
-    def _fail(self, name: str, step: int, error: Exception) -> None:
+    def _fail(self, name: str, step: int, error: BaseException) -> None:
         self._health.measurement_failures[name] += 1
         failures = self._failures_in_row[name] = self._failures_in_row.get(name, 0) + 1
         if failures == 1:

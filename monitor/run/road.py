@@ -341,7 +341,7 @@ class Road:
             return
         self._thinner.change(level, self._last_step)
         mark = Column([self._last_step], [float(level)], [None], [time.time()])
-        self._outlets.keep(THINNING, mark)
+        self._outlets.keep_column(THINNING, mark)
         if THINNING not in self._told:
             self._told.add(THINNING)
             log.warning(

@@ -5,20 +5,24 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from phasewatch.monitor.alerts.launcher import AlertProcess, check_targets
+from phasewatch.monitor.alerts.queued import QueuedCalls
 from phasewatch.monitor.config.alerts import Target
 from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.columns import Column, observations_of
 from phasewatch.monitor.core.errors import ConfigError, StoreError
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import Meanings
+from phasewatch.monitor.core.stray import let_through
 from phasewatch.monitor.core.types import Observation, Sink, Transition
 from phasewatch.monitor.grafana.annotations import GrafanaAnnotations
 from phasewatch.monitor.prometheus.push import PushgatewaySink
 from phasewatch.monitor.prometheus.sink import PrometheusSink
+from phasewatch.monitor.run.watchdog import Watchdog
 from phasewatch.monitor.store.store import Store
 
 log = logging.getLogger("phasewatch")
@@ -38,6 +42,7 @@ class Outlets:
         run_id: Identity of the run.
         attempt: Which fit of the run.
         alerts: Tells people of transitions.
+        watchdog: Told which sink training waits for.
     """
 
     def __init__(
@@ -49,6 +54,8 @@ class Outlets:
         attempt: int,
         alerts: AlertProcess | None = None,
         own_sinks: Sequence[Sink] = (),
+        *,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self.store = store
         self._sinks = tuple(sinks)
@@ -59,6 +66,11 @@ class Outlets:
         self._attempt = attempt
         self._alerts = alerts
         self._told: set[str] = set()
+        self._watchdog = watchdog or Watchdog()
+        self._calls = {
+            id(sink): QueuedCalls(sink, partial(self._failed, type(sink).__name__))
+            for sink in (*self._sinks, *self._own_sinks)
+        }
         if alerts is not None:
             self._guard("alerts", lambda: alerts.resume(store.outbox))
 
@@ -78,22 +90,23 @@ class Outlets:
     def emit_columns(self, columns: Mapping[str, Column]) -> None:
         """Store many exact scalars and pass them on; a sink that shows the latest gets only it."""
         for name, column in columns.items():
-            self.keep(name, column)
+            self.keep_column(name, column)
         for sink in self._sinks:
             self._emit_columns(sink, columns)
         if self._own_sinks:
             self._waiting.append(columns)
 
-    def keep(self, name: str, column: Column) -> None:
+    def keep_column(self, name: str, column: Column) -> None:
         """Store exact scalars of one stream; waits while the store has no room for them."""
         self.store.wait_for_room(len(column.steps))
         self.store.add_scalars(self._run_id, self._attempt, name, column)
 
     def notify(self, transition: Transition) -> None:
         """Store a transition that changed, with the messages it calls for, and pass it on."""
+        transition = self._own(transition)
         alerts = self._alerts
         recipients = alerts.recipients(transition) if alerts is not None else ()
-        self.store.add_transition(transition, recipients)
+        self.store.add_transition(transition, recipients, attempt=self._attempt)
         if alerts is not None and recipients:
             self._guard("alerts", lambda: alerts.expect(transition))
         for sink in self._sinks:
@@ -119,6 +132,14 @@ class Outlets:
             for observation in observations_of(name, column, latest_only=latest_only):
                 self._call(sink, partial(_emit, observation))
 
+    def keep(self, transition: Transition) -> None:
+        """Store a transition that changed in a way that is no news for anybody."""
+        self.store.add_transition(self._own(transition), attempt=self._attempt)
+
+    def _own(self, transition: Transition) -> Transition:
+        """A branch tells of a transition that began before it as of its own run."""
+        return replace(transition, run=self._run_id)
+
     def flush(self) -> None:
         """Ask every sink to send out what it holds back."""
         self.deliver()
@@ -137,24 +158,33 @@ class Outlets:
             self._guard("alerts", self._alerts.close)
         for sink in (*self._sinks, *self._own_sinks):
             self._call(sink, lambda s: s.close())
+            with self._watchdog.over(f"sink {type(sink).__name__}, at the end"):
+                self._calls[id(sink)].close()
+        self._watchdog.close()
 
     def _call(self, sink: Sink, call: Callable[[Sink], None]) -> None:
-        self._guard(type(sink).__name__, lambda: call(sink))
+        name = type(sink).__name__
+        with self._watchdog.over(f"sink {name}"):
+            self._guard(name, lambda: self._calls[id(sink)].call(call))
 
     def _guard(self, name: str, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception as error:
-            self._health.sink_failures[name] += 1
-            if name not in self._told:
-                self._told.add(name)
-                log.warning(
-                    "sink %s failed: %s: %s; training goes on, further failures are counted in "
-                    "phasewatch_sink_failures_total",
-                    name,
-                    type(error).__name__,
-                    error,
-                )
+        except BaseException as error:
+            let_through(error)
+            self._failed(name, error)
+
+    def _failed(self, name: str, error: BaseException) -> None:
+        self._health.sink_failures[name] += 1
+        if name not in self._told:
+            self._told.add(name)
+            log.warning(
+                "sink %s failed: %s: %s; training goes on, further failures are counted in "
+                "phasewatch_sink_failures_total",
+                name,
+                type(error).__name__,
+                error,
+            )
 
 
 def _emit(observation: Observation, sink: Sink) -> None:
@@ -208,7 +238,13 @@ def _begun(url: str, begin: Callable[[Store], None]) -> Store:
 
 
 def open_exporter(
-    config: MonitorConfig, run_name: str, health: Health, meanings: Meanings
+    config: MonitorConfig,
+    run_name: str,
+    health: Health,
+    meanings: Meanings,
+    *,
+    run_id: str,
+    attempt: int,
 ) -> list[Sink]:
     """Start the Prometheus endpoint, and pushing if that is wanted.
 
@@ -219,6 +255,8 @@ def open_exporter(
         run_name: Name of the run.
         health: Where failures are counted.
         meanings: What the streams mean.
+        run_id: Identity of the run.
+        attempt: Which fit of the run.
 
     Raises:
         ConfigError: The endpoint that the user configured cannot be opened, or the password of
@@ -227,18 +265,36 @@ def open_exporter(
     sinks: list[Sink] = []
     if config.pushgateway is not None:
         sinks.append(
-            PushgatewaySink(run_name, config.pushgateway, health, config.experiment, meanings)
+            PushgatewaySink(
+                run_name,
+                config.pushgateway,
+                health,
+                config.experiment,
+                meanings,
+                run_id=run_id,
+                attempt=attempt,
+            )
         )
     if config.exporter.enabled:
-        sinks += _open_endpoint(config, run_name, health, meanings)
+        sinks += _open_endpoint(config, run_name, health, meanings, run_id, attempt)
     return sinks
 
 
 def _open_endpoint(
-    config: MonitorConfig, run_name: str, health: Health, meanings: Meanings
+    config: MonitorConfig,
+    run_name: str,
+    health: Health,
+    meanings: Meanings,
+    run_id: str,
+    attempt: int,
 ) -> list[Sink]:
+    exporter, experiment = config.exporter, config.experiment
     try:
-        return [PrometheusSink(run_name, config.exporter, health, config.experiment, meanings)]
+        return [
+            PrometheusSink(
+                run_name, exporter, health, experiment, meanings, run_id=run_id, attempt=attempt
+            )
+        ]
     except OSError as error:
         if "exporter" in config.model_fields_set:
             raise ConfigError(f"exporter: {error}") from error
@@ -246,13 +302,16 @@ def _open_endpoint(
         return []
 
 
-def open_annotations(config: MonitorConfig, run_name: str, health: Health) -> list[Sink]:
+def open_annotations(
+    config: MonitorConfig, run_name: str, health: Health, *, run_id: str
+) -> list[Sink]:
     """The sink that writes transitions into the Grafana of the configuration, if there is one.
 
     Args:
         config: The configuration.
         run_name: Name of the run.
         health: Where failures are counted.
+        run_id: Identity of the run.
 
     Raises:
         ConfigError: Its address cannot be one, or there is no token.
@@ -262,6 +321,7 @@ def open_annotations(config: MonitorConfig, run_name: str, health: Health) -> li
     sink = GrafanaAnnotations(
         config.grafana.url,
         run_name,
+        run_id=run_id,
         token_file=config.grafana.token_file,
         timeout_seconds=config.grafana.timeout_seconds,
     )

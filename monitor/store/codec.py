@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 from phasewatch.monitor.core.columns import Column, observations_of
+from phasewatch.monitor.core.redaction import redact
 from phasewatch.monitor.core.types import (
     Estimate,
     EstimateStatus,
@@ -106,7 +107,7 @@ def encode_observation(stream_id: int, attempt: int, observation: Observation) -
         float(observation.timestamp),
         float(observation.duration_seconds),
         observation.status.value,
-        observation.reason or None,
+        redact(observation.reason) if observation.reason else None,
     )
 
 

@@ -16,6 +16,7 @@ from phasewatch.monitor.core.columns import Chunk, Column
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import DetectorKind, Meanings, Role, StreamMeaning
 from phasewatch.monitor.core.ownership import is_ours
+from phasewatch.monitor.core.stray import let_through
 from phasewatch.monitor.core.types import EstimateStatus, Observation, Transition, TransitionStatus
 from phasewatch.monitor.transitions.episodes import Point
 from phasewatch.monitor.transitions.streams import Override, Stream, Streams, create_detector
@@ -142,7 +143,8 @@ class Detection:
                 continue
             try:
                 points += self._take_column(stream, stream.detector, column)
-            except Exception as error:
+            except BaseException as error:
+                let_through(error)
                 self._put_away(stream, error)
         points.sort(key=lambda point: (point.step, point.timestamp, point.name))
         validated = min(
@@ -160,7 +162,7 @@ class Detection:
         self._tracker.has_validation |= math.isfinite(validated[0])
         return changed
 
-    def _put_away(self, stream: Stream, error: Exception) -> None:
+    def _put_away(self, stream: Stream, error: BaseException) -> None:
         """A detector that raises detects no more; its stream is still stored."""
         stream.detector = None
         self._health.measurement_failures[f"detector of {stream.name}"] += 1
@@ -225,7 +227,8 @@ class Detection:
             alarm = stream.update(step, value, observation.stderr)
             ahead = self._ahead.get(name)
             sign = ahead.update(step, value, observation.stderr) if ahead is not None else None
-        except Exception as error:
+        except BaseException as error:
+            let_through(error)
             self._put_away(stream, error)
             return []
         point = Point(

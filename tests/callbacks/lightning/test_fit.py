@@ -273,7 +273,8 @@ def test_a_failure_at_the_end_of_a_fit_is_counted_and_does_not_hide_trainings_ow
     )
     setattr(watch, broken, fail)
     monitor = TransitionMonitor()
-    monitor._watch, monitor._fit = watch, types.SimpleNamespace(state_dict=dict)
+    monitor._watch = watch
+    monitor._fit = types.SimpleNamespace(state_dict=dict, global_step=7)
     monitor.on_exception(None, None, ValueError("training's own"))
     assert watch.health.measurement_failures["monitor"] == 1
     assert "run mine failed" in caplog.text

@@ -11,6 +11,7 @@ from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.errors import StoreError
 from phasewatch.monitor.core.types import RunState
 from phasewatch.monitor.store import database, writer
+from phasewatch.monitor.store import store as store_module
 from phasewatch.monitor.store.store import Store
 from support.records import make_observation, make_transition, start_python, wait_until
 
@@ -19,6 +20,7 @@ from support.records import make_observation, make_transition, start_python, wai
 def _impatient(monkeypatch):
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
     monkeypatch.setattr(writer, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(store_module, "ENTER_SECONDS", 0.2)
 
 
 @pytest.fixture
