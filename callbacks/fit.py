@@ -81,6 +81,11 @@ class Fit:
         with self._watch.spending():
             self._prepare(state.get("probe"))
 
+    @property
+    def global_step(self) -> int:
+        """Where the trainer stands."""
+        return int(self._trainer.global_step)
+
     def state_dict(self) -> dict[str, Any]:
         """Steps, and the probe where a resumed run could not find it again."""
         state: dict[str, Any] = {"step": self._steps.step, "counting": self._steps.counting}

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from phasewatch.callbacks.fit import Fit
 from phasewatch.callbacks.settings import settle_config
+from phasewatch.callbacks.stages import renamed_state, stopped_early
 from phasewatch.detectors.base import Detector
 from phasewatch.monitor.alerts import AlertsConfig
 from phasewatch.monitor.config import ExporterConfig, MonitorConfig
+from phasewatch.monitor.ending import ended_by, reason_for
 from phasewatch.monitor.errors import ConfigError
 from phasewatch.monitor.schedule import EveryNSteps, LogSpaced
 from phasewatch.monitor.types import Observable, RunState, Sink, Transition
@@ -116,6 +118,7 @@ class MonitorHooks:
         self._watch: Watch | None = None
         self._fit: Fit | None = None
         self._pending: dict[str, Any] = {}
+        self._ended_at: int | None = None  # step at which `_pending` was left by a fit of ours
 
     # ---- what users read
 
@@ -170,20 +173,23 @@ class MonitorHooks:
         if self._watch is None:
             return
         state, self._pending = self._pending, {}
+        if self._ended_at is not None and trainer.global_step < self._ended_at:
+            state = {}  # of the fit before, and this one begins anew: the watch makes a new run
+        self._ended_at = None
         if state:
             self._watch.load_state_dict(state["watch"])
         self._fit = Fit(trainer, pl_module, self._watch, self._subject_settings)
         self._fit.start(state)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """End the attempt."""
-        self._finish(RunState.FINISHED)
+        """End the attempt: finished, or stopped early."""
+        stopped = stopped_early(trainer)
+        self._finish(RunState.STOPPED if stopped else RunState.FINISHED, stopped)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """End the attempt as failed, or as interrupted by the user or the system."""
-        stopped = isinstance(exception, KeyboardInterrupt) or "SIGTERM" in type(exception).__name__
-        reason = f"{type(exception).__name__}: {exception}".removesuffix(": ")
-        self._finish(RunState.INTERRUPTED if stopped else RunState.FAILED, reason)
+        """End the attempt as failed, as stopped on purpose, or as interrupted."""
+        state = ended_by(exception, self._config.stop_exceptions)
+        self._finish(state, reason_for(exception))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """End the attempt, if nothing has yet."""
@@ -193,6 +199,7 @@ class MonitorHooks:
         fit, self._fit = self._fit, None
         if fit is None or self._watch is None:
             return
+        self._ended_at = fit.global_step
         try:
             # Kept for a second fit and for checkpoints that are written after the end.
             self._pending = {**fit.state_dict(), "watch": self._watch.state_dict()}
@@ -272,6 +279,12 @@ class MonitorHooks:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state for the next start. Tuners call this in the middle: nothing opens here."""
         self._pending = dict(state_dict)
+        self._ended_at = None
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Find the run of a checkpoint that has it under another name: it goes on renamed."""
+        if (found := renamed_state(checkpoint, self.state_key)) is not None:
+            self.load_state_dict(found)
 
     # ---- helpers
 

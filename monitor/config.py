@@ -265,6 +265,8 @@ class MonitorConfig(_Model):
             "precursor", or one that sees a supporting stream move early. None by default.
         better: "up" or "down", by stream name: which way is better, where the name does not tell.
         false_alarms_per_run: Expected false alarms of a whole run, over all its streams.
+        stop_exceptions: Names of exceptions by which you end training on purpose, besides those of
+            tuners and of early stopping: the run is then stopped, and not failed.
         seed: Seed of everything random in the monitor.
     """
 
@@ -287,6 +289,7 @@ class MonitorConfig(_Model):
     precursors: Mapping[str, DetectorConfig] = Field(default_factory=dict)
     better: Mapping[str, Direction] = Field(default_factory=dict)
     false_alarms_per_run: PositiveFloat = 0.1
+    stop_exceptions: tuple[str, ...] = ()
     seed: NonNegativeInt = 0
 
     @field_validator("observables", mode="before")

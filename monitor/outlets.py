@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -77,13 +78,22 @@ class Outlets:
 
     def notify(self, transition: Transition) -> None:
         """Store a transition that changed, with the messages it calls for, and pass it on."""
+        transition = self._own(transition)
         alerts = self._alerts
         recipients = alerts.recipients(transition) if alerts is not None else ()
-        self.store.add_transition(transition, recipients)
+        self.store.add_transition(transition, recipients, attempt=self._attempt)
         if alerts is not None and recipients:
             self._guard("alerts", lambda: alerts.expect(transition))
         for sink in self._sinks:
             self._call(sink, lambda s: s.notify(transition))
+
+    def keep(self, transition: Transition) -> None:
+        """Store a transition that changed in a way that is no news for anybody."""
+        self.store.add_transition(self._own(transition), attempt=self._attempt)
+
+    def _own(self, transition: Transition) -> Transition:
+        """A branch tells of a transition that began before it as of its own run."""
+        return replace(transition, run=self._run_id)
 
     def flush(self) -> None:
         """Ask every sink to send out what it holds back."""

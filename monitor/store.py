@@ -18,22 +18,25 @@ import os
 import time
 import uuid
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import func, insert, select
+from sqlalchemy.exc import IntegrityError
 
+from phasewatch.monitor import store_carried as carried
 from phasewatch.monitor import store_schema as schema
 from phasewatch.monitor.errors import StoreError
 from phasewatch.monitor.outbox import Outbox, Recipient
 from phasewatch.monitor.scalars import Column
 from phasewatch.monitor.store_codec import to_json
 from phasewatch.monitor.store_engine import Database
+from phasewatch.monitor.store_lineage import free_name, has_rival, lineage
 from phasewatch.monitor.store_process import ProcessIdentity
-from phasewatch.monitor.store_reader import Reader, RunInfo, StreamInfo
+from phasewatch.monitor.store_reader import Hole, Reader, RunInfo, StreamInfo
 from phasewatch.monitor.store_rows import (
     ColumnRow,
     EndRow,
@@ -44,7 +47,7 @@ from phasewatch.monitor.store_rows import (
 from phasewatch.monitor.store_writer import Writer
 from phasewatch.monitor.types import Observation, RunState, Transition
 
-__all__ = ["RunInfo", "Store", "StreamInfo"]
+__all__ = ["Begun", "Hole", "RunInfo", "Store", "StreamInfo"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +56,26 @@ CAPACITY = 100_000
 
 CLOSE_SECONDS = 10.0
 """How long closing waits for the last rows."""
+
+ENTER_SECONDS = 30.0
+"""How long entering a run waits for a lock that another process holds."""
+
+
+class Begun(NamedTuple):
+    """An attempt that has begun.
+
+    Attributes:
+        run_id: Identity of its run.
+        attempt: Its number.
+        name: Name of its run.
+        branch_of: The run it branched off; None if it is no branch.
+    """
+
+    run_id: str
+    attempt: int
+    name: str
+    branch_of: str | None = None
+
 
 _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
 
@@ -81,6 +104,7 @@ class Store:
         self._database = Database(source, create=create)
         self._rows = RowWriter()
         self._writer = Writer(self._database, self._rows, capacity=capacity)
+        self._entered: dict[str, carried.Entered] = {}
         self._reader = Reader(self._database)
         _open_stores.add(self)
 
@@ -150,6 +174,7 @@ class Store:
         run_id: str | None = None,
         attempt: int = 1,
         resumed_step: int | None = None,
+        parent: tuple[str, int] | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> tuple[str, int]:
         """Enter a run, or another attempt of one. Written at once.
@@ -159,8 +184,9 @@ class Store:
             run_id: Its identity; None makes a new one.
             attempt: Which fit of the run this is. The next free number is taken if it is in use,
                 as when one checkpoint is resumed twice.
-            resumed_step: Step the run was resumed from. What earlier attempts observed after it is
+            resumed_step: Step the run was resumed from. What the parent observed after it is
                 superseded: kept, and hidden from reading. None supersedes nothing.
+            parent: Run and attempt that are gone on with; None is the attempt before.
             config: The configuration, kept for the record.
 
         Returns:
@@ -181,6 +207,8 @@ class Store:
             "started_at": now,
             "ended_at": None,
             "resumed_step": resumed_step,
+            "parent_run": None if parent is None or parent[0] == run_id else parent[0],
+            "parent_attempt": None if parent is None else parent[1],
             "last_step": resumed_step,
             "heartbeat": now,
             "config": None if config is None else to_json(config),
@@ -189,44 +217,187 @@ class Store:
             "pid": process.pid,
             "process_start": process.start,
         }
-        table = schema.attempts
-        try:
-            with self._database.writing() as connection:
-                taken = connection.execute(
-                    select(func.max(table.c.attempt)).where(table.c.run_id == run_id)
-                ).scalar()
-                values["attempt"] = max(attempt, (taken or 0) + 1)
-                connection.execute(insert(table), values)
-        except Exception as error:
-            raise StoreError(
-                f"run {name!r} cannot be entered into store {self.where}: "
-                f"{schema.reason_of(error)}. Give a store that can be written"
-            ) from error
+        self._patiently(
+            f"run {name!r} cannot be entered into", lambda: self._enter(values, attempt)
+        )
         self._rows.opened(values)
         self._writer.nudge()
         return run_id, values["attempt"]
 
+    def _enter(self, values: dict[str, Any], attempt: int) -> None:
+        table = schema.attempts
+        with self._database.writing() as connection:
+            number = connection.execute(
+                select(func.max(table.c.attempt)).where(table.c.run_id == values["run_id"])
+            ).scalar()
+            values["attempt"] = max(attempt, (number or 0) + 1)
+            connection.execute(insert(table), values)
+
+    def _patiently(self, what: str, write: Callable[[], Any]) -> Any:
+        """Write at once, and wait for a while for who holds the lock.
+
+        Raises:
+            StoreError: It cannot be written; begins with `what`.
+        """
+        deadline = time.monotonic() + ENTER_SECONDS
+        while True:
+            try:
+                return write()
+            except Exception as error:
+                # On a server another process may have taken the same number.
+                is_passing = isinstance(error, IntegrityError) or self._database.is_busy(error)
+                if is_passing and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    continue
+                raise StoreError(
+                    f"{what} store {self.where}: {schema.reason_of(error)}. Give a store that can "
+                    "be written"
+                ) from error
+
+    def resume_run(
+        self,
+        *,
+        name: str,
+        run_id: str,
+        attempt: int,
+        step: int,
+        is_renamed: bool = False,
+        config: Mapping[str, Any] | None = None,
+    ) -> Begun:
+        """Go on from a checkpoint: with its run, or on a branch where another fit has done so.
+
+        Args:
+            name: Name of the run.
+            run_id: Identity of the run.
+            attempt: The attempt that made the checkpoint.
+            step: Step of the checkpoint.
+            is_renamed: Whether a person gave the name now: a branch then has it as it is.
+            config: The configuration, kept for the record.
+
+        Raises:
+            StoreError: The database cannot be written.
+        """
+        branch_of = run_id if has_rival(self._database, run_id, attempt) else None
+        parent = (run_id, attempt)
+        if branch_of is not None:
+            run_id = uuid.uuid4().hex
+            if not is_renamed:
+                with self._database.reading() as connection:
+                    name = free_name(connection, f"{name}@{step}")
+        first = 1 if branch_of is not None else attempt + 1
+        begun = self.begin_run(
+            name=name,
+            run_id=run_id,
+            attempt=first,
+            resumed_step=step,
+            parent=parent,
+            config=config,
+        )
+        return Begun(*begun, name, branch_of)
+
+    def knows(self, run_id: str) -> bool:
+        """Whether any attempt of a run is in this store."""
+        return self._fresh_reader().knows(run_id)
+
+    def num_attempts(self, run_id: str, attempt: int) -> int:
+        """How many attempts, its parents' included, the history of an attempt consists of."""
+        with self._database.reading() as connection:
+            return len(lineage(connection, run_id, attempt))
+
+    # Checkpoints --------------------------------------------------------------------------------
+
+    def carry(self, run_id: str, timeout: float) -> dict[str, Any]:
+        """What a checkpoint must hold of the history, as plain containers.
+
+        Waits up to `timeout` seconds until the store holds everything; while it is known to fail,
+        not at all. What it does not hold then is in the result.
+
+        Args:
+            run_id: The run.
+            timeout: Seconds.
+        """
+        rows: list[Any] = []
+        if not self.flush(0.0 if self._writer.is_failing else timeout):
+            rows = self._writer.pending()
+        records, num_left = carried.encode_rows(rows, run_id)
+        if records or num_left:
+            beyond = f"; {num_left} more do not fit and are lost if it stays so" if num_left else ""
+            logger.warning(
+                "store %s does not yet hold %d rows that a checkpoint speaks of; they are kept in "
+                "the checkpoint itself%s",
+                self.where,
+                sum(row.size for row in rows) - num_left,
+                beyond,
+            )
+        entered = {name: [*seen] for name, seen in self._entered.get(run_id, {}).items()}
+        return {"rows": records, "entered": entered, "store": self.where}
+
+    def take_over(
+        self, run_id: str, attempt: int, step: int, state: Mapping[str, Any], parent_run: str
+    ) -> tuple[int, int]:
+        """Compare what a checkpoint says with what the store holds, and enter what is missing.
+
+        Args:
+            run_id: The run that has resumed.
+            attempt: Its attempt.
+            step: The step it resumed from.
+            state: What `carry` gave.
+            parent_run: The run that the checkpoint is of.
+
+        Returns:
+            Rows entered, and rows missing for good; these are marked as holes.
+
+        Raises:
+            StoreError: The database cannot be read or written.
+        """
+        entered = {name: [int(n) for n in seen] for name, seen in state["entered"].items()}
+        self._entered[run_id] = {name: [*seen] for name, seen in entered.items()}
+        rows = carried.decode_rows(state["rows"], parent_run)
+
+        def compare() -> tuple[int, int]:
+            with self._database.writing() as connection:
+                num_entered = carried.enter(connection, RowWriter(), rows)
+                return num_entered, carried.note_holes(connection, run_id, attempt, step, entered)
+
+        found: tuple[int, int] = self._patiently(f"run {run_id} cannot be gone on with in", compare)
+        return found
+
+    def _count(self, run_id: str, name: str, number: int, last_step: int) -> None:
+        seen = self._entered.setdefault(run_id, {}).setdefault(name, [0, last_step])
+        seen[0] += number
+        seen[1] = max(seen[1], last_step)
+
+    # Rows ---------------------------------------------------------------------------------------
+
     def add_observation(self, run_id: str, attempt: int, observation: Observation) -> None:
         """Queue one observation. Never blocks and never raises."""
         if not (self._closed or self._forked):
+            self._count(run_id, observation.name, 1, int(observation.step))
             self._writer.put(ObservationRow(run_id, attempt, observation))
 
     def add_scalars(self, run_id: str, attempt: int, name: str, column: Column) -> None:
         """Queue many values of one scalar stream at once. Never blocks and never raises."""
-        if not (self._closed or self._forked):
+        if column.steps and not (self._closed or self._forked):
+            self._count(run_id, name, len(column.steps), max(column.steps))
             self._writer.put(ColumnRow(run_id, attempt, name, column))
 
     def add_transition(
-        self, transition: Transition, recipients: tuple[Recipient, ...] = ()
+        self,
+        transition: Transition,
+        recipients: tuple[Recipient, ...] = (),
+        *,
+        attempt: int | None = None,
     ) -> None:
         """Queue a transition as it stands now. Each call keeps one change of its life.
 
         Args:
             transition: What to keep.
             recipients: Whom to tell: their messages enter the outbox in the same transaction.
+            attempt: The attempt that says it; None is the one that found it.
         """
         if not (self._closed or self._forked):
-            self._writer.put_always(TransitionRow(transition, time.time(), recipients))
+            teller = transition.attempt if attempt is None else attempt
+            self._writer.put_always(TransitionRow(transition, time.time(), recipients, teller))
 
     def end_run(self, run_id: str, attempt: int, state: RunState, reason: str = "") -> None:
         """Say how an attempt ended, and write what is queued before it. Never raises."""
@@ -267,6 +438,14 @@ class Store:
         """
         return self._fresh_reader().run(name_or_id)
 
+    def runs_named(self, name: str) -> list[RunInfo]:
+        """All runs of one name, the latest first: a name that was given may be given again."""
+        return self._fresh_reader().names_alike(name)
+
+    def holes(self, run_id: str, *, attempt: int | None = None) -> list[Hole]:
+        """What is known to be missing from the history of a run."""
+        return self._fresh_reader().holes(run_id, attempt)
+
     def names(self, run_id: str) -> list[str]:
         """Names of what was observed in a run, sorted."""
         return self._fresh_reader().names(run_id)
@@ -280,7 +459,7 @@ class Store:
         return self._fresh_reader().streams(run_id)
 
     def history(
-        self, run_id: str, name: str, *, superseded: bool = False
+        self, run_id: str, name: str, *, superseded: bool = False, attempt: int | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
         """Steps, values and standard errors (NaN where exact) of one stream, each of shape (n,).
 
@@ -288,8 +467,9 @@ class Store:
             run_id: Id of the run.
             name: Name of the stream; arrays are empty if it was never observed.
             superseded: Show what a resume has superseded as well.
+            attempt: The attempt whose history it is; None is the latest.
         """
-        return self._fresh_reader().history(run_id, name, superseded=superseded)
+        return self._fresh_reader().history(run_id, name, superseded=superseded, attempt=attempt)
 
     def observations(
         self, run_id: str, name: str, *, superseded: bool = False
@@ -297,21 +477,26 @@ class Store:
         """The observations of one stream, by step, each with its detail."""
         return self._fresh_reader().observations(run_id, name, superseded=superseded)
 
-    def in_order(self, run_id: str, *, step: int | None = None) -> Iterator[Observation]:
+    def in_order(
+        self, run_id: str, *, step: int | None = None, attempt: int | None = None
+    ) -> Iterator[Observation]:
         """Everything observed in a run, by step and time, read as it is asked for.
 
         Args:
             run_id: Id of the run.
             step: Only what was observed at this step.
+            attempt: The attempt whose history it is; None is the latest.
 
         Yields:
             Observations that no resume has superseded, without their details.
         """
-        yield from self._fresh_reader().in_order(run_id, step)
+        yield from self._fresh_reader().in_order(run_id, step, attempt)
 
-    def transitions(self, run_id: str, *, superseded: bool = False) -> list[Transition]:
+    def transitions(
+        self, run_id: str, *, superseded: bool = False, attempt: int | None = None
+    ) -> list[Transition]:
         """The transitions of a run as they stand, by onset."""
-        return self._fresh_reader().transitions(run_id, superseded=superseded)
+        return self._fresh_reader().transitions(run_id, superseded=superseded, attempt=attempt)
 
     def transition_changes(self, transition_id: str) -> list[tuple[float, Transition]]:
         """The life of one transition: when it was said (Unix seconds), and what."""

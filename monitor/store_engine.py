@@ -99,6 +99,13 @@ class Database:
                     f"store {self.where} cannot be read: {schema.reason_of(error)}"
                 ) from error
 
+    def is_busy(self, error: BaseException) -> bool:
+        """Whether an error only says that another process has the write lock just now."""
+        original = getattr(error, "orig", None) or error
+        return isinstance(original, sqlite3.OperationalError) and (
+            "locked" in str(original) or "busy" in str(original)
+        )
+
     def lost(self) -> bool:
         """Whether the file is no longer the one that was opened.
 
@@ -134,7 +141,10 @@ class Database:
     def _prepare(self, create: bool) -> None:
         if not create:
             with self.engine.connect() as connection:
-                schema.check_version(schema.stored_version(connection), self.where)
+                version = schema.stored_version(connection)
+            schema.check_version(version, self.where)
+            if version is not None and version < schema.SCHEMA_VERSION:
+                self._migrate(version)
         else:
             if self.path is not None:
                 self._choose_journal(self.path)
@@ -146,6 +156,17 @@ class Database:
                 with self.writing() as connection:
                     schema.prepare(connection, self.where)
         self._inode = _inode(self.path)
+
+    def _migrate(self, version: int) -> None:
+        try:
+            with self.writing() as connection:
+                schema.prepare(connection, self.where)
+        except SQLAlchemyError as error:
+            raise StoreError(
+                f"store {self.where} has schema version {version} and must be brought to "
+                f"{schema.SCHEMA_VERSION} before it can be read: {schema.reason_of(error)}. Open "
+                "it once where it can be written, or work on a copy"
+            ) from error
 
     def _choose_journal(self, path: Path) -> None:
         kind = network_file_system(path)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Select, Table, false, func, or_, select, true
+from sqlalchemy import Select, and_, false, func, or_, select, true
 from sqlalchemy.engine import Connection, Row
 
 from phasewatch.monitor import store_schema as schema
 from phasewatch.monitor.errors import StoreError
 from phasewatch.monitor.store_codec import decode_estimate, decode_numbers, decode_transition
 from phasewatch.monitor.store_engine import Database
+from phasewatch.monitor.store_lineage import Span, lineage, within
 from phasewatch.monitor.store_process import ProcessIdentity
 from phasewatch.monitor.types import EstimateStatus, Observation, RunState, Transition
 
@@ -53,6 +54,8 @@ class RunInfo:
         host: Machine of its latest attempt.
         pid: Process of its latest attempt.
         last_seen: When it last wrote, in Unix seconds.
+        branch_of: Id of the run that this one branched off; None if it did not.
+        branch_step: Step of the checkpoint from which it branched off.
     """
 
     id: str
@@ -67,6 +70,27 @@ class RunInfo:
     host: str
     pid: int
     last_seen: float
+    branch_of: str | None = None
+    branch_step: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hole:
+    """Rows that a fit had observed, and that are not in the store.
+
+    Attributes:
+        stream: Name of the stream.
+        first_step: What is missing lies after this step,
+        last_step: and up to this one.
+        num_rows: How many rows are missing.
+        reason: Why, as far as is known.
+    """
+
+    stream: str
+    first_step: int
+    last_step: int
+    num_rows: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,37 +149,67 @@ class Reader:
             f"no run {name_or_id!r} in store {self._database.where}; known runs: {known}"
         )
 
+    def knows(self, run_id: str) -> bool:
+        """Whether any attempt of a run is here."""
+        query = select(schema.attempts.c.attempt).where(schema.attempts.c.run_id == run_id)
+        with self._database.reading() as connection:
+            return connection.execute(query.limit(1)).first() is not None
+
+    def names_alike(self, name: str) -> list[RunInfo]:
+        """Runs of one name, the latest first."""
+        return [run for run in self.runs() if run.name == name]
+
     def names(self, run_id: str) -> list[str]:
         """Names of the streams of a run."""
-        table = schema.streams
-        query = select(table.c.name).where(table.c.run_id == run_id).distinct()
-        with self._database.reading() as connection:
-            return sorted(connection.execute(query).scalars())
+        return sorted(self.units(run_id))
 
     def units(self, run_id: str) -> dict[str, str]:
         """Unit of each stream of a run, by name."""
         table = schema.streams
-        query = select(table.c.name, table.c.unit).where(table.c.run_id == run_id)
         with self._database.reading() as connection:
+            runs = _runs_of(lineage(connection, run_id), run_id)
+            query = select(table.c.name, table.c.unit).where(table.c.run_id.in_(runs))
             return {row.name: row.unit for row in connection.execute(query.order_by(table.c.id))}
 
     def streams(self, run_id: str) -> list[StreamInfo]:
         """What was observed, in short."""
         names = self.names(run_id)
         with self._database.reading() as connection:
-            hidden = _hidden(connection, run_id)
-            infos = [_stream_info(connection, run_id, name, hidden) for name in names]
+            spans = lineage(connection, run_id)
+            infos = [_stream_info(connection, name, spans) for name in names]
         return [info for info in infos if info is not None]
 
+    def holes(self, run_id: str, attempt: int | None = None) -> list[Hole]:
+        """What is known to be missing from a history, by stream and step."""
+        table = schema.holes
+        found = []
+        with self._database.reading() as connection:
+            for span in lineage(connection, run_id, attempt):
+                query = select(table).where(
+                    table.c.run_id == span.run_id, table.c.attempt == span.attempt
+                )
+                found += [
+                    Hole(
+                        stream=row.stream,
+                        first_step=row.first_step,
+                        last_step=row.last_step,
+                        num_rows=row.num_rows,
+                        reason=row.reason,
+                    )
+                    for row in connection.execute(query.order_by(table.c.id))
+                    if span.last_step is None or row.first_step < span.last_step
+                ]
+        return sorted(found, key=lambda hole: (hole.stream, hole.first_step))
+
     def history(
-        self, run_id: str, name: str, *, superseded: bool
+        self, run_id: str, name: str, *, superseded: bool, attempt: int | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
         """Steps, values and standard errors of one stream."""
         table = schema.observations
         columns = (table.c.step, table.c.value, table.c.stderr, table.c.nonfinite)
         with self._database.reading() as connection:
-            hidden = {} if superseded else _hidden(connection, run_id)
-            query = _of_stream(select(*columns), _units(connection, run_id, name), hidden)
+            spans = _spans(connection, run_id, attempt, superseded=superseded)
+            query = _of_streams(select(*columns), _streams(connection, name, spans), spans)
             rows = connection.execute(query.order_by(*_BY_STEP)).all()
         # Millions of rows: column by column, and only the few odd ones one by one.
         steps, values, stderrs, codes = zip(*rows, strict=True) if rows else ((), (), (), ())
@@ -173,25 +227,32 @@ class Reader:
         table, details = schema.observations, schema.estimates
         columns = (table, details.c.body, details.c.chain_loss)
         with self._database.reading() as connection:
-            hidden = {} if superseded else _hidden(connection, run_id)
-            units = _units(connection, run_id, name)
-            query = _of_stream(select(*columns), units, hidden).outerjoin(
+            spans = _spans(connection, run_id, None, superseded=superseded)
+            streams = _streams(connection, name, spans)
+            query = _of_streams(select(*columns), streams, spans).outerjoin(
                 details, details.c.observation_id == table.c.id
             )
             rows = connection.execute(query.order_by(*_BY_STEP)).all()
+        units = {row.id: row.unit for row in streams}
         return [_observation(row, name, units[row.stream_id]) for row in rows]
 
-    def in_order(self, run_id: str, step: int | None) -> Iterator[Observation]:
+    def in_order(
+        self, run_id: str, step: int | None, attempt: int | None = None
+    ) -> Iterator[Observation]:
         """Everything observed in a run, or at one step of it, by step and time."""
         table, streams = schema.observations, schema.streams
         own = ("step", "epoch", "value", "stderr", "nonfinite", "timestamp", "duration_seconds")
         columns = [table.c[name] for name in (*own, "status", "reason")]
         with self._database.reading() as connection:
-            hidden = _hidden(connection, run_id)
+            spans = lineage(connection, run_id, attempt)
+            shown = [
+                and_(streams.c.run_id == run, within(table, "step", spans, run))
+                for run in _runs_of(spans, run_id)
+            ]
             query = (
                 select(streams.c.name, streams.c.unit, *columns)
                 .join(streams, streams.c.id == table.c.stream_id)
-                .where(streams.c.run_id == run_id, *_shown(table, "step", hidden))
+                .where(or_(false(), *shown))
                 .where(true() if step is None else table.c.step == step)
                 .order_by(table.c.step, table.c.timestamp, table.c.id)
                 .execution_options(yield_per=ROWS_AT_ONCE)
@@ -224,15 +285,19 @@ class Reader:
                     reason=reason or "",
                 )
 
-    def transitions(self, run_id: str, *, superseded: bool) -> list[Transition]:
+    def transitions(
+        self, run_id: str, *, superseded: bool, attempt: int | None = None
+    ) -> list[Transition]:
         """The transitions of a run as they stand, by onset."""
         table = schema.transitions
         with self._database.reading() as connection:
-            hidden = {} if superseded else _hidden(connection, run_id)
+            spans = _spans(connection, run_id, attempt, superseded=superseded)
+            shown = [
+                and_(table.c.run_id == run, within(table, "recorded_step", spans, run))
+                for run in _runs_of(spans, run_id)
+            ]
             rows = connection.execute(
-                select(table.c.id, table.c.body)
-                .where(table.c.run_id == run_id, *_shown(table, "recorded_step", hidden))
-                .order_by(table.c.seq)
+                select(table.c.id, table.c.body).where(or_(false(), *shown)).order_by(table.c.seq)
             ).all()
         standing = {row.id: row.body for row in rows}  # the last word on each
         found = [decode_transition(body) for body in standing.values()]
@@ -250,63 +315,55 @@ class Reader:
         return [(row.recorded_at, decode_transition(row.body)) for row in rows]
 
 
-def _units(connection: Connection, run_id: str, name: str) -> dict[int, str]:
-    """Numbers of the streams of one name, and the unit of each: nearly always one."""
+def _runs_of(spans: Sequence[Span], run_id: str) -> list[str]:
+    return [*dict.fromkeys((run_id, *(span.run_id for span in spans)))]
+
+
+def _spans(
+    connection: Connection, run_id: str, attempt: int | None, *, superseded: bool
+) -> list[Span]:
+    """The history of an attempt; with what was superseded, every attempt of the run in full."""
+    spans = lineage(connection, run_id, attempt)
+    if not superseded:
+        return spans
+    table = schema.attempts
+    numbers = connection.execute(select(table.c.attempt).where(table.c.run_id == run_id)).scalars()
+    own = [Span(run_id, number, None) for number in numbers]
+    return [*own, *(span for span in spans if span.run_id != run_id)]
+
+
+def _streams(connection: Connection, name: str, spans: Sequence[Span]) -> list[Row[Any]]:
+    """The streams of one name in a history: nearly always one."""
     table = schema.streams
-    rows = connection.execute(
-        select(table.c.id, table.c.unit).where(table.c.run_id == run_id, table.c.name == name)
-    )
-    return {row.id: row.unit for row in rows}
+    runs = {span.run_id for span in spans}
+    query = select(table.c.id, table.c.run_id, table.c.unit)
+    return [*connection.execute(query.where(table.c.run_id.in_(runs), table.c.name == name))]
 
 
-def _of_stream(
-    query: Select[Any], units: Mapping[int, str], hidden: Mapping[int, int]
+def _of_streams(
+    query: Select[Any], streams: Sequence[Row[Any]], spans: Sequence[Span]
 ) -> Select[Any]:
     """Restrict a query on observations to what counts of some streams."""
     table = schema.observations
     # An equality, unlike a join or a list, lets the index give the order.
-    which = [table.c.stream_id == stream for stream in units]
-    return query.select_from(table).where(or_(false(), *which), *_shown(table, "step", hidden))
-
-
-def _shown(table: Table, step: str, hidden: Mapping[int, int]) -> list[ColumnElement[bool]]:
-    """Conditions that keep out what a resume has superseded."""
-    return [
-        or_(table.c.attempt != attempt, table.c[step] <= last_step)
-        for attempt, last_step in hidden.items()
+    which = [
+        and_(table.c.stream_id == stream.id, within(table, "step", spans, stream.run_id))
+        for stream in streams
     ]
+    return query.select_from(table).where(or_(false(), *which))
 
 
-def _hidden(connection: Connection, run_id: str) -> dict[int, int]:
-    """For each attempt that a later one has cut short, its last step that still counts."""
-    table = schema.attempts
-    rows = connection.execute(
-        select(table.c.attempt, table.c.resumed_step)
-        .where(table.c.run_id == run_id)
-        .order_by(table.c.attempt.desc())
-    ).all()
-    cuts: dict[int, int] = {}
-    earliest: int | None = None
-    for row in rows:  # the latest attempt first
-        if earliest is not None:
-            cuts[row.attempt] = earliest
-        if row.resumed_step is not None:
-            earliest = min(row.resumed_step, row.resumed_step if earliest is None else earliest)
-    return cuts
-
-
-def _stream_info(
-    connection: Connection, run_id: str, name: str, hidden: Mapping[int, int]
-) -> StreamInfo | None:
-    units = _units(connection, run_id, name)
+def _stream_info(connection: Connection, name: str, spans: Sequence[Span]) -> StreamInfo | None:
+    streams = _streams(connection, name, spans)
     last = connection.execute(
-        _of_stream(select(schema.observations), units, hidden)
+        _of_streams(select(schema.observations), streams, spans)
         .order_by(*(column.desc() for column in _BY_STEP))
         .limit(1)
     ).one_or_none()
     if last is None:
         return None
-    counting = _of_stream(select(func.count()), units, hidden)
+    counting = _of_streams(select(func.count()), streams, spans)
+    units = {stream.id: stream.unit for stream in streams}
     return StreamInfo(
         name=name,
         unit=units[last.stream_id],
@@ -335,6 +392,7 @@ def _observation(row: Row[Any], name: str, unit: str) -> Observation:
 
 def _run_info(attempts: list[Row[Any]]) -> RunInfo:
     latest = max(attempts, key=lambda row: row.attempt)
+    first = min(attempts, key=lambda row: row.attempt)
     state, reason = RunState(latest.state), latest.reason
     if state is RunState.RUNNING:
         process = ProcessIdentity(
@@ -359,4 +417,6 @@ def _run_info(attempts: list[Row[Any]]) -> RunInfo:
         host=latest.host,
         pid=latest.pid,
         last_seen=latest.heartbeat,
+        branch_of=first.parent_run,
+        branch_step=None if first.parent_run is None else first.resumed_step,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Mapping, Sequence
@@ -56,12 +57,30 @@ class ColumnRow:
 
 @dataclass(frozen=True, slots=True)
 class TransitionRow:
-    """A transition as it stood when it was queued, and who is to be told."""
+    """A transition as it stood when it was queued, who is to be told, and the attempt that says it.
+
+    That may be a later one than the attempt that found it, which `transition.attempt` is.
+    """
 
     transition: Transition
     recorded_at: float
     recipients: tuple[Recipient, ...] = ()
+    attempt: int = 1
     size: ClassVar[int] = 1
+
+
+@dataclass(frozen=True, slots=True)
+class HoleRow:
+    """Rows of one stream that were lost: they did not fit into the queue, or were refused."""
+
+    run_id: str
+    attempt: int
+    stream: str
+    first_step: int
+    last_step: int
+    num_rows: int
+    reason: str
+    size: ClassVar[int] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +95,7 @@ class EndRow:
     size: ClassVar[int] = 1
 
 
-Row = ObservationRow | ColumnRow | TransitionRow | EndRow
+Row = ObservationRow | ColumnRow | TransitionRow | HoleRow | EndRow
 """What is queued. `size` is how many rows it counts for."""
 
 
@@ -132,9 +151,12 @@ class RowWriter:
             elif isinstance(row, ObservationRow):
                 self._add_observation(connection, row, others)
             elif isinstance(row, TransitionRow):
-                values = _transition_values(row, self._step_now(row.transition))
+                values = _transition_values(row, self._step_now(row))
                 key = _new_key(connection.execute(insert(schema.transitions), values))
                 enter(connection, row.transition, key, row.recipients, row.recorded_at)
+            elif isinstance(row, HoleRow):
+                values = dataclasses.asdict(row) | {"noted_at": time.time()}
+                connection.execute(insert(schema.holes), values)
             else:
                 ends.append(row)
         self._insert(connection, SCALAR_COLUMNS, SCALAR_CONSTANTS, scalars)
@@ -248,10 +270,10 @@ class RowWriter:
             .values(state=end.state, reason=end.reason, ended_at=end.ended_at)
         )
 
-    def _step_now(self, transition: Transition) -> int:
+    def _step_now(self, row: TransitionRow) -> int:
         """How far the run had got: a resume from an earlier step undoes what was said here."""
-        seen = self._last_step.get((transition.run, transition.attempt), 0)
-        return max(seen, transition.detected_step)
+        seen = self._last_step.get((row.transition.run, row.attempt), 0)
+        return max(seen, row.transition.detected_step)
 
 
 def _new_key(result: CursorResult[Any]) -> int:
@@ -265,7 +287,7 @@ def _transition_values(row: TransitionRow, recorded_step: int) -> dict[str, Any]
     return {
         "id": transition.id,
         "run_id": transition.run,
-        "attempt": transition.attempt,
+        "attempt": row.attempt,
         "recorded_step": recorded_step,
         "recorded_at": row.recorded_at,
         "kind": transition.kind.value,

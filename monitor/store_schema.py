@@ -1,9 +1,11 @@
 """Tables of the run history, and the version they carry.
 
 All names start with `phasewatch_`, so that a database may be shared with other programs. Rows of
-observations and transitions are only ever added: which of them a resume has superseded follows
-from `resumed_step` of the later attempts and is worked out when reading. Messages of the outbox are
-not superseded: what was told stays told.
+observations and transitions are only ever added: which of them belong to a fit follows from its
+`parent_attempt` and `resumed_step`, and is worked out when reading. Messages of the outbox are not
+superseded: what was told stays told.
+
+Between two versions stands a migration in `monitor/migrations`, which runs when a store is opened.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from phasewatch.monitor.errors import StoreError
 
-SCHEMA_VERSION = 1
-"""Raised by one whenever a table changes its meaning. A new table changes none."""
+SCHEMA_VERSION = 2
+"""Raised by one whenever a table changes; with a migration of the same number."""
 
 # SQLite numbers rows by itself only in a column that is exactly INTEGER.
 _Id = BigInteger().with_variant(Integer, "sqlite")
@@ -57,6 +59,10 @@ attempts = Table(
     Column("started_at", Double, nullable=False),
     Column("ended_at", Double),
     Column("resumed_step", BigInteger),
+    # What was resumed: an attempt of the same run, or of the run that this one branched off.
+    # Without either, the attempt before.
+    Column("parent_run", _Name),
+    Column("parent_attempt", Integer),
     Column("last_step", BigInteger),
     Column("heartbeat", Double, nullable=False),
     Column("config", Text),
@@ -92,7 +98,8 @@ observations = Table(
     Column("duration_seconds", Double),
     Column("status", String(16), nullable=False),
     Column("reason", Text),
-    Index("phasewatch_observations_by_step", "stream_id", "step"),
+    # The attempt is there so that counting reads nothing but the index.
+    Index("phasewatch_observations_by_step", "stream_id", "step", "attempt"),
 )
 
 estimates = Table(
@@ -143,6 +150,22 @@ outbox = Table(
     Column("last_error", Text, nullable=False, default=""),
     Index("phasewatch_outbox_by_target", "target", "delivery", "id"),
     Index("phasewatch_outbox_by_transition", "transition_id", "target"),
+    Index("phasewatch_outbox_by_run", "run_id", "delivery"),
+)
+
+holes = Table(
+    "phasewatch_holes",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("run_id", _Name, nullable=False, index=True),
+    Column("attempt", Integer, nullable=False),
+    Column("stream", _Name, nullable=False),
+    # What is missing lies after the first and up to the last step.
+    Column("first_step", BigInteger, nullable=False),
+    Column("last_step", BigInteger, nullable=False),
+    Column("num_rows", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("noted_at", Double, nullable=False),
 )
 
 
@@ -162,9 +185,20 @@ def prepare(connection: Connection, where: str) -> None:
     version = stored_version(connection)
     if version is not None:
         check_version(version, where)
-    metadata.create_all(connection)  # a store of before there were alerts gets their table
+        if version < SCHEMA_VERSION:
+            migrate(connection, version)
+            return
+    metadata.create_all(connection)
     if version is None:
         connection.execute(schema_info.insert().values(version=SCHEMA_VERSION))
+
+
+def migrate(connection: Connection, version: int) -> None:
+    """Bring the tables of an older version up to date, within the caller's transaction."""
+    from phasewatch.monitor.migrations import upgrade  # needed once in a store's life
+
+    upgrade(connection, version)
+    connection.execute(schema_info.update().values(version=SCHEMA_VERSION))
 
 
 def check_version(version: int | None, where: str) -> None:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError
 
 from phasewatch.monitor.store_engine import Database
 from phasewatch.monitor.store_process import HEARTBEAT_SECONDS
-from phasewatch.monitor.store_rows import Row, RowWriter
+from phasewatch.monitor.store_rows import ColumnRow, HoleRow, ObservationRow, Row, RowWriter
 from phasewatch.monitor.store_schema import reason_of
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._counting = threading.Lock()
+        self._moving = threading.Lock()
+        self._lost: dict[tuple[str, int, str, str], HoleRow] = {}
         self._num_put = 0  # by the producers
         self._num_done = 0  # by the writer
         self._last_beat = time.monotonic()
@@ -82,10 +84,16 @@ class Writer:
         """Whether the last write failed."""
         return self._failing
 
+    def pending(self) -> list[Row]:
+        """Rows that may not be in the database yet, in their order."""
+        with self._moving:
+            waiting = [*self._batch, *self._queue]
+        return [row for row in waiting if not isinstance(row, Barrier)]
+
     def put(self, row: Row) -> None:
         """Queue one row; drop and count it if the queue is full. Never blocks."""
         if self.depth + row.size > self._capacity:
-            self.num_dropped += row.size
+            self._drop(row, "more rows waited for the store than are kept")
             return
         self.put_always(row)
 
@@ -96,6 +104,23 @@ class Writer:
         self._queue.append(row)
         if not self._wake.is_set():
             self.nudge()
+
+    def _drop(self, row: Row, reason: str) -> None:
+        """Count a row as lost; where it would have been is marked once the store takes rows."""
+        self.num_dropped += row.size
+        if isinstance(row, ColumnRow):
+            name, steps = row.name, row.column.steps
+        elif isinstance(row, ObservationRow):
+            name, steps = row.observation.name, [row.observation.step]
+        else:
+            return
+        first, last, number = min(steps) - 1, max(steps), row.size
+        key = (row.run_id, row.attempt, name, reason)
+        with self._moving:
+            if (known := self._lost.get(key)) is not None:
+                first, last = min(first, known.first_step), max(last, known.last_step)
+                number += known.num_rows
+            self._lost[key] = HoleRow(row.run_id, row.attempt, name, first, last, number, reason)
 
     def nudge(self) -> None:
         """Start the thread, or let it see that a run has begun: from now on it must beat."""
@@ -167,10 +192,13 @@ class Writer:
 
     def _fill(self) -> None:
         num_rows = sum(row.size for row in self._batch)
-        while self._queue and num_rows < MAX_ROWS:
-            row = self._queue.popleft()
-            num_rows += row.size
-            self._batch.append(row)
+        with self._moving:
+            self._batch[:0] = self._lost.values()
+            self._lost.clear()
+            while self._queue and num_rows < MAX_ROWS:
+                row = self._queue.popleft()
+                num_rows += row.size
+                self._batch.append(row)
 
     def _guarded(self, write: Callable[[], None]) -> None:
         if self._database.lost():
@@ -197,10 +225,11 @@ class Writer:
     def _write_batch(self) -> None:
         self._write([row for row in self._batch if not isinstance(row, Barrier)])
         self._num_done += sum(row.size for row in self._batch)
-        for row in self._batch:
+        with self._moving:
+            done, self._batch = self._batch, []
+        for row in done:
             if isinstance(row, Barrier):
                 row.reached.set()
-        self._batch.clear()
 
     def _write(self, rows: list[Row]) -> None:
         try:
@@ -218,7 +247,7 @@ class Writer:
         """One row is refused for what it holds: find it, drop it and count it."""
         if len(rows) == 1:
             self.num_failed += 1
-            self.num_dropped += rows[0].size
+            self._drop(rows[0], f"refused by the database: {reason_of(error)}")
             if not self._refusal_told:
                 self._refusal_told = True
                 logger.warning(

@@ -56,10 +56,16 @@ class Cost(StrEnum):
 
 
 class RunState(StrEnum):
-    """Where a run stands. `INTERRUPTED` is what a reader calls a run whose process is gone."""
+    """Where a run stands.
+
+    FINISHED: it came to its end. STOPPED: it was ended early on purpose, by early stopping, a
+    pruner or the user's own control flow. INTERRUPTED: by Ctrl-C, a signal or preemption; also
+    what a reader calls a run whose process is gone. FAILED: training raised an error.
+    """
 
     RUNNING = "running"
     FINISHED = "finished"
+    STOPPED = "stopped"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from phasewatch.detectors.base import Detector
 from phasewatch.monitor.alerts import resolve_targets
 from phasewatch.monitor.config import MonitorConfig
 from phasewatch.monitor.detection import Detection
+from phasewatch.monitor.ending import ended_by, reason_for
 from phasewatch.monitor.errors import StoreError
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.measuring import Measuring
@@ -31,6 +33,14 @@ from phasewatch.monitor.outlets import (
     open_store,
     store_url,
 )
+from phasewatch.monitor.resuming import (
+    CARRY_SECONDS,
+    NOTHING,
+    Saved,
+    go_on,
+    tell_what_is_missing,
+)
+from phasewatch.monitor.run_names import Runs, StepCount, new_name
 from phasewatch.monitor.scalars import ScalarBuffer, chunked
 from phasewatch.monitor.store import Store
 from phasewatch.monitor.types import (
@@ -104,8 +114,13 @@ class Watch:
         self._alert_targets = resolve_targets(self.config.alerts)
         self.health = Health(overhead_budget=self.config.budget)
         self.run_id = uuid.uuid4().hex
-        self.run_name = self.config.run_name or f"run-{time.strftime('%Y%m%d-%H%M%S')}"
+        self.run_name = self.config.run_name or new_name()
         self.attempt = 0
+        self._runs = Runs(self.run_name)
+        self._saved: Saved | None = None
+        self._durable: Mapping[str, Any] = NOTHING
+        self._steps = StepCount()
+        self._told_repeats = False
         self._probe = probe
         self._val_probe = val_probe
         self._loss_fn = loss_fn
@@ -113,13 +128,8 @@ class Watch:
         self._agree = agree
         self._user_sinks = tuple(sinks)
         self._root = root
-        self._measuring = Measuring(self.config, self.health, observables)
-        self._planner = self._measuring.planner
-        if stated := self._measuring.better:
-            self.config = self.config.replace(better=stated | dict(self.config.better))
-        self._detection = Detection(
-            self.config, detectors, self.run_id, self.health, locate=self._measuring.locate
-        )
+        self._given = (observables if observables is None else [*observables], detectors)
+        self._make_parts()
         self._buffer = ScalarBuffer()
         self._record: StepRecord | None = None
         self._micro_batches: tuple[int, MicroBatches] | None = None
@@ -130,10 +140,25 @@ class Watch:
         self._drained = (0, time.perf_counter())
         self._subject: PlainSubject | None = None
 
+    def _make_parts(self) -> None:
+        """Make what observes one run: its measuring and its detection."""
+        observables, detectors = self._given
+        self._measuring = Measuring(self.config, self.health, observables)
+        self._planner = self._measuring.planner
+        if stated := self._measuring.better:
+            self.config = self.config.replace(better=stated | dict(self.config.better))
+        self._detection = Detection(
+            self.config, detectors, self.run_id, self.health, locate=self._measuring.locate
+        )
+        self._runs.make_fresh(*self._given)
+
     # ---- life cycle
 
     def start(self, step: int = 0, *, expected_steps: float = math.inf) -> None:
         """Begin an attempt of this run, or go on with it, at `step`.
+
+        Steps that go back without the state of a checkpoint are a new run, such as the next of
+        several folds: it is watched from its beginning, under the name `NAME/2`, `NAME/3` and on.
 
         Args:
             step: Optimizer steps completed so far.
@@ -144,6 +169,9 @@ class Watch:
         """
         if self._outlets is not None:
             return
+        if self.attempt and self._saved is None and step < self.health.step:
+            self._begin_anew(step)
+        self._steps = StepCount()
         self._expected_steps = expected_steps
         self._planner.start(step)
         self._drained = (step, time.perf_counter())
@@ -171,12 +199,30 @@ class Watch:
             raise
         self._outlets = Outlets(store, sinks, self.health, self.run_id, self.attempt, alerts)
         if resumed_step is not None:
+            if store.num_attempts(self.run_id, self.attempt) > 1:
+                notify, known = self._outlets.notify, self.transitions
+                tell_what_is_missing(store, self.run_id, self.attempt, known, notify)
             self._catch_up(self._outlets, resumed_step)
+
+    def _begin_anew(self, step: int) -> None:
+        """Steps have gone back: from here on it is another run."""
+        before, last = self.run_name, self.health.step
+        self.run_id, self.run_name = uuid.uuid4().hex, self._runs.next_name()
+        self.attempt, self._durable = 0, NOTHING
+        self.health = Health(overhead_budget=self.config.budget)
+        self._make_parts()
+        log.info(
+            "steps go back from %d to %d without a checkpoint: run %s is over, this is run %s",
+            last,
+            step,
+            before,
+            self.run_name,
+        )
 
     def _catch_up(self, outlets: Outlets, step: int) -> None:
         """Detect on what was observed at `step` after the checkpoint, such as its validation."""
         try:
-            stored = list(outlets.store.in_order(self.run_id, step=step))
+            stored = list(outlets.store.in_order(self.run_id, step=step, attempt=self.attempt))
         except StoreError as error:
             log.warning("what was observed at step %d is not looked at again: %s", step, error)
             return
@@ -185,16 +231,24 @@ class Watch:
                 outlets.notify(transition)
 
     def _begin(self, store: Store, resumed_step: int | None) -> None:
-        self.run_id, self.attempt = store.begin_run(
-            name=self.run_name,
-            run_id=self.run_id,
-            attempt=self.attempt + 1,
-            resumed_step=resumed_step,
-            # A database URL may hold a password; what is kept names the place without it.
-            config=self.config.model_dump(mode="json")
-            | {"store": store.where, "detectors": self._detection.streams.settings()}
-            | {"horizon": self._detection.streams.horizon},
+        # A database URL may hold a password; what is kept names the place without it.
+        config = self.config.model_dump(mode="json") | {
+            "store": store.where,
+            "detectors": self._detection.streams.settings(),
+            "horizon": self._detection.streams.horizon,
+        }
+        name = self.run_name
+        if resumed_step is None:
+            self.run_id, self.attempt = store.begin_run(
+                name=name, run_id=self.run_id, attempt=self.attempt + 1, config=config
+            )
+            return
+        saved = self._saved or Saved(
+            run_id=self.run_id, name=name, attempt=self.attempt, durable=self._durable
         )
+        begun = go_on(store, saved, name=name, step=resumed_step, config=config)
+        self.run_id, self.attempt, self.run_name = begun.run_id, begun.attempt, begun.name
+        self._saved = None
 
     def finish(self, state: RunState = RunState.FINISHED, reason: str = "") -> None:
         """End the attempt: everything observed is stored, every sink closed. Idempotent."""
@@ -206,8 +260,8 @@ class Watch:
             for transition in self._detection.finish():
                 outlets.notify(transition)
             for transition in self._detection.grown():
-                store.add_transition(transition)  # it grew since it was told: no news for a sink
-            if state is RunState.FINISHED:
+                outlets.keep(transition)  # it grew since it was told: no news for a sink
+            if state in (RunState.FINISHED, RunState.STOPPED):
                 self._look_back(outlets)
         finally:
             self._outlets = None
@@ -215,11 +269,12 @@ class Watch:
             outlets.flush()
             store.end_run(self.run_id, self.attempt, state, reason)
             outlets.close()
-            self._refresh_health(store)
+            self._durable = store.carry(self.run_id, 0.0)
             if store.is_in_memory:
                 self._ended_store = store  # closing would lose the only copy
             else:
                 store.close()
+            self._refresh_health(store)  # after the last write: what was lost is counted by now
         self._say_goodbye(state, store)
 
     def _look_back(self, outlets: Outlets) -> None:
@@ -249,7 +304,7 @@ class Watch:
             if told and transition.status is TransitionStatus.WITHDRAWN:
                 outlets.notify(transition)
             else:
-                store.add_transition(transition)
+                outlets.keep(transition)
 
     def _say_goodbye(self, state: RunState, store: Store) -> None:
         found = [t for t in self.transitions if t.status is not TransitionStatus.WITHDRAWN]
@@ -258,7 +313,8 @@ class Watch:
         if store.is_in_memory:
             log.info("its history was kept in memory only, and ends with this process")
         else:
-            log.info("look at it with: phasewatch report %s --store %s", self.run_name, store.where)
+            name = shlex.quote(self.run_name)
+            log.info("look at it with: phasewatch report %s --store %s", name, store.where)
 
     def __enter__(self) -> Self:
         self.start()
@@ -270,12 +326,10 @@ class Watch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
+        if error is None:
             self.finish(RunState.FINISHED)
-        elif issubclass(kind, Exception):
-            self.finish(RunState.FAILED, f"{kind.__name__}: {error}")
         else:
-            self.finish(RunState.INTERRUPTED, kind.__name__)
+            self.finish(ended_by(error, self.config.stop_exceptions), reason_for(error))
 
     # ---- what training calls
 
@@ -290,12 +344,26 @@ class Watch:
         """
         if "lr" in scalars and isinstance(scalars["lr"], float):
             self._learning_rate = scalars["lr"]
+        if (counted := self._steps.passed(step, scalars)) != step:
+            step = self._count_on(counted)
         if self._buffer.append(step, scalars, epoch):
             self.drain()
 
+    def _count_on(self, step: int) -> int:
+        """Say once that the steps of this loop repeat; the run's go on."""
+        if not self._told_repeats:
+            self._told_repeats = True
+            log.warning(
+                "steps begin anew without a checkpoint: a loop that counts from the first step in "
+                "each epoch. They are counted on: this is step %d of the run. Count steps through "
+                "all epochs to choose the numbers yourself",
+                step,
+            )
+        return step
+
     def due(self, step: int) -> bool:
         """Whether something is to be measured at `step`; the answer for a step does not change."""
-        return self._planner.due(step)
+        return self._planner.due(self._steps.at(step))
 
     def before_step(self, step: int, named_parameters: Iterable[tuple[str, Any]]) -> None:
         """Look at gradients and weights just before the optimizer steps to `step`, if it is due.
@@ -304,6 +372,7 @@ class Watch:
             step: Count of optimizer steps after the coming one.
             named_parameters: The live parameters; read, never written.
         """
+        step = self._steps.at(step)
         if not self._planner.due(step):
             return
         from phasewatch.monitor.observables.norms import record_step  # imports torch
@@ -331,6 +400,7 @@ class Watch:
             loss_scale: What a gradient scaler multiplied the loss by: `scaler.get_scale()`.
             num_replicas: Processes whose gradients are averaged only after the last micro-batch.
         """
+        step = self._steps.at(step)
         if not self._planner.due(step):
             return
         if self._micro_batches is None or self._micro_batches[0] != step:
@@ -383,7 +453,7 @@ class Watch:
             if isinstance(context, MeasureContext):
                 self._measure(step, context)
             else:
-                self._measure_live(step, context)
+                self._measure_live(self._steps.at(step), context)
 
     # ---- measuring
 
@@ -490,29 +560,38 @@ class Watch:
         self.drain()
         if self._outlets is not None:
             self._outlets.store.flush()
-            return self._outlets.store.history(self.run_id, name)
+            return self._outlets.store.history(self.run_id, name, attempt=self.attempt)
         if self._ended_store is not None:
-            return self._ended_store.history(self.run_id, name)
+            return self._ended_store.history(self.run_id, name, attempt=self.attempt)
         with Store(store_url(self.config, self._root), create=False) as store:
-            return store.history(self.run_id, name)
+            return store.history(self.run_id, name, attempt=self.attempt)
 
     # ---- resume
 
     def state_dict(self) -> dict[str, Any]:
-        """Identity, schedule, detectors and transitions, as plain containers."""
+        """Identity, schedule, detectors and transitions, as plain containers.
+
+        Waits, at most two seconds, until the store holds everything that the state speaks of; what
+        it does not hold then is in the state.
+        """
         self.drain()
+        if self._outlets is not None:
+            with self.spending():
+                self._durable = self._outlets.store.carry(self.run_id, CARRY_SECONDS)
         return {
             "run_id": self.run_id,
             "run_name": self.run_name,
             "attempt": self.attempt,
             "measuring": self._measuring.state_dict(),
             "detection": self._detection.state_dict(),
+            "durable": dict(self._durable),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the run that `state_dict` was taken from. Opens nothing; idempotent."""
-        self.run_id = str(state["run_id"])
-        self.run_name = str(state["run_name"])
-        self.attempt = max(self.attempt, int(state["attempt"]))
+        saved = self._saved = Saved.of(state)
+        self.run_id, self.attempt = saved.run_id, saved.attempt
+        self.run_name = self.config.run_name or saved.name
+        self._runs.go_on_from(self.run_name)
         self._measuring.load_state_dict(state["measuring"])
         self._detection.load_state_dict(state["detection"])

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from phasewatch.monitor import store as store_module
 from phasewatch.monitor import store_engine, store_writer
 from phasewatch.monitor.errors import StoreError
 from phasewatch.monitor.scalars import Column
@@ -19,6 +20,7 @@ from support.records import make_observation, make_transition, start_python, wai
 def _impatient(monkeypatch):
     monkeypatch.setattr(store_engine, "BUSY_SECONDS", 0.05)
     monkeypatch.setattr(store_writer, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(store_module, "ENTER_SECONDS", 0.2)
 
 
 @pytest.fixture
