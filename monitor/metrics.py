@@ -2,12 +2,14 @@
 
 Names start with `phasewatch_` and end in their unit; counters end in `_total` and count this
 process. Labels take values from closed sets, or name what the configuration names; every series
-of a run carries `run`. A step, a chain or a message is never a label.
+of a run carries its name for people, `run`, and its identity, `run_id`, by which rules tell runs
+apart. A step, a chain or a message is never a label.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -55,7 +57,7 @@ class Metric:
     name: str
     type: MetricType
     unit: str = ""
-    labels: tuple[str, ...] = ("run",)
+    labels: tuple[str, ...] = ("run", "run_id")
     help: str
 
 
@@ -64,7 +66,7 @@ def _gauge(name: str, help_: str, *labels: str, unit: str = "") -> Metric:
         name=f"phasewatch_{name}",
         type=MetricType.GAUGE,
         unit=unit,
-        labels=("run", *labels),
+        labels=("run", "run_id", *labels),
         help=help_,
     )
 
@@ -74,7 +76,7 @@ def _counter(name: str, help_: str, *labels: str, unit: str = "") -> Metric:
         name=f"phasewatch_{name}_total",
         type=MetricType.COUNTER,
         unit=unit,
-        labels=("run", *labels),
+        labels=("run", "run_id", *labels),
         help=help_,
     )
 
@@ -88,7 +90,7 @@ BUILD = Metric(
 RUN = Metric(
     name="phasewatch_run_info",
     type=MetricType.INFO,
-    labels=("run", "experiment", "host", "pid"),
+    labels=("run", "run_id", "attempt", "experiment", "host", "pid"),
     help="The process that trains, and the experiment the run belongs to.",
 )
 
@@ -113,7 +115,7 @@ MEASUREMENT_SECONDS = Metric(
     name="phasewatch_measurement_seconds",
     type=MetricType.HISTOGRAM,
     unit="seconds",
-    labels=("run", "observable"),
+    labels=("run", "run_id", "observable"),
     help="Time that measurements took.",
 )
 MEASUREMENT_FAILURES = _counter(
@@ -262,6 +264,33 @@ CLOSED_LABELS: dict[str, tuple[str, ...]] = {
     "split": tuple(LOSS_SPLITS.values()),
 }
 """Labels whose values are known beforehand."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunLabels:
+    """What every series of a run says of it.
+
+    Attributes:
+        run: Its name.
+        run_id: Its identity; a series of a run without one does not carry the label.
+    """
+
+    run: str
+    run_id: str = ""
+
+    def of(self, metric: Metric, values: Iterable[str]) -> dict[str, str]:
+        """The labels of a series.
+
+        Args:
+            metric: The metric.
+            values: Values of its labels, without those of this record.
+        """
+        own = (self.run, self.run_id) if metric.labels[0] == "run" else ()
+        pairs = dict(zip(metric.labels, map(label_value, (*own, *values)), strict=True))
+        return {name: value for name, value in pairs.items() if value or name not in _IDENTITY}
+
+
+_IDENTITY = ("run_id", "attempt")
 
 
 def label_value(text: str) -> str:

@@ -171,7 +171,9 @@ def _begun(url: str, begin: Callable[[Store], None]) -> Store:
     return store
 
 
-def open_exporter(config: MonitorConfig, run_name: str, health: Health) -> list[Sink]:
+def open_exporter(
+    config: MonitorConfig, run_name: str, health: Health, *, run_id: str, attempt: int
+) -> list[Sink]:
     """Start the Prometheus endpoint, and pushing if that is wanted.
 
     The default endpoint is left out where it cannot be had.
@@ -182,15 +184,29 @@ def open_exporter(config: MonitorConfig, run_name: str, health: Health) -> list[
     """
     sinks: list[Sink] = []
     if config.pushgateway is not None:
-        sinks.append(PushgatewaySink(run_name, config.pushgateway, health, config.experiment))
+        sinks.append(
+            PushgatewaySink(
+                run_name,
+                config.pushgateway,
+                health,
+                config.experiment,
+                run_id=run_id,
+                attempt=attempt,
+            )
+        )
     if config.exporter.enabled:
-        sinks += _open_endpoint(config, run_name, health)
+        sinks += _open_endpoint(config, run_name, health, run_id, attempt)
     return sinks
 
 
-def _open_endpoint(config: MonitorConfig, run_name: str, health: Health) -> list[Sink]:
+def _open_endpoint(
+    config: MonitorConfig, run_name: str, health: Health, run_id: str, attempt: int
+) -> list[Sink]:
+    exporter, experiment = config.exporter, config.experiment
     try:
-        return [PrometheusSink(run_name, config.exporter, health, config.experiment)]
+        return [
+            PrometheusSink(run_name, exporter, health, experiment, run_id=run_id, attempt=attempt)
+        ]
     except OSError as error:
         if "exporter" in config.model_fields_set:
             raise ConfigError(f"exporter: {error}") from error
@@ -198,7 +214,9 @@ def _open_endpoint(config: MonitorConfig, run_name: str, health: Health) -> list
         return []
 
 
-def open_annotations(config: MonitorConfig, run_name: str, health: Health) -> list[Sink]:
+def open_annotations(
+    config: MonitorConfig, run_name: str, health: Health, *, run_id: str
+) -> list[Sink]:
     """The sink that writes transitions into the Grafana of the configuration, if there is one.
 
     Raises:
@@ -209,6 +227,7 @@ def open_annotations(config: MonitorConfig, run_name: str, health: Health) -> li
     sink = GrafanaAnnotations(
         config.grafana.url,
         run_name,
+        run_id=run_id,
         token_file=config.grafana.token_file,
         timeout_seconds=config.grafana.timeout_seconds,
     )

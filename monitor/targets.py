@@ -41,7 +41,7 @@ MAX_PAGE = 1 << 20
 class TargetState(StrEnum):
     """What is behind a target file.
 
-    RUNNING, FINISHED, FAILED, INTERRUPTED: a process answers and says so. STALLED: it answers that
+    RUNNING, FINISHED, STOPPED, FAILED, INTERRUPTED: a process answers and says so. STALLED: it answers that
     it runs, but its steps have ceased. SILENT: it takes connections and does not answer. DEAD:
     nobody is there, or another run. ELSEWHERE: a loopback address of another machine, which
     cannot be asked from here. UNREADABLE: not a target file of ours.
@@ -50,6 +50,7 @@ class TargetState(StrEnum):
     RUNNING = "running"
     STALLED = "stalled"
     FINISHED = "finished"
+    STOPPED = "stopped"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
     SILENT = "silent"
@@ -70,6 +71,7 @@ class Target:
         content: Its text.
         address: host:port, empty where the file cannot be read.
         run: Its label `run`.
+        run_id: Its label `run_id`; empty in a file of an older phasewatch.
         host: Its label `host`.
         scheme: "http" or "https".
         state: What is behind it.
@@ -82,6 +84,7 @@ class Target:
     content: str
     address: str = ""
     run: str = ""
+    run_id: str = ""
     host: str = ""
     scheme: str = "http"
     state: TargetState = TargetState.UNREADABLE
@@ -116,7 +119,8 @@ def reap(targets: Iterable[Target]) -> list[Target]:
         if target.dead_since is None:
             continue
         resumed = any(
-            other.run == target.run
+            (other.run_id, other.run_id or other.run)
+            == (target.run_id, target.run_id or target.run)
             and other.state in ANSWERING
             and other.written_at > target.written_at
             for other in targets
@@ -142,6 +146,7 @@ def _examine(path: Path, timeout: float) -> Target | None:
         (address,) = group["targets"]
         labels = group["labels"]
         run, host = str(labels["run"]), str(labels.get("host", ""))
+        run_id = str(labels.get("run_id", ""))
         scheme = str(labels.get("__scheme__", "http"))
         if not isinstance(address, str) or scheme not in ("http", "https"):
             raise ValueError(f"no address of ours: {address!r}")
@@ -151,12 +156,14 @@ def _examine(path: Path, timeout: float) -> Target | None:
     if host not in ("", platform.node()) and _is_loopback(address):
         state, reason = TargetState.ELSEWHERE, f"{address} of {host}"
     else:
-        state, reason = _ask(f"{scheme}://{address}/metrics", run, timeout)
+        wanted = ("run_id", run_id) if run_id else ("run", run)
+        state, reason = _ask(f"{scheme}://{address}/metrics", wanted, timeout)
     return Target(
         path=path,
         content=content,
         address=address,
         run=run,
+        run_id=run_id,
         host=host,
         scheme=scheme,
         state=state,
@@ -194,7 +201,7 @@ def _is_loopback(address: str) -> bool:
         return host == "localhost"
 
 
-def _ask(url: str, run: str, timeout: float) -> tuple[TargetState, str]:
+def _ask(url: str, wanted: tuple[str, str], timeout: float) -> tuple[TargetState, str]:
     # Nothing secret is sent, and what is answered only tells whether the run is there.
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -216,7 +223,7 @@ def _ask(url: str, run: str, timeout: float) -> tuple[TargetState, str]:
     except Exception as error:  # whatever is there does not speak HTTP
         return TargetState.DEAD, f"something else answers there: {type(error).__name__}"
     try:
-        return _state(page, run)
+        return _state(page, wanted)
     except (KeyError, ValueError) as error:
         return TargetState.SILENT, f"its page cannot be read: {type(error).__name__}: {error}"
 
@@ -234,7 +241,7 @@ _SAMPLE = re.compile(r'^(phasewatch_\w+)\{((?:\w+="(?:[^"\\]|\\.)*",?)*)\} (\S+)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
-def _state(page: str, run: str) -> tuple[TargetState, str]:
+def _state(page: str, wanted: tuple[str, str]) -> tuple[TargetState, str]:
     state = None
     values: dict[str, float] = {}
     for name, text, value in _SAMPLE.findall(page):
@@ -242,11 +249,11 @@ def _state(page: str, run: str) -> tuple[TargetState, str]:
             key: re.sub(r"\\(.)", lambda m: "\n" if m[1] == "n" else m[1], quoted)
             for key, quoted in _LABEL.findall(text)
         }
-        if labels.get("run") != run:
+        if labels.get(wanted[0]) != wanted[1]:
             continue
         if name == "phasewatch_run_state" and float(value) == 1.0:
             state = TargetState(labels["state"])
-        elif set(labels) == {"run"}:
+        elif set(labels) <= {"run", "run_id"}:
             values[name] = float(value)
     if state is None:
         return TargetState.DEAD, "another run answers there"

@@ -189,8 +189,14 @@ class Watch:
         try:
             alerts = open_alerts(self.config, self._alert_targets, store, self.run_id, self.health)
             sinks = [
-                *open_annotations(self.config, self.run_name, self.health),
-                *open_exporter(self.config, self.run_name, self.health),
+                *open_annotations(self.config, self.run_name, self.health, run_id=self.run_id),
+                *open_exporter(
+                    self.config,
+                    self.run_name,
+                    self.health,
+                    run_id=self.run_id,
+                    attempt=self.attempt,
+                ),
                 *self._user_sinks,
             ]
         except BaseException as error:

@@ -50,6 +50,7 @@ STATUS_COLORS = {
 STATE_COLORS = {
     RunState.RUNNING: BLUE,
     RunState.FINISHED: GREEN,
+    RunState.STOPPED: GREEN,
     RunState.FAILED: VERMILLION,
     RunState.INTERRUPTED: ORANGE,
 }

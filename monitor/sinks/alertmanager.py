@@ -72,6 +72,7 @@ def payload(alert: Alert, now: float) -> dict[str, object]:
         "labels": {
             "alertname": ALERT_NAMES.get(alert.first.kind, DEFAULT_ALERT_NAME),
             "run": label_value(alert.run),
+            "run_id": alert.transition.run,
             "kind": alert.first.kind.value,
             "severity": alert.severity,
             "transition": alert.first.id,

@@ -38,12 +38,14 @@ _GOES_BY = frozenset({408, 429, 500, 502, 503, 504})
 class GrafanaAnnotations:
     """A sink that writes confirmed transitions through Grafana's API.
 
-    An annotation carries the tags `phasewatch`, the kind, `run:NAME` and `transition:ID`. By the
+    An annotation carries the tags `phasewatch`, the kind, `run:NAME`, `run_id:ID` and
+    `transition:ID`. By the
     last it is found again after a resume or a lost answer, so it is never written twice.
 
     Args:
         url: Address of the Grafana, with the path under which it is served, if any.
         run: Name of the run.
+        run_id: Its identity, a tag of its annotations.
         token: Token of a service account that may write annotations; None reads `token_file`, else
             the environment variable PHASEWATCH_GRAFANA_TOKEN.
         token_file: File that holds the token.
@@ -61,12 +63,14 @@ class GrafanaAnnotations:
         url: str,
         run: str,
         *,
+        run_id: str = "",
         token: str | None = None,
         token_file: Path | None = None,
         timeout_seconds: float = 5.0,
     ) -> None:
         self._api = _Api(base_url(url), find_token(token, token_file), timeout_seconds)
         self._run = run
+        self._run_id = run_id
         self._timeout = timeout_seconds
         self._times = _StepTimes()
         self._pending: dict[str, dict[str, Any]] = {}
@@ -143,6 +147,8 @@ class GrafanaAnnotations:
         if end is not None:
             stop = self._times.at(end, stop)
         tags = ["phasewatch", transition.kind.value, f"run:{label_value(self._run)}"]
+        if self._run_id:
+            tags.append(f"run_id:{self._run_id}")
         return {
             "time": round(1000 * start),
             "timeEnd": round(1000 * max(start, stop)),

@@ -32,6 +32,8 @@ class PrometheusSink:
         config: Address, ports, target file.
         health: The watch's counters, read at each scrape.
         experiment: Name of the experiment, empty if it has none.
+        run_id: Identity of the run, the label `run_id`.
+        attempt: Which fit of the run.
 
     Raises:
         OSError: The address cannot be bound, or the target file cannot be written: names it, the
@@ -42,11 +44,18 @@ class PrometheusSink:
     """Only the latest value of a stream matters here."""
 
     def __init__(
-        self, run: str, config: ExporterConfig, health: Health, experiment: str = ""
+        self,
+        run: str,
+        config: ExporterConfig,
+        health: Health,
+        experiment: str = "",
+        *,
+        run_id: str = "",
+        attempt: int | None = None,
     ) -> None:
         self._config = config
         self._health = health
-        self.collector = RunCollector(run, health, experiment)
+        self.collector = RunCollector(run, health, experiment, run_id=run_id, attempt=attempt)
         self._scrapes = Scrapes(lambda: health.state is not RunState.RUNNING)
         self._server, self._thread = serve(config, self.collector, self._scrapes)
         self.port = int(self._server.server_port)
@@ -104,6 +113,7 @@ class PrometheusSink:
         assert config.targets_dir is not None  # noqa: S101 - the caller has looked
         labels = {
             "run": self.collector.run,
+            "run_id": self.collector.labels.run_id,
             "experiment": label_value(experiment),
             "host": label_value(platform.node()),
         }

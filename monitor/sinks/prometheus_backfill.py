@@ -70,7 +70,7 @@ class Written:
 
 
 Key = tuple[str, tuple[str, ...]]
-"""Name of a metric, and values of its labels after `run`."""
+"""Name of a metric, and values of its labels after those of the run."""
 
 
 class History:
@@ -168,7 +168,7 @@ class History:
         Raises:
             OSError: It cannot be written.
         """
-        run = m.label_value(self._run.name)
+        run = m.RunLabels(m.label_value(self._run.name), self._run.id)
         beats = [*self._beats()]
         by_metric: dict[str, list[Key]] = {}
         for key in self._series:
@@ -180,8 +180,7 @@ class History:
                 continue
             out.write(preamble(metric, openmetrics=True))
             for key in sorted(keys, key=lambda key: key[1]):
-                values = (run, *map(m.label_value, key[1]))
-                start = head(metric.name, dict(zip(metric.labels, values, strict=True)))
+                start = head(metric.name, run.of(metric, key[1]))
                 series = self._series[key].held(beats)
                 num_samples += len(series.times)
                 for time_ms, value in zip(series.times, series.values, strict=True):

@@ -41,17 +41,29 @@ class RunCollector:
         run: Name of the run.
         health: The watch's counters.
         experiment: Name of the experiment, empty if it has none.
+        run_id: Identity of the run.
+        attempt: Which fit of the run.
     """
 
-    def __init__(self, run: str, health: Health, experiment: str = "") -> None:
+    def __init__(
+        self,
+        run: str,
+        health: Health,
+        experiment: str = "",
+        *,
+        run_id: str = "",
+        attempt: int | None = None,
+    ) -> None:
         self.run = m.label_value(run)
+        self.labels = m.RunLabels(self.run, run_id)
         self._health = health
         self._latest: dict[str, Observation] = {}
         self._made: dict[str, tuple[Observation, list[Reading]]] = {}
         self._num_refused = 0
         self._build = (_version(), platform.python_version())
-        self._process = (experiment, platform.node(), str(os.getpid()))
-        self._text = Text(self.run)
+        number = "" if attempt is None else str(attempt)
+        self._process = (number, experiment, platform.node(), str(os.getpid()))
+        self._text = Text(self.labels)
         self._told: set[str] = set()
         if self.run != run:
             logger.warning("run %.80r is served with the label run=%r", run, self.run)
@@ -79,9 +91,9 @@ class RunCollector:
         """The families, in the order of the table, for prometheus_client."""
         for metric, readings in self._by_metric():
             if metric.type is m.MetricType.INFO:
-                yield _info(metric, self.run, readings)
+                yield _info(metric, self.labels, readings)
             else:
-                yield _family(metric, self.run, readings)
+                yield _family(metric, self.labels, readings)
 
     def text(self, *, openmetrics: bool) -> bytes:
         """The same as a page, in OpenMetrics or in the classic format."""
@@ -245,11 +257,12 @@ def _example(durations: Durations) -> Exemplar | None:
     return Exemplar(labels, durations.latest_seconds, durations.latest_timestamp)
 
 
-def _family(metric: m.Metric, run: str, readings: Iterable[Reading]) -> Family:
+def _family(metric: m.Metric, run: m.RunLabels, readings: Iterable[Reading]) -> Family:
     kind: Any = _FAMILIES[metric.type]
-    family = kind(metric.name, metric.help, labels=metric.labels, unit=metric.unit)
+    names = [name for name in metric.labels if run.run_id or name != "run_id"]
+    family = kind(metric.name, metric.help, labels=names, unit=metric.unit)
     for reading in readings:
-        labels = [run, *map(m.label_value, reading.labels)]
+        labels = [*run.of(metric, reading.labels).values()]
         if isinstance(reading.value, Durations):
             buckets = _buckets(reading.value, reading.exemplar)
             family.add_metric(labels, buckets, reading.value.sum_seconds)
@@ -278,11 +291,10 @@ _FAMILIES = {
 }
 
 
-def _info(metric: m.Metric, run: str, readings: Iterable[Reading]) -> Family:
+def _info(metric: m.Metric, run: m.RunLabels, readings: Iterable[Reading]) -> Family:
     family = InfoMetricFamily(metric.name.removesuffix("_info"), metric.help)
     for reading in readings:
-        values = reading.labels if metric is m.BUILD else (run, *reading.labels)
-        family.add_metric([], dict(zip(metric.labels, map(m.label_value, values), strict=True)))
+        family.add_metric([], run.of(metric, reading.labels))
     return family
 
 

@@ -34,6 +34,8 @@ class PushgatewaySink:
         config: Address, interval, who we are.
         health: The watch's counters; failed pushes are counted in its `sink_failures`.
         experiment: Name of the experiment, empty if it has none.
+        run_id: Identity of the run, the other grouping key.
+        attempt: Which fit of the run.
 
     Raises:
         ConfigError: The password cannot be read.
@@ -43,11 +45,18 @@ class PushgatewaySink:
     """Only the latest value of a stream matters here."""
 
     def __init__(
-        self, run: str, config: PushgatewayConfig, health: Health, experiment: str = ""
+        self,
+        run: str,
+        config: PushgatewayConfig,
+        health: Health,
+        experiment: str = "",
+        *,
+        run_id: str = "",
+        attempt: int | None = None,
     ) -> None:
         self._config = config
         self._health = health
-        self._collector = RunCollector(run, health, experiment)
+        self._collector = RunCollector(run, health, experiment, run_id=run_id, attempt=attempt)
         self._registry = CollectorRegistry()
         self._registry.register(self._collector)
         self._handler = _handler(config)
@@ -100,10 +109,12 @@ class PushgatewaySink:
 
     @property
     def _arguments(self) -> dict[str, Any]:
+        labels = self._collector.labels
         return {
             "gateway": self._config.url,
             "job": self._config.job,
-            "grouping_key": {"run": self._collector.run},
+            "grouping_key": {"run": labels.run}
+            | ({"run_id": labels.run_id} if labels.run_id else {}),
             "timeout": self._config.timeout_seconds,
             "handler": self._handler,
         }

@@ -24,7 +24,7 @@ NUM_BUCKET_SERIES = len(BOUNDS) + 2
 
 
 class Reading(NamedTuple):
-    """A metric, the values of its labels after `run`, its value, and an example of it."""
+    """A metric, values of its labels after those of the run, its value, and an example of it."""
 
     metric: m.Metric
     labels: tuple[str, ...]
@@ -36,10 +36,10 @@ class Text:
     """Writes pages of one run.
 
     Args:
-        run: Value of the label `run`.
+        run: What every series says of the run.
     """
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: m.RunLabels) -> None:
         self._run = run
         self._heads: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = {}
 
@@ -69,8 +69,7 @@ class Text:
 
     def _make_heads(self, metric: m.Metric, labels: tuple[str, ...]) -> tuple[str, ...]:
         """What stands before each value of a reading."""
-        values = labels if metric.labels[0] != "run" else (self._run, *labels)
-        pairs = dict(zip(metric.labels, map(m.label_value, values), strict=True))
+        pairs = self._run.of(metric, labels)
         if metric.type is not m.MetricType.HISTOGRAM:
             return (head(metric.name, pairs),)
         buckets = (head(f"{metric.name}_bucket", pairs | {"le": bound}) for bound in BOUNDS)

@@ -20,7 +20,8 @@ def series(
     name: str, values: str, labels: str = "", *, run: str = "a", target: str = TARGET
 ) -> Any:
     """One series; `values` in promtool's notation."""
-    every = [target, f'run="{run}"' if run else "", labels]
+    identity = f'run="{run}",run_id="id of {run}"' if run and "run_id=" not in labels else ""
+    every = [target, identity or (f'run="{run}"' if run else ""), labels]
     return {"series": f"{name}{{{','.join(filter(None, every))}}}", "values": values}
 
 

@@ -42,6 +42,7 @@ def samples(store, interval=1.0):
         for sample in family.samples:
             labels = dict(sample.labels)
             assert labels.pop("run") == metrics.label_value(run.name)
+            assert labels.pop("run_id") == run.id
             at = round(float(sample.timestamp) - BEGIN, 3)
             found.setdefault(sample.name, []).append((labels, sample.value, at))
             number += 1

@@ -129,9 +129,19 @@ def test_labels_are_those_of_the_table(collector):
     for metric in metrics.METRICS:
         family = families[metric.name.removesuffix("_total").removesuffix("_info")]
         for sample in family.samples:
-            assert set(sample.labels) - {"le"} == set(metric.labels)
+            assert set(sample.labels) - {"le"} == set(metric.labels) - {"run_id", "attempt"}
             for label, allowed in metrics.CLOSED_LABELS.items():
                 assert sample.labels.get(label, allowed[0]) in allowed
+
+
+def test_every_series_of_a_run_says_which_run_it_is(health):
+    collector = RunCollector("demo", health, run_id="a1b2", attempt=3)
+    collector.keep(make_observation(1))
+    for text in (generate_latest(collector).decode(), collector.text(openmetrics=False).decode()):
+        lines = [x for x in text.splitlines() if not x.startswith(("#", "phasewatch_build"))]
+        assert lines
+        assert [line for line in lines if 'run="demo",run_id="a1b2"' not in line] == []
+        assert 'attempt="3"' in next(x for x in lines if x.startswith("phasewatch_run_info"))
 
 
 def test_counters_that_can_be_known_are_born_at_zero(health):
@@ -143,7 +153,7 @@ def test_counters_that_can_be_known_are_born_at_zero(health):
     for status in EstimateStatus:
         assert f'phasewatch_estimates_total{{run="demo",status="{status.value}"}} 0.0\n' in text
     for metric in metrics.METRICS:
-        if metric.type is metrics.MetricType.COUNTER and metric.labels == ("run",):
+        if metric.type is metrics.MetricType.COUNTER and metric.labels == ("run", "run_id"):
             assert f'{metric.name}{{run="demo"}} 0.0\n' in text
 
 
