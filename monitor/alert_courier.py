@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import random
 import threading
@@ -13,13 +14,13 @@ from pathlib import Path
 
 from phasewatch.monitor.alert_text import Alert, write_alert
 from phasewatch.monitor.alerts import AlertsConfig, Target, masked, quiet_seconds
-from phasewatch.monitor.outbox import Message, Outbox
+from phasewatch.monitor.outbox import Mailbox, Message, Outbox
 from phasewatch.monitor.sinks.alertmanager import (
     REFRESH_SECONDS,
     check_alertmanager,
     send_to_alertmanager,
 )
-from phasewatch.monitor.sinks.delivery import DeliveryError
+from phasewatch.monitor.sinks.delivery import TOTAL_SECONDS, DeliveryError
 from phasewatch.monitor.store import Store
 
 log = logging.getLogger("phasewatch")
@@ -42,11 +43,28 @@ def check(target: Target) -> str:
 
 
 def deliver(target: Target, alert: Alert) -> None:
-    """Send one alert to one target.
+    """Send one alert to one target, in bounded time.
 
     Raises:
         DeliveryError: The target has not taken it; says why, without secrets.
     """
+    found: list[DeliveryError | None] = []
+    context = contextvars.copy_context()
+
+    def work() -> None:
+        found.append(context.run(_deliver, target, alert))
+
+    # A service that drips, by whatever protocol, keeps its thread and not the courier.
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(TOTAL_SECONDS)
+    if not found:
+        raise DeliveryError(f"no full answer in {TOTAL_SECONDS:g} s")
+    if found[0] is not None:
+        raise found[0]
+
+
+def _deliver(target: Target, alert: Alert) -> DeliveryError | None:
     try:
         if target.is_alertmanager:
             send_to_alertmanager(target.url, alert)
@@ -54,11 +72,12 @@ def deliver(target: Target, alert: Alert) -> None:
             from phasewatch.monitor.sinks.apprise import send_by_apprise
 
             send_by_apprise(target.url, alert)
-    except DeliveryError:
-        raise
-    except Exception as error:  # a plugin of Apprise may raise anything
+    except DeliveryError as error:
+        return error
+    except BaseException as error:  # a plugin of Apprise may raise anything
         said = masked(f"{type(error).__name__}: {error}", target.url)
-        raise DeliveryError(said[:200]) from None
+        return DeliveryError(said[:200])
+    return None
 
 
 class Desk:
@@ -136,18 +155,17 @@ class Courier:
 
     Args:
         target: The target.
-        names: Names under which its messages wait.
         outbox: Where they wait.
         desk: Writes them.
         config: Rate limit and quiet hours.
-        run_id: The run whose alerts are kept up, where the target needs that.
+        run_id: The run that sends: its alerts are kept up where the target needs that, and its
+            messages are adopted where the target's secret was changed.
         say: Takes what people should know.
     """
 
     def __init__(
         self,
         target: Target,
-        names: Sequence[str],
         outbox: Outbox,
         desk: Desk,
         config: AlertsConfig,
@@ -156,7 +174,7 @@ class Courier:
         say: Callable[[str], None] = log.warning,
     ) -> None:
         self.target = target
-        self.names = tuple(names)
+        self.box = Mailbox(target=target.name, run_id=run_id)
         self.account = Account()
         self.is_held = False
         self.is_keeping_up = False
@@ -166,12 +184,21 @@ class Courier:
         self._run_id = run_id
         self._say = say
         self._num_failures = 0
+        self._num_refused_in_row = 0
+        self._unnoted: dict[int, Message] = {}
+        self._put_off_until: dict[int, float] = {}
         self._retry_at = 0.0
         self._refresh_at = time.monotonic() + REFRESH_SECONDS
+
+    @property
+    def num_unnoted(self) -> int:
+        """Messages that were delivered, which the store has not taken yet."""
+        return len(self._unnoted)
 
     def hurry(self) -> None:
         """Try again at once: the end is near."""
         self._retry_at = 0.0
+        self._put_off_until.clear()
 
     def step(self, *, is_urgent: bool = False) -> bool:
         """Send the next message, if there is one and now is the time.
@@ -182,10 +209,11 @@ class Courier:
         Returns:
             Whether there may be more to do at once.
         """
+        self._note_delivered()
         self.is_held = not (is_urgent or self._is_allowed())
         if self.is_held or time.monotonic() < self._retry_at:
             return False
-        message = self._outbox.first(self.names)
+        message = self._outbox.first(self.box, self._skipped())
         if message is None:
             return False
         drawn = not self.target.is_alertmanager and message.last_error not in REFUSALS
@@ -195,14 +223,29 @@ class Courier:
         try:
             deliver(self.target, alert)
         except DeliveryError as error:
-            self._failed(message, str(error), error.retry_after)
-            return False
-        self._outbox.delivered(message)
+            return self._failed(message, error)
+        self._unnoted[message.id] = message
         self.account.sent += 1
         if self._num_failures:
             self._say(f"{self.target.name} takes alerts again")
-        self._num_failures = 0
+        self._num_failures = self._num_refused_in_row = 0
+        self._note_delivered()
         return True
+
+    def _note_delivered(self) -> None:
+        """Note in the store what was delivered. Until it is noted, it is known here.
+
+        Raises:
+            Exception: The store cannot be written; it is tried again, and nothing is sent twice.
+        """
+        for number, message in [*self._unnoted.items()]:
+            self._outbox.delivered(message)
+            del self._unnoted[number]
+
+    def _skipped(self) -> set[int]:
+        """Messages that were refused and are put off, and those that only wait to be noted."""
+        now = time.monotonic()
+        return {n for n, until in self._put_off_until.items() if until > now} | {*self._unnoted}
 
     def keep_up(self) -> None:
         """Send again what lasts, to a target that would else take it for over."""
@@ -232,16 +275,35 @@ class Courier:
     def _put_off(self, what: str) -> None:
         """Count a failure, say the first of a row, and wait longer after each."""
         self.account.failed += 1
-        wait = min(FIRST_RETRY_SECONDS * 2**self._num_failures, MAX_RETRY_SECONDS)
-        self._retry_at = time.monotonic() + wait * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+        self._retry_at = time.monotonic() + _pause(self._num_failures)
         if not self._num_failures:
             self._say(f"{what}; it waits in the outbox and is tried again")
         self._num_failures += 1
 
-    def _failed(self, message: Message, reason: str, retry_after: float | None) -> None:
-        self._put_off(f"{self.target.name} did not take an alert: {reason}")
-        not_before = None if retry_after is None else time.time() + retry_after
-        self._outbox.failed(message, reason, not_before)
+    def _failed(self, message: Message, error: DeliveryError) -> bool:
+        """Put off what was not taken: the message alone, or everything for this target.
+
+        Returns:
+            Whether the next message may be tried at once.
+        """
+        what = f"{self.target.name} did not take an alert: {error}"
+        self._num_refused_in_row += 1
+        # One that is refused may be at fault itself, and must not hold up the others.
+        is_its_own = error.has_answered and error.retry_after is None
+        if is_its_own:
+            self._put_off_until[message.id] = time.monotonic() + _pause(message.tries)
+        is_first = is_its_own and self._num_refused_in_row == 1
+        self._put_off(what)
+        if is_first:
+            self._retry_at = 0.0
+        not_before = None if error.retry_after is None else time.time() + error.retry_after
+        self._outbox.failed(message, str(error), not_before)
+        return is_first
+
+
+def _pause(num_failures: int) -> float:
+    wait: float = min(FIRST_RETRY_SECONDS * 2.0**num_failures, MAX_RETRY_SECONDS)
+    return wait * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
 
 
 def couriers(
@@ -256,10 +318,4 @@ def couriers(
     """A courier for each target."""
     outbox = store.outbox
     desk = Desk(store, config, folder, say=say)
-    waiting, names = outbox.waiting_targets(), {target.name for target in targets}
-    return [
-        Courier(
-            target, target.goes_by(waiting, names), outbox, desk, config, run_id=run_id, say=say
-        )
-        for target in targets
-    ]
+    return [Courier(target, outbox, desk, config, run_id=run_id, say=say) for target in targets]

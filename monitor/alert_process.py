@@ -19,7 +19,8 @@ from typing import Any
 from phasewatch.monitor.alerts import AlertsConfig, Target
 from phasewatch.monitor.errors import ConfigError
 from phasewatch.monitor.health import Health
-from phasewatch.monitor.outbox import Outbox, Recipient
+from phasewatch.monitor.outbox import Mailbox, Outbox, Recipient
+from phasewatch.monitor.sinks.delivery import NOTE_SECONDS
 from phasewatch.monitor.store import Store
 from phasewatch.monitor.types import Transition, TransitionStatus
 
@@ -88,6 +89,7 @@ class AlertProcess:
         self._config = config
         self._health = health
         self._targets = tuple(targets)
+        self._run_id = run_id
         self._recipients = tuple(target.recipient(config) for target in targets)
         self._order = {
             "store": store.url,
@@ -101,14 +103,13 @@ class AlertProcess:
         self._is_expecting = False
         self._expected_at = 0.0
         self._rest = b""
+        self._is_noting = False
         self._before = (health.alert_sent, health.alert_failures)
 
     def resume(self, outbox: Outbox) -> None:
-        """Have sent what an earlier run has left."""
-        names = {recipient.target for recipient in self._recipients}
-        waiting = outbox.waiting_targets()
-        own = {name for target in self._targets for name in target.goes_by(waiting, names)}
-        self._health.alert_queue = outbox.num_waiting(own)
+        """Have sent what earlier attempts of this run, or runs with the same target, have left."""
+        boxes = [Mailbox(target=t.name, run_id=self._run_id) for t in self._targets]
+        self._health.alert_queue = outbox.num_waiting(boxes)
         if self._health.alert_queue:
             self._start()
 
@@ -155,8 +156,8 @@ class AlertProcess:
             self._give_grace(self._process)
         if left := self._health.alert_queue:
             log.warning(
-                "%d alerts are not delivered yet; the next run on this store sends them, or "
-                "`phasewatch outbox --flush`",
+                "%d alerts are not delivered yet; this run sends them when it is resumed, or the "
+                "next run with the same targets, or `phasewatch outbox --flush`",
                 left,
             )
 
@@ -166,7 +167,11 @@ class AlertProcess:
                 process.stdin.write(b"close\n")
                 process.stdin.flush()
             end = time.monotonic() + self._config.grace_seconds + CLOSE_SLACK_SECONDS
-            while process.poll() is None and time.monotonic() < end:
+            # What was delivered and could not be noted yet would be sent again.
+            while process.poll() is None and (
+                time.monotonic() < end
+                or (self._is_noting and time.monotonic() < end + NOTE_SECONDS)
+            ):
                 self._hear(process)
                 time.sleep(0.02)
         except OSError:  # it has just ended
@@ -220,6 +225,7 @@ class AlertProcess:
         health, (sent, failed) = self._health, self._before
         health.alert_sent = sent + report["sent"]
         health.alert_failures = failed + report["failed"]
+        self._is_noting = bool(report["unnoted"])
         if report["waiting"] is not None:
             health.alert_queue = report["waiting"]
         for note in report["say"]:

@@ -22,7 +22,8 @@ from typing import Any
 
 from phasewatch.monitor.alert_courier import Courier, check, couriers
 from phasewatch.monitor.alerts import AlertsConfig, Target
-from phasewatch.monitor.outbox import Outbox
+from phasewatch.monitor.outbox import Mailbox, Outbox
+from phasewatch.monitor.sinks.delivery import NOTE_SECONDS
 from phasewatch.monitor.store import Store
 
 POLL_SECONDS = 0.5
@@ -69,11 +70,11 @@ class Office:
             self._watch(crew, store.outbox)
 
     def _watch(self, crew: Sequence[Courier], outbox: Outbox) -> None:
-        names = {name for courier in crew for name in courier.names}
+        boxes = [courier.box for courier in crew]
         busy_at = time.monotonic()
         deadline: float | None = None
         while True:
-            waiting = _or_none(lambda: outbox.num_waiting(names))
+            waiting = _or_none(lambda: outbox.num_waiting(boxes))
             self._report(crew, waiting)
             now = time.monotonic()
             if waiting or any(courier.is_keeping_up for courier in crew):
@@ -84,8 +85,10 @@ class Office:
                 deadline = now + self._config.grace_seconds
                 for courier in crew:
                     courier.hurry()
+            is_noting = any(courier.num_unnoted for courier in crew)
             is_over = deadline is not None and (
-                now >= deadline or not _or_none(lambda: outbox.num_waiting(_to_send(crew)))
+                now >= deadline + (NOTE_SECONDS if is_noting else 0.0)
+                or not (is_noting or _or_none(lambda: outbox.num_waiting(_to_send(crew))))
             )
             if is_over or now - busy_at > self._order["idle_seconds"]:
                 return
@@ -114,6 +117,7 @@ class Office:
             "waiting": waiting,
             "sent": sum(courier.account.sent for courier in crew),
             "failed": sum(courier.account.failed for courier in crew),
+            "unnoted": sum(courier.num_unnoted for courier in crew),
             "say": notes[:10],
         }
         line = json.dumps(content).encode() + b"\n"
@@ -130,9 +134,9 @@ class Office:
             self._last_report = line
 
 
-def _to_send(crew: Sequence[Courier]) -> list[str]:
-    """Names of the targets that may be told something now."""
-    return [name for courier in crew if not courier.is_held for name in courier.names]
+def _to_send(crew: Sequence[Courier]) -> list[Mailbox]:
+    """Those of the targets that may be told something now."""
+    return [courier.box for courier in crew if not courier.is_held]
 
 
 def _or_none(read: Callable[[], int]) -> int | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from phasewatch.monitor.alerts import AlertsConfig
+from phasewatch.monitor.redaction import redact
 from phasewatch.monitor.types import Transition, TransitionKind, TransitionStatus
 
 MAX_NAME = 120
@@ -100,17 +101,19 @@ def write_alert(
     links = _links(transition, run, config)
     lines += [f"{what}: {address}" for what, address in links.items()]
     if "Report" not in links:
-        lines.append(f"Report: phasewatch report {transition.run[:8]} --store {store}")
+        # Where a server is, is nobody's business who is only told of a transition.
+        where = "" if "://" in store else f" --store {store}"
+        lines.append(f"Report: phasewatch report {transition.run[:8]}{where}")
     lines.append(f"Id: {transition.id}")
     return Alert(
         key=key,
-        title=_title(transition, state, name),
-        body="\n".join(lines),
-        run=run,
+        title=redact(_title(transition, state, name)),
+        body=redact("\n".join(lines)),
+        run=redact(run),
         state=state,
         transition=transition,
         first=first,
-        link=next(iter(links.values()), ""),
+        link=redact(next(iter(links.values()), "")),
         picture=picture,
     )
 

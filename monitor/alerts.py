@@ -26,12 +26,15 @@ from pydantic import (
 
 from phasewatch.monitor.errors import ConfigError
 from phasewatch.monitor.outbox import Recipient
+from phasewatch.monitor.redaction import add_secret
+from phasewatch.monitor.urls import web_address
 
 ALERTMANAGER_SCHEMES = ("alertmanager", "alertmanagers")
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*(?=://)", re.IGNORECASE)
 _QUIET = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 _MIN_SECRET = 4
+_MIN_TOKEN = 9
 _MASK = "…"
 
 
@@ -75,6 +78,11 @@ class AlertsConfig(BaseModel):
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, (str, SecretStr)) else value
 
+    @field_validator("report_url", "grafana_url")
+    @classmethod
+    def _no_secret(cls, value: str | None) -> str | None:
+        return value if value is None else web_address(value)
+
     @field_validator("quiet_hours")
     @classmethod
     def _span(cls, value: str | None) -> str | None:
@@ -107,16 +115,6 @@ class Target:
             updates=config.updates or self.is_alertmanager,
             from_suspected=config.at == "suspected",
         )
-
-    def goes_by(self, waiting: set[str], others: set[str]) -> tuple[str, ...]:
-        """Names under which messages of this target may wait.
-
-        A secret that was changed changes the digest: what waits for the same position and service
-        is for this target, unless another one now has that name.
-        """
-        stem = self.name.rsplit("-", 1)[0]
-        alike = {name for name in waiting - others if name.rsplit("-", 1)[0] == stem}
-        return (self.name, *sorted(alike - {self.name}))
 
 
 def scheme_of(url: str) -> str:
@@ -171,8 +169,21 @@ def _target(position: int, url: str) -> Target:
             "json://… or alertmanager://host:9093, or env:NAME or file:PATH"
         )
     # Slow on purpose: the digest gets into the store, and a password must not be guessed from it.
+    add_secret(url, *secrets_of(url))
     digest = hashlib.scrypt(url.encode(), salt=b"phasewatch", n=2**13, r=8, p=1, dklen=4).hex()
     return Target(name=f"{position}-{scheme[:40]}-{digest}", url=url)
+
+
+def secrets_of(url: str) -> list[str]:
+    """Parts of a target's URL that can only be secrets: logins, and what no word looks like."""
+    _, _, rest = url.partition("://")
+    login, has_login, place = rest.rpartition("@")
+    secret = [part for part in re.split(r"[:/]", login) if has_login and len(part) > _MIN_SECRET]
+    for part in re.split(r"[/:?&=,;#\s]+", place):
+        is_name = "." in part and len(part) < 2 * _MIN_TOKEN  # a host, or an address
+        if len(part) >= _MIN_TOKEN and re.search(r"\d", part) and not is_name:
+            secret.append(part)
+    return secret
 
 
 def masked(text: str, url: str) -> str:

@@ -78,6 +78,14 @@ def outbox(
         bool,
         typer.Option("--flush", help="Send what waits, now: no quiet hours, no limit of the rate."),
     ] = False,
+    adopt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adopt",
+            help="With --flush: a run whose messages wait for a target with another secret; they "
+            "are sent to the target of the same position and service.",
+        ),
+    ] = None,
     drop: Annotated[
         list[int] | None, typer.Option("--drop", help="Id of a message to give up.")
     ] = None,
@@ -94,7 +102,8 @@ def outbox(
                 raise PhasewatchError(f"--drop {number}: no message with this id waits")
         if flush:
             settings, targets = _targets(config)
-            _flush(history, settings, targets)
+            adopted = [history.run(name).id for name in adopt or ()]
+            _flush(history, settings, targets, adopted)
         messages = history.outbox.messages()
         names = {run.id: run.name for run in history.runs()}
     waiting = [message for message in messages if message.delivery == "waiting"]
@@ -131,13 +140,17 @@ def _targets(config: Path | None) -> tuple[AlertsConfig, tuple[Target, ...]]:
     return settings, targets
 
 
-def _flush(history: Store, settings: AlertsConfig, targets: Sequence[Target]) -> None:
+def _flush(
+    history: Store, settings: AlertsConfig, targets: Sequence[Target], adopted: Sequence[str]
+) -> None:
+    """Send what waits for these targets, and what waits for their forerunners in adopted runs."""
     from phasewatch.monitor.alert_courier import couriers
 
     with tempfile.TemporaryDirectory(prefix="phasewatch-") as folder:
-        for courier in couriers(history, targets, settings, Path(folder)):
-            while courier.step(is_urgent=True):
-                pass
+        for run_id in (None, *adopted):
+            for courier in couriers(history, targets, settings, Path(folder), run_id=run_id):
+                while courier.step(is_urgent=True):
+                    pass
 
 
 def _content(message: Message, names: dict[str, str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import typer
 
 from phasewatch.monitor.errors import PhasewatchError
 from phasewatch.monitor.kinds import seen_by
+from phasewatch.monitor.redaction import redact
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -129,7 +130,8 @@ def add_row(table: Table, *cells: str) -> None:
 
 
 def printable(text: str) -> str:
-    """The text without control characters."""
+    """The text without control characters and secrets."""
+    text = redact(text)
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 

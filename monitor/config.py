@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -25,7 +23,9 @@ from pydantic import (
 from phasewatch.detectors.types import Direction
 from phasewatch.monitor.alerts import AlertsConfig
 from phasewatch.monitor.errors import ConfigError
+from phasewatch.monitor.redaction import redact
 from phasewatch.monitor.schedule import Cadence, EveryNSteps
+from phasewatch.monitor.urls import web_address
 
 DEFAULT_OVERHEAD = 0.05
 """Share of wall time that measuring may take when no cadence is given."""
@@ -34,7 +34,6 @@ DEFAULT_OBSERVABLES = ("gradient_norm", "weight_norm", "update_ratio", "llc")
 """Measured by default. Losses and logged metrics are always observed."""
 
 
-_SECRET = re.compile(r"(?<=//)\S+(?=@)")
 """User and password in a URL: never printed."""
 
 
@@ -171,11 +170,9 @@ class PushgatewayConfig(_Model):
     @field_validator("url")
     @classmethod
     def _no_secret(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("give a URL, as http://gateway:9091")
         if "@" in url:  # anywhere: a password may hold a slash
             raise ValueError("give user and password as username and password_env or password_file")
+        web_address(url)
         return url
 
     @model_validator(mode="after")
@@ -201,6 +198,11 @@ class GrafanaConfig(_Model):
     url: str
     token_file: Path | None = None
     timeout_seconds: PositiveFloat = 5.0
+
+    @field_validator("url")
+    @classmethod
+    def _no_secret(cls, url: str) -> str:
+        return web_address(url)
 
 
 class ObservableConfig(_Model):
@@ -398,7 +400,7 @@ def describe(error: ValidationError, where: str, model: type[BaseModel]) -> str:
         elif item["loc"][:1] == ("alerts",):  # its URLs are secrets
             lines.append(f"  {key}: {item['msg']}")
         else:
-            shown = _SECRET.sub("***", repr(item["input"]))
+            shown = redact(repr(item["input"]))
             lines.append(f"  {key}: got {shown}; {item['msg']}")
     return "\n".join(lines)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import http.client
-import ipaddress
 import urllib.parse
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+
+from phasewatch.monitor.bounded_http import Answer, fetch
 
 TIMEOUT_SECONDS = 5.0
 
@@ -97,26 +96,21 @@ def reason(error: Exception) -> str:
 
 
 def get(url: str) -> str:
-    """What a URL answers.
+    """What a URL answers, in bounded time.
 
     Raises:
-        OSError: Nothing, or nothing that is HTTP.
-    """  # A proxy of the environment does not know this machine's loopback.
-    handlers = [urllib.request.ProxyHandler({})] if _is_loopback(url) else []
-    opener = urllib.request.build_opener(*handlers)
-    try:
-        with opener.open(url, timeout=TIMEOUT_SECONDS) as response:
-            body: bytes = response.read()
-    except http.client.HTTPException as error:
-        raise OSError(f"answers, but not by HTTP ({type(error).__name__})") from error
-    return body.decode("utf-8", "replace")
+        OSError: Nothing, nothing that is HTTP, or no yes.
+    """
+    return get_with_headers(url).text
 
 
-def _is_loopback(url: str) -> bool:
-    host = urllib.parse.urlsplit(url).hostname or ""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def get_with_headers(url: str) -> Answer:
+    """The same, with what stands before it.
+
+    Raises:
+        OSError: Nothing, nothing that is HTTP, or no yes.
+    """
+    answer = fetch(url, seconds=TIMEOUT_SECONDS)
+    if not 200 <= answer.status < 300:
+        raise OSError(f"it answers HTTP {answer.status}")
+    return answer

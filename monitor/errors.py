@@ -16,9 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from phasewatch.monitor.redaction import redact
+
 
 class PhasewatchError(Exception):
-    """Base of all errors raised on purpose by phasewatch."""
+    """Base of all errors raised on purpose by phasewatch; no message of one holds a secret."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redact(item) if isinstance(item, str) else item for item in args))
 
 
 class ConfigError(PhasewatchError, ValueError):

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import func, insert, inspect, select, update
+from sqlalchemy import ColumnElement, and_, false, func, insert, inspect, or_, select, update
 from sqlalchemy.engine import Connection, Row
 
 from phasewatch.monitor import store_schema as schema
+from phasewatch.monitor.redaction import redact
 from phasewatch.monitor.store_codec import decode_transition
 from phasewatch.monitor.store_engine import Database
 from phasewatch.monitor.store_process import ProcessIdentity
@@ -26,6 +27,9 @@ from phasewatch.monitor.types import Transition, TransitionStatus
 
 CLAIM_SECONDS = 120.0
 """How long a message belongs to the sender that took it: longer than any one try."""
+
+MAX_LOOKED_AT = 500
+"""Waiting messages among which the next is chosen."""
 
 _table = schema.outbox
 
@@ -96,39 +100,84 @@ def enter(
     """Enter the messages that a state of a transition calls for, in the caller's transaction.
 
     The first message of a transition is an alert. What follows goes only to targets that were
-    alerted, and that want it; a withdrawal goes to all of them.
+    alerted, and that want it; a withdrawal goes to all of them, also to those that this run's
+    configuration no longer names.
     """
-    for recipient in recipients:
-        state = transition.status
-        known = set(
-            connection.execute(
-                select(_table.c.state).where(
-                    _table.c.transition_id == transition.id, _table.c.target == recipient.target
-                )
-            ).scalars()
+    recipients, state = [*recipients], transition.status
+    if not recipients:
+        return
+    told: dict[str, set[str]] = {}
+    columns = (_table.c.target, _table.c.state)
+    query = select(*columns).where(_table.c.transition_id == transition.id)
+    for seen in connection.execute(query):
+        told.setdefault(seen.target, set()).add(seen.state)
+    wanted = [recipient.target for recipient in recipients if _wants(recipient, state, told)]
+    known = {recipient.target for recipient in recipients}
+    by_stem = {stem_of(recipient.target): recipient for recipient in recipients}
+    for target, states in told.items():
+        heir = by_stem.get(stem_of(target))
+        updates = heir is not None and heir.updates
+        is_news = state.value not in states and state is not TransitionStatus.CONFIRMED
+        if target not in known and is_news and (updates or state is TransitionStatus.WITHDRAWN):
+            wanted.append(target)
+    for target in wanted:
+        row = {
+            "key": f"{transition.id}/{state.value}/{target}",
+            "transition_seq": seq,
+            "transition_id": transition.id,
+            "run_id": transition.run,
+            "state": state.value,
+            "target": target,
+            "delivery": Delivery.WAITING.value,
+            "created_at": now,
+            "tries": 0,
+            "last_error": "",
+        }
+        connection.execute(insert(_table), row)
+
+
+def stem_of(target: str) -> str:
+    """Position and service of a target: what stays when its secret is changed."""
+    return target.rsplit("-", 1)[0]
+
+
+def _wants(recipient: Recipient, state: TransitionStatus, told: dict[str, set[str]]) -> bool:
+    if known := told.get(recipient.target):
+        return state.value not in known and (
+            recipient.updates or state is TransitionStatus.WITHDRAWN
         )
-        if known:
-            wanted = state not in known and (
-                recipient.updates or state is TransitionStatus.WITHDRAWN
-            )
-        else:
-            wanted = state is TransitionStatus.CONFIRMED or (
-                state is TransitionStatus.SUSPECTED and recipient.from_suspected
-            )
-        if wanted:
-            row = {
-                "key": f"{transition.id}/{state.value}/{recipient.target}",
-                "transition_seq": seq,
-                "transition_id": transition.id,
-                "run_id": transition.run,
-                "state": state.value,
-                "target": recipient.target,
-                "delivery": Delivery.WAITING.value,
-                "created_at": now,
-                "tries": 0,
-                "last_error": "",
-            }
-            connection.execute(insert(_table), row)
+    if any(stem_of(target) == stem_of(recipient.target) for target in told):
+        return False  # alerted under the name it had before its secret was changed
+    return state is TransitionStatus.CONFIRMED or (
+        state is TransitionStatus.SUSPECTED and recipient.from_suspected
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mailbox:
+    """The messages that one target may be sent.
+
+    The digest in a target's name stands for its whole URL: whoever has it may send what waits
+    for it. What waits under another digest, for the same position and service, is only its own
+    run's: there, the secret was changed.
+
+    Attributes:
+        target: Name of the target.
+        run_id: The run that sends, or for which a person has asked; None adopts nothing.
+    """
+
+    target: str
+    run_id: str | None = None
+
+    @property
+    def condition(self) -> ColumnElement[bool]:
+        """Which messages these are."""
+        own = _table.c.target == self.target
+        if self.run_id is None:
+            return own
+        stem = stem_of(self.target).replace("/", "//").replace("%", "/%").replace("_", "/_")
+        alike = _table.c.target.like(f"{stem}-%", escape="/")
+        return or_(own, and_(alike, _table.c.run_id == self.run_id))
 
 
 class Outbox:
@@ -159,19 +208,14 @@ class Outbox:
                 return []  # written before there were alerts
             return [_message(connection, row) for row in connection.execute(query).all()]
 
-    def num_waiting(self, targets: Iterable[str]) -> int:
+    def num_waiting(self, boxes: Iterable[Mailbox]) -> int:
         """Messages not yet delivered."""
-        return self._count(targets, _table.c.delivery == Delivery.WAITING.value)
+        mine = or_(false(), *(box.condition for box in boxes))
+        return self._count(mine, _table.c.delivery == Delivery.WAITING.value)
 
     def num_sent_since(self, target: str, timestamp: float) -> int:
         """Messages delivered to a target after `timestamp`."""
-        return self._count([target], _table.c.sent_at > timestamp)
-
-    def waiting_targets(self) -> set[str]:
-        """Names of the targets that messages wait for."""
-        query = select(_table.c.target).where(_table.c.delivery == Delivery.WAITING.value)
-        with self._database.reading() as connection:
-            return set(connection.execute(query.distinct()).scalars())
+        return self._count(_table.c.target == target, _table.c.sent_at > timestamp)
 
     def open_alerts(self, target: str, run_id: str) -> list[Message]:
         """Alerts of a run that were delivered, and that no later message has ended."""
@@ -187,15 +231,30 @@ class Outbox:
             if message.delivery is Delivery.SENT and message.state not in over
         ]
 
-    def first(self, targets: Sequence[str]) -> Message | None:
-        """The first waiting message of a target; None if there is none, or not now.
+    def first(self, box: Mailbox, skip: Collection[int] = ()) -> Message | None:
+        """The first message that may be sent now; None if there is none.
+
+        What tells a later state of a transition waits for the earlier one; a message that is put
+        off holds up no other.
 
         Args:
-            targets: The names the target goes by.
+            box: The target's messages.
+            skip: Ids of messages that are put off.
         """
+        columns = (_table.c.id, _table.c.transition_id)
         with self._database.reading() as connection:
-            head = self._head(connection, targets)
-            if head is None or (head.not_before or 0.0) > time.time():
+            waiting = connection.execute(
+                select(*columns)
+                .where(box.condition, _table.c.delivery == Delivery.WAITING.value)
+                .order_by(_table.c.id)
+                .limit(MAX_LOOKED_AT)
+            ).all()
+            held = {row.transition_id for row in waiting if row.id in skip}
+            chosen = next((row.id for row in waiting if row.transition_id not in held), None)
+            if chosen is None:
+                return None
+            head = connection.execute(select(_table).where(_table.c.id == chosen)).one()
+            if (head.not_before or 0.0) > time.time():
                 return None
             return _message(connection, head)
 
@@ -238,7 +297,7 @@ class Outbox:
 
     def failed(self, message: Message, reason: str, not_before: float | None = None) -> None:
         """The target has not taken the message; it waits on."""
-        self._settle(message, last_error=reason, not_before=not_before)
+        self._settle(message, last_error=redact(reason), not_before=not_before)
 
     def drop(self, number: int) -> bool:
         """Give up a waiting message; False if no such message waits."""
@@ -258,14 +317,6 @@ class Outbox:
                 .values(claimed_by=None, claimed_until=None, **values)
             )
 
-    def _head(self, connection: Connection, targets: Sequence[str]) -> Row[Any] | None:
-        return connection.execute(
-            select(_table)
-            .where(_table.c.target.in_(targets), _table.c.delivery == Delivery.WAITING.value)
-            .order_by(_table.c.id)
-            .limit(1)
-        ).first()
-
     def _drop_withdrawn(self, connection: Connection, message: Message) -> bool:
         """Drop an alert that nobody can have got, if its withdrawal waits as well."""
         rows = connection.execute(
@@ -284,8 +335,8 @@ class Outbox:
         )
         return True
 
-    def _count(self, targets: Iterable[str], condition: Any) -> int:
-        query = select(func.count()).where(_table.c.target.in_([*targets]), condition)
+    def _count(self, *conditions: ColumnElement[bool]) -> int:
+        query = select(func.count()).select_from(_table).where(*conditions)
         with self._database.reading() as connection:
             return connection.execute(query).scalar_one()
 

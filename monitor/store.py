@@ -13,7 +13,6 @@ at most what came in the last half second; its run then reads as interrupted.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import time
 import uuid
@@ -31,6 +30,7 @@ from phasewatch.monitor import store_carried as carried
 from phasewatch.monitor import store_schema as schema
 from phasewatch.monitor.errors import StoreError
 from phasewatch.monitor.outbox import Outbox, Recipient
+from phasewatch.monitor.redaction import get_logger, redact, redacted
 from phasewatch.monitor.scalars import Column
 from phasewatch.monitor.store_codec import to_json
 from phasewatch.monitor.store_engine import Database
@@ -49,7 +49,7 @@ from phasewatch.monitor.types import Observation, RunState, Transition
 
 __all__ = ["Begun", "Hole", "RunInfo", "Store", "StreamInfo"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 CAPACITY = 100_000
 """Rows the queue holds while the database cannot be written."""
@@ -211,7 +211,7 @@ class Store:
             "parent_attempt": None if parent is None else parent[1],
             "last_step": resumed_step,
             "heartbeat": now,
-            "config": None if config is None else to_json(config),
+            "config": None if config is None else to_json(redacted(config)),
             "host": process.host,
             "machine": process.machine,
             "pid": process.pid,
@@ -252,7 +252,7 @@ class Store:
                 raise StoreError(
                     f"{what} store {self.where}: {schema.reason_of(error)}. Give a store that can "
                     "be written"
-                ) from error
+                ) from (error if self._database.is_sqlite else None)
 
     def resume_run(
         self,
@@ -402,7 +402,9 @@ class Store:
     def end_run(self, run_id: str, attempt: int, state: RunState, reason: str = "") -> None:
         """Say how an attempt ended, and write what is queued before it. Never raises."""
         if not (self._closed or self._forked):
-            self._writer.put_always(EndRow(run_id, attempt, state.value, reason, time.time()))
+            self._writer.put_always(
+                EndRow(run_id, attempt, state.value, redact(reason), time.time())
+            )
             self.flush()
 
     def flush(self, timeout: float = CLOSE_SECONDS) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
+from phasewatch.monitor.redaction import redact
 from phasewatch.monitor.scalars import Column, observations_of
 from phasewatch.monitor.types import (
     Estimate,
@@ -94,7 +95,7 @@ def encode_observation(stream_id: int, attempt: int, observation: Observation) -
         float(observation.timestamp),
         float(observation.duration_seconds),
         observation.status.value,
-        observation.reason or None,
+        redact(observation.reason) if observation.reason else None,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 import sqlite3
@@ -19,8 +18,9 @@ from sqlalchemy.pool import StaticPool
 
 from phasewatch.monitor import store_schema as schema
 from phasewatch.monitor.errors import StoreError
+from phasewatch.monitor.redaction import add_secret, get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 BUSY_SECONDS = 5.0
 """How long SQLite itself waits for another writer's lock."""
@@ -51,7 +51,7 @@ class Database:
     def __init__(self, source: str | Path, *, create: bool) -> None:
         self.url = _parse(source)
         self.path = _file_of(self.url)
-        self.where = str(self.path) if self.path else self.url.render_as_string(hide_password=True)
+        self.where = str(self.path) if self.path else _place(self.url)
         # One connection serves every thread of a store in memory, so they take turns.
         self._turn: threading.RLock | None = threading.RLock() if self.is_in_memory else None
         self._inode: tuple[int, int] | None = None
@@ -68,7 +68,7 @@ class Database:
             raise StoreError(
                 f"store {self.where} cannot be opened: {schema.reason_of(error)}. Give a file or "
                 "database that can be read and written (store=, --store or PHASEWATCH_STORE)"
-            ) from error
+            ) from (error if self.is_sqlite else None)
 
     @property
     def is_sqlite(self) -> bool:
@@ -130,9 +130,10 @@ class Database:
             raise StoreError(
                 f"store {self.where} needs the Python package {error.name!r}; install it, or name "
                 "an SQLite file"
-            ) from error
-        except (SQLAlchemyError, ValueError) as error:
-            raise StoreError(f"store {self.where} cannot be opened: {error}") from error
+            ) from None
+        except (SQLAlchemyError, ValueError, TypeError) as error:
+            # What a driver says of a URL may hold parts of it.
+            raise StoreError(f"store {self.where} cannot be opened: {error}") from None
         if self.is_sqlite:
             event.listen(engine, "connect", _leave_transactions_to_us)
             event.listen(engine, "begin", _begin)
@@ -215,18 +216,54 @@ def _parse(source: str | Path) -> URL:
         if str(source) == ":memory:":
             return URL.create("sqlite")
         path = Path(source).expanduser()
+        if _MANGLED.match(str(source)):
+            raise StoreError(
+                "the store that was given (it is not shown, for it may hold a password) looks like "
+                f"a URL and is none {_LIKE}"
+            )
         if str(source) in ("", "."):
             raise StoreError(f"store {str(source)!r} is not a file; give a path such as runs.db")
         return URL.create("sqlite", database=str(path.absolute()))
     try:
         url = make_url(source)
-    except ArgumentError as error:
+        _ = url.get_backend_name(), url.get_dialect().driver
+    except (ArgumentError, ValueError):
+        raise StoreError(f"store {source!r} is neither a path nor a URL {_LIKE}") from None
+    except (ImportError, SQLAlchemyError):
+        url = make_url(source)  # told when it is opened
+    if url.get_backend_name() != "sqlite" and re.search(r"[@/]", url.database or ""):
         raise StoreError(
-            f"store {source!r} is neither a path nor a URL such as postgresql://user@host/database"
-        ) from error
+            "the store that was given (it is not shown, for it may hold a password) cannot be read "
+            "as a URL: write %2F for / and %40 for @ in user and password"
+        )
+    _remember_secrets(url)
     if url.get_backend_name() == "sqlite" and _file_of(url) is not None:
         url = url.set(database=str(Path(url.database or "").expanduser().absolute()))
     return url
+
+
+_LIKE = "such as postgresql://host/database"
+
+_MANGLED = re.compile(
+    r"^[A-Za-z][\w+.-]*:?/{1,2}[^/\s]*@|^(?:postgres\w*|mysql|mariadb|mssql)\b.*[/:@]"
+)
+"""What was meant as the URL of a server: as a path, it would make a folder named by a password."""
+
+_SECRET_PARAMETER = re.compile(r"(?i)pass|pwd|secret|token|key|auth|sig")
+
+
+def _remember_secrets(url: URL) -> None:
+    if url.password:
+        add_secret(str(url.password))
+    for name, value in url.query.items():
+        if _SECRET_PARAMETER.search(name):
+            add_secret(*((value,) if isinstance(value, str) else value))
+
+
+def _place(url: URL) -> str:
+    """A server's database without user, password and options, any of which may be a secret."""
+    bare = url.set(username=None, password=None).difference_update_query([*url.query])
+    return bare.render_as_string(hide_password=True)
 
 
 def _file_of(url: URL) -> Path | None:

@@ -32,6 +32,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from phasewatch.monitor.errors import StoreError
+from phasewatch.monitor.redaction import redact
 
 SCHEMA_VERSION = 2
 """Raised by one whenever a table changes; with a migration of the same number."""
@@ -222,5 +223,5 @@ def reason_of(error: BaseException) -> str:
     """What the driver said, without SQLAlchemy's statement and link."""
     if isinstance(error, SQLAlchemyError):
         original = getattr(error, "orig", None)
-        return str(original) if original is not None else str(error).splitlines()[0]
-    return str(error) or type(error).__name__
+        return redact(str(original) if original is not None else str(error).splitlines()[0])
+    return redact(str(error)) or type(error).__name__

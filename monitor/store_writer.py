@@ -7,7 +7,6 @@ to do. What cannot be written stays queued and is tried again; what does not fit
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -17,12 +16,13 @@ from typing import ClassVar
 
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, StatementError
 
+from phasewatch.monitor.redaction import get_logger
 from phasewatch.monitor.store_engine import Database
 from phasewatch.monitor.store_process import HEARTBEAT_SECONDS
 from phasewatch.monitor.store_rows import ColumnRow, HoleRow, ObservationRow, Row, RowWriter
 from phasewatch.monitor.store_schema import reason_of
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 GATHER_SECONDS = 0.3
 """How long rows are collected before they are written."""

@@ -15,14 +15,13 @@ import re
 import socket
 import ssl
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from phasewatch.monitor.bounded_http import NoAnswerError, fetch
 from phasewatch.monitor.sinks.file_sd import PREFIX, remove_unchanged, write_whole
 from phasewatch.monitor.types import RunState
 
@@ -41,10 +40,10 @@ MAX_PAGE = 1 << 20
 class TargetState(StrEnum):
     """What is behind a target file.
 
-    RUNNING, FINISHED, STOPPED, FAILED, INTERRUPTED: a process answers and says so. STALLED: it answers that
-    it runs, but its steps have ceased. SILENT: it takes connections and does not answer. DEAD:
-    nobody is there, or another run. ELSEWHERE: a loopback address of another machine, which
-    cannot be asked from here. UNREADABLE: not a target file of ours.
+    RUNNING, FINISHED, STOPPED, FAILED, INTERRUPTED: a process answers and says so. STALLED: it
+    answers that it runs, but its steps have ceased. SILENT: it takes connections and does not
+    answer. DEAD: nobody is there, or another run. ELSEWHERE: a loopback address of another machine,
+    which cannot be asked from here. UNREADABLE: not a target file of ours.
     """
 
     RUNNING = "running"
@@ -205,23 +204,19 @@ def _ask(url: str, wanted: tuple[str, str], timeout: float) -> tuple[TargetState
     # Nothing secret is sent, and what is answered only tells whether the run is there.
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
-    )
     try:
-        with opener.open(url, timeout=timeout) as response:
-            page = response.read(MAX_PAGE).decode("utf-8", "replace")
-    except urllib.error.HTTPError as error:
-        if error.code >= 500:
-            return TargetState.SILENT, f"answers with HTTP {error.code}"
-        return TargetState.DEAD, f"something else answers there: HTTP {error.code}"
-    except OSError as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        answer = fetch(url, seconds=timeout, max_bytes=MAX_PAGE, context=context)
+    except NoAnswerError as error:
+        if "not by HTTP" in str(error):
+            return TargetState.DEAD, f"something else answers there: {error}"
         if _connects(url, timeout):
-            return TargetState.SILENT, f"takes connections and does not answer: {reason}"
-        return TargetState.DEAD, str(reason)
-    except Exception as error:  # whatever is there does not speak HTTP
-        return TargetState.DEAD, f"something else answers there: {type(error).__name__}"
+            return TargetState.SILENT, f"takes connections and does not answer: {error}"
+        return TargetState.DEAD, str(error)
+    if answer.status >= 500:
+        return TargetState.SILENT, f"answers with HTTP {answer.status}"
+    if not 200 <= answer.status < 300:
+        return TargetState.DEAD, f"something else answers there: HTTP {answer.status}"
+    page = answer.text
     try:
         return _state(page, wanted)
     except (KeyError, ValueError) as error:

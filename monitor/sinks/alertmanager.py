@@ -10,14 +10,18 @@ from __future__ import annotations
 import base64
 import json
 import time
-import urllib.error
-import urllib.request
 from datetime import UTC, datetime
 from urllib.parse import unquote, urlsplit
 
 from phasewatch.monitor.alert_text import Alert
+from phasewatch.monitor.bounded_http import NoAnswerError, fetch
 from phasewatch.monitor.metrics import label_value
-from phasewatch.monitor.sinks.delivery import TIMEOUT_SECONDS, DeliveryError, retry_after_seconds
+from phasewatch.monitor.sinks.delivery import (
+    MAX_ANSWER_BYTES,
+    TIMEOUT_SECONDS,
+    DeliveryError,
+    refused,
+)
 from phasewatch.monitor.types import TransitionKind
 
 DEFAULT_PORT = 9093
@@ -48,19 +52,20 @@ def send_to_alertmanager(url: str, alert: Alert) -> None:
     Raises:
         DeliveryError: Alertmanager has not taken it.
     """
-    request = _request(url, json.dumps([payload(alert, time.time())]).encode())
+    body = json.dumps([payload(alert, time.time())]).encode()
+    address, headers = _address(url)
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):  # noqa: S310 - http or https
-            return
-    except urllib.error.HTTPError as error:
-        with error:
-            wait = retry_after_seconds(error.headers.get("Retry-After"))
-        raise DeliveryError(f"HTTP {error.code}", wait) from None
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        raise DeliveryError(f"no answer ({type(reason).__name__})") from None
-    except Exception as error:  # an answer that is no HTTP
-        raise DeliveryError(type(error).__name__) from None
+        answer = fetch(
+            address,
+            data=body,
+            headers=headers,
+            seconds=TIMEOUT_SECONDS,
+            max_bytes=MAX_ANSWER_BYTES,
+        )
+    except NoAnswerError as error:
+        raise DeliveryError(str(error)) from None
+    if not 200 <= answer.status < 300:
+        raise refused(answer.status, answer.headers.get("Retry-After"))
 
 
 def payload(alert: Alert, now: float) -> dict[str, object]:
@@ -87,22 +92,18 @@ def payload(alert: Alert, now: float) -> dict[str, object]:
     return content
 
 
-def _request(url: str, body: bytes) -> urllib.request.Request:
+def _address(url: str) -> tuple[str, dict[str, str]]:
+    """Where to post, and with what headers."""
     parts = urlsplit(url)
     secure = parts.scheme.lower() == "alertmanagers"
     host = parts.hostname or ""
     host = f"[{host}]" if ":" in host else host
     address = f"{'https' if secure else 'http'}://{host}:{parts.port or DEFAULT_PORT}"
-    request = urllib.request.Request(  # noqa: S310 - http or https
-        f"{address}{parts.path.rstrip('/')}/api/v2/alerts",
-        data=body,
-        headers={"Content-Type": "application/json"},
-        method="POST",
-    )
+    headers = {"Content-Type": "application/json"}
     if parts.username is not None:
         login = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-        request.add_header("Authorization", "Basic " + base64.b64encode(login).decode())
-    return request
+        headers["Authorization"] = "Basic " + base64.b64encode(login).decode()
+    return f"{address}{parts.path.rstrip('/')}/api/v2/alerts", headers
 
 
 def _time(timestamp: float) -> str:

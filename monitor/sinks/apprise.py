@@ -5,7 +5,10 @@ Only for processes that do not train: Apprise and what it uses draw from global 
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,10 +20,18 @@ import requests
 
 from phasewatch.monitor.alert_text import Alert
 from phasewatch.monitor.alerts import masked
-from phasewatch.monitor.sinks.delivery import DeliveryError, retry_after_seconds
+from phasewatch.monitor.bounded_http import why
+from phasewatch.monitor.sinks.delivery import (
+    MAX_ANSWER_BYTES,
+    DeliveryError,
+    refused,
+)
 from phasewatch.monitor.types import TransitionKind
 
 MAX_REASON = 200
+
+SEND_SECONDS = 30.0
+"""How long one message may take, its picture included: mail servers take their time."""
 
 _SETTINGS = apprise.AppriseAsset(
     app_id="phasewatch", app_desc="phasewatch", app_url="", async_mode=False
@@ -29,10 +40,20 @@ _SETTINGS = apprise.AppriseAsset(
 
 @dataclass(slots=True)
 class _Trace:
-    """What is learnt of one call: the lines logged, and the last answer of a web server."""
+    """What is learnt of one call: lines logged, the last answer of a web server, its sockets."""
 
     lines: list[str] = field(default_factory=list)
     answer: requests.Response | None = None
+    failure: Exception | None = None
+    sockets: list[socket.socket] = field(default_factory=list)
+    was_cut: bool = False
+
+    def cut(self) -> None:
+        """End what has taken too long, whatever protocol it speaks."""
+        self.was_cut = True
+        for open_socket in [*self.sockets]:
+            with contextlib.suppress(OSError):
+                open_socket.shutdown(socket.SHUT_RDWR)
 
 
 # Apprise may work in threads of its own; it gives them the context of the caller.
@@ -54,7 +75,7 @@ def send_by_apprise(url: str, alert: Alert) -> None:
     Raises:
         DeliveryError: The service has not taken it.
     """
-    with _listening() as trace:
+    with _listening() as trace, _in_time(trace):
         service = apprise.Apprise(asset=_SETTINGS)
         if not service.add(url):
             raise DeliveryError(check_apprise(url))
@@ -65,13 +86,30 @@ def send_by_apprise(url: str, alert: Alert) -> None:
             body_format=apprise.NotifyFormat.TEXT,
             attach=str(alert.picture) if alert.picture is not None else None,
         )
+    answer = trace.answer
+    if answer is not None and answer.status_code >= 300:
+        # A redirect is no yes, also where a plugin takes it for one.
+        raise refused(answer.status_code, answer.headers.get("Retry-After"))
     if taken:
         return
-    answer = trace.answer
-    if answer is not None and not answer.ok:
-        wait = retry_after_seconds(answer.headers.get("Retry-After"))
-        raise DeliveryError(f"HTTP {answer.status_code}", wait)
+    if trace.was_cut:
+        raise DeliveryError(f"no full answer in {SEND_SECONDS:g} s")
+    if trace.failure is not None:
+        raise DeliveryError(why(trace.failure))
     raise DeliveryError(_said(trace, url) or "not taken, for a reason that Apprise does not tell")
+
+
+@contextmanager
+def _in_time(trace: _Trace) -> Iterator[None]:
+    timer = threading.Timer(SEND_SECONDS, trace.cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        for open_socket in trace.sockets:
+            open_socket.close()
 
 
 def _said(trace: _Trace, url: str) -> str:
@@ -107,14 +145,39 @@ _logger.propagate = False  # its lines may hold secrets
 _logger.addHandler(_Listener(logging.WARNING))
 
 _send = requests.Session.send
+_connect = socket.socket.connect
 
 
-def _remember(self: requests.Session, request: Any, **settings: Any) -> requests.Response:
+def _send_once(self: requests.Session, request: Any, **settings: Any) -> requests.Response:
+    """Send without following redirects, and read a bounded part of the answer."""
     trace = _current.get() or _Trace()
     trace.answer = None
-    trace.answer = answer = _send(self, request, **settings)
+    try:
+        answer = _send(self, request, **settings | {"allow_redirects": False, "stream": True})
+    except Exception as error:
+        trace.failure = error
+        raise
+    trace.answer = answer
+    body = b""
+    with contextlib.suppress(Exception):  # what it said it has said: the status stands
+        for part in answer.iter_content(4096):
+            body += part
+            if len(body) >= MAX_ANSWER_BYTES:
+                break
+    answer._content, answer._content_consumed = body, True
+    answer.close()  # the rest, if any, is not waited for
     return answer
 
 
-# Apprise says yes or no; when to come back stands in the answer, which it keeps to itself.
-requests.Session.send = _remember  # type: ignore[method-assign]
+def _connect_known(self: socket.socket, address: Any) -> None:
+    """Connect, and keep a second handle by which the connection can be ended in time."""
+    _connect(self, address)
+    if (trace := _current.get()) is not None:
+        with contextlib.suppress(OSError):
+            trace.sockets.append(self.dup())
+
+
+# Apprise says yes or no; when to come back stands in the answer, which it keeps to itself. It
+# follows redirects, and takes what it is sent as long as it comes. This is a process of its own.
+requests.Session.send = _send_once  # type: ignore[method-assign]
+socket.socket.connect = _connect_known  # type: ignore[method-assign,assignment]

@@ -1,8 +1,8 @@
 """A target file for Prometheus' file-based service discovery.
 
 It is written when a run starts to serve metrics and removed when the run says that it has ended:
-finished, stopped, failed or interrupted. The file of a crashed run stays: Prometheus then sees its target
-down, which is what an alert is for. `monitor/targets.py` removes it when its time has come.
+finished, stopped, failed or interrupted. The file of a crashed run stays: Prometheus then sees its
+target down, which is what an alert is for. `monitor/targets.py` removes it when its time has come.
 """
 
 from __future__ import annotations

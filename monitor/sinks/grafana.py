@@ -12,15 +12,14 @@ import html
 import http.client
 import json
 import threading
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from phasewatch.monitor.bounded_http import NoAnswerError, fetch
 from phasewatch.monitor.errors import GrafanaError
 from phasewatch.monitor.grafana_access import HOW_TO_TOKEN, base_url, find_token
 from phasewatch.monitor.metrics import label_value
@@ -216,13 +215,6 @@ class _RefusedError(Exception):
         self.goes_by = goes_by
 
 
-class _StayHere(urllib.request.HTTPRedirectHandler):
-    """Follows no redirection: the token would go along, to whoever is named."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
 class _Api:
     """Calls of Grafana's API by the standard library.
 
@@ -233,30 +225,29 @@ class _Api:
         self._url = url
         self._token = token
         self._timeout = timeout_seconds
-        self._opener = urllib.request.build_opener(_StayHere)
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        request = urllib.request.Request(  # noqa: S310 - base_url allows http and https only
-            f"{self._url}/api{path}",
-            data=None if body is None else json.dumps(body).encode(),
-            method=method,
-            headers={
-                "Authorization": f"Bearer {self._token}",
-                "Accept": "application/json",
-                "Content-Type": "application/json",
-            },
-        )
         try:
-            with self._opener.open(request, timeout=self._timeout) as response:
-                return json.loads(response.read(MAX_ANSWER_BYTES))
-        except urllib.error.HTTPError as error:
-            with error:
-                status = error.code
+            answer = fetch(
+                f"{self._url}/api{path}",
+                data=None if body is None else json.dumps(body).encode(),
+                method=method,
+                headers={
+                    "Authorization": f"Bearer {self._token}",
+                    "Accept": "application/json",
+                    "Content-Type": "application/json",
+                },
+                seconds=self._timeout,
+                max_bytes=MAX_ANSWER_BYTES,
+            )
+            if 200 <= (status := answer.status) < 300:
+                return json.loads(answer.body)
             hint = {401: f"; {HOW_TO_TOKEN}", 403: "; the token may not write annotations"}
-            reason = f"it answers {status} {error.reason}{hint.get(status, '')}"
+            reason = f"it answers {status} {http.client.responses.get(status, '')}".rstrip()
+            reason += hint.get(status, "")
             goes_by = status in _GOES_BY
-        except (OSError, http.client.HTTPException) as error:
-            reason = f"it cannot be reached: {getattr(error, 'reason', None) or error}"
+        except NoAnswerError as error:
+            reason = f"it cannot be reached: {error}"
             goes_by = True
         except ValueError:
             reason = "its answer is not JSON; is the address that of a Grafana's start page?"

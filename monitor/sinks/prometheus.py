@@ -7,7 +7,6 @@ watch's health when it is scraped; training only replaces a dictionary's entry.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import platform
 import time
@@ -16,12 +15,13 @@ import weakref
 from phasewatch.monitor.config import ExporterConfig
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.metrics import label_value
+from phasewatch.monitor.redaction import get_logger
 from phasewatch.monitor.sinks.file_sd import TargetFile, address
 from phasewatch.monitor.sinks.prometheus_collector import RunCollector
 from phasewatch.monitor.sinks.prometheus_server import Scrapes, serve
 from phasewatch.monitor.types import Observation, RunState, Transition
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class PrometheusSink:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ from prometheus_client.samples import Exemplar
 
 from phasewatch.monitor import metrics as m
 from phasewatch.monitor.health import Durations, Health
+from phasewatch.monitor.redaction import get_logger
 from phasewatch.monitor.sinks.prometheus_text import BOUNDS, NUM_BUCKET_SERIES, Reading, Text
 from phasewatch.monitor.types import (
     Estimate,
@@ -31,7 +31,7 @@ from phasewatch.monitor.types import (
     TransitionKind,
 )
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class RunCollector:

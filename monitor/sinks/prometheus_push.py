@@ -6,7 +6,6 @@ gateway when a process dies: `push_time_seconds` then tells that it is old.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -20,10 +19,11 @@ from prometheus_client.exposition import basic_auth_handler, default_handler
 from phasewatch.monitor.config import PushgatewayConfig
 from phasewatch.monitor.errors import ConfigError
 from phasewatch.monitor.health import Health
+from phasewatch.monitor.redaction import get_logger
 from phasewatch.monitor.sinks.prometheus_collector import RunCollector
 from phasewatch.monitor.types import Observation, RunState, Transition
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class PushgatewaySink:

@@ -2,14 +2,15 @@
 
 That of prometheus_client does the TLS handshake where it accepts connections: one client that
 connects and says nothing stops it for everybody. Here each connection has its own thread, its
-own handshake and a time-out, and their number is bounded.
+own handshake, a time-out and a deadline, and their number is bounded: the oldest gives way. A
+scrape takes milliseconds, so who is still there after a hundred others have come is no scraper.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gzip
-import logging
 import socket
 import ssl
 import threading
@@ -23,18 +24,22 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import choose_encoder
 
 from phasewatch.monitor.config import ExporterConfig
+from phasewatch.monitor.redaction import get_logger
 from phasewatch.monitor.sinks.prometheus_collector import RunCollector
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 IDLE_SECONDS = 5.0
 """How long a connection may say nothing."""
+
+REQUEST_SECONDS = 10.0
+"""How long a connection may take in all: one that drips a byte a second says something too."""
 
 POLL_SECONDS = 0.1
 """How soon the server notices that it is to stop: the end of a run waits for it."""
 
 MAX_CONNECTIONS = 32
-"""Connections served at once; what comes beyond is closed."""
+"""Connections served at once; the oldest gives way to one that comes beyond."""
 
 MAX_PATIENCE = 75.0
 """Longest wait for a scrape after the end of a run, in seconds: more than the usual minute."""
@@ -151,7 +156,8 @@ class MetricsServer(ThreadingMixIn, WSGIServer):
         )[0]
         self.address_family = family
         self._context = context
-        self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._open: dict[socket.socket, float] = {}  # since when, the oldest first
+        self._opening = threading.Lock()
         super().__init__((str(bound[0]), port), _Handler)
         self.set_app(app)
 
@@ -162,10 +168,12 @@ class MetricsServer(ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Give the connection a thread, if there is one left."""
-        if not self._slots.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
+        """Give the connection a thread; the oldest is cut where there are too many."""
+        with self._opening:
+            self._open[request] = time.monotonic()
+            surplus = [*self._open][: max(0, len(self._open) - MAX_CONNECTIONS)]
+        for old in surplus:
+            self._cut(old)
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -173,7 +181,23 @@ class MetricsServer(ThreadingMixIn, WSGIServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._slots.release()
+            with self._opening:
+                self._open.pop(request, None)
+
+    def service_actions(self) -> None:
+        """Cut what has taken too long. The server calls this several times a second."""
+        late = time.monotonic() - REQUEST_SECONDS
+        with self._opening:
+            stale = [request for request, since in self._open.items() if since < late]
+        for request in stale:
+            self._cut(request)
+
+    def _cut(self, request: socket.socket) -> None:
+        """End a connection; its thread then sees the end and goes."""
+        with self._opening:
+            self._open.pop(request, None)
+        with contextlib.suppress(OSError):
+            request.shutdown(socket.SHUT_RDWR)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Shake hands and answer; a silent client is left after `IDLE_SECONDS`."""
@@ -181,8 +205,18 @@ class MetricsServer(ThreadingMixIn, WSGIServer):
         if self._context is None:
             super().finish_request(request, client_address)
             return
-        with self._context.wrap_socket(request, server_side=True) as encrypted:
-            super().finish_request(encrypted, client_address)
+        # The handle that is kept stays valid: wrapping takes the descriptor away from `request`.
+        handle = request.dup()
+        with self._opening:
+            if (since := self._open.pop(request, None)) is not None:
+                self._open[handle] = since
+        try:
+            with self._context.wrap_socket(request, server_side=True) as encrypted:
+                super().finish_request(encrypted, client_address)
+        finally:
+            with self._opening:
+                self._open.pop(handle, None)
+            handle.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         """A client that went away, kept silent or has no certificate is no news."""

@@ -460,19 +460,17 @@ def test_alerts_that_have_waited_for_half_a_day(tmp_path):
 def test_two_runs_of_one_name_are_two_runs(ids, tmp_path):
     """Trials of a sweep that were given the same name: the first is killed, the second goes on."""
     given = []
-    second = dict(target=NODE2)
+    second = {"target": NODE2}
     for where, identity, end in (({}, ids[0], 120), (second, ids[1], 400)):
         stays = end == 400
         tail = "" if stays else " stale"
         named = {"run": "a", **where}
-        bare = 'run_id=""' if not identity else identity
+        bare = identity or 'run_id=""'
         given += [
             series("up", f"1x{end}" if stays else f"1x{end} 0x280", run="", **where),
             series("phasewatch_run_state", f"1x{end}{tail}", f'state="running",{bare}', **named),
             series("phasewatch_run_info", f"1x{end}{tail}", f'pid="{end}",{bare}', **named),
-            series(
-                "phasewatch_last_step_timestamp_seconds", f"0+5x{end}{tail}", bare, **named
-            ),
+            series("phasewatch_last_step_timestamp_seconds", f"0+5x{end}{tail}", bare, **named),
             series("phasewatch_steps_per_second", f"10x{end}{tail}", bare, **named),
         ]
     expected = [firing("8m"), firing("12m", "PhasewatchRunCrashed")]

@@ -114,6 +114,63 @@ def test_a_failure_is_tried_again_later_and_later_and_holds_up_what_follows(
     ]
 
 
+def test_a_message_that_is_refused_for_ever_holds_up_no_other(
+    store, tmp_path, clock, sent, monkeypatch
+):
+    courier, _ = set_up(store, tmp_path, num=4)
+
+    def picky(target, alert):
+        if alert.transition.id == "t0":
+            sent.errors.append(alert.key)
+            raise DeliveryError("HTTP 400", has_answered=True)
+        sent.append(alert)
+
+    monkeypatch.setattr(alert_courier, "deliver", picky)
+    for _ in range(200):
+        while courier.step():
+            pass
+        clock.now += 1.0
+    assert [alert.transition.id for alert in sent] == ["t1", "t2", "t3"]
+    assert 3 <= len(sent.errors) <= 12
+    assert [m.delivery.value for m in store.outbox.messages()] == ["waiting", *["sent"] * 3]
+
+
+def test_a_service_that_refuses_everything_is_left_alone_for_longer_and_longer(
+    store, tmp_path, clock, sent
+):
+    courier, _ = set_up(store, tmp_path, num=30)
+    sent.errors += [DeliveryError("HTTP 500", has_answered=True) for _ in range(500)]
+    for _ in range(600):
+        while courier.step():
+            pass
+        clock.now += 1.0
+    assert 500 - len(sent.errors) < 40
+
+
+def test_what_was_delivered_and_cannot_be_noted_is_not_sent_again(
+    store, tmp_path, clock, sent, monkeypatch
+):
+    courier, _ = set_up(store, tmp_path, num=2)
+    noted = courier._outbox.delivered
+    locked = OSError("database is locked")
+
+    def refuse(message):
+        raise locked
+
+    courier._outbox.delivered = refuse
+    for _ in range(5):
+        with pytest.raises(OSError, match="locked"):
+            courier.step()
+    assert len(sent) == 1
+    assert courier.num_unnoted == 1
+    courier._outbox.delivered = noted
+    while courier.step():
+        pass
+    assert [alert.transition.id for alert in sent] == ["t0", "t1"]
+    assert courier.num_unnoted == 0
+    assert [m.delivery.value for m in store.outbox.messages()] == ["sent", "sent"]
+
+
 def test_the_end_of_a_run_does_not_wait_for_the_next_try(store, tmp_path, clock, sent):
     courier, _ = set_up(store, tmp_path)
     sent.errors += [DeliveryError("HTTP 500")]

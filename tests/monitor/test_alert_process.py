@@ -240,11 +240,16 @@ def test_a_changed_secret_gets_what_waited_for_the_old_one(tmp_path):
     port = free_port()
     with Watch(settings(tmp_path, f"json://127.0.0.1:{port}/old", grace_seconds=0.0)) as watch:
         confirm(watch, "a")
-    with (
-        http_target(port) as target,
-        Watch(settings(tmp_path, f"json://127.0.0.1:{port}/new", grace_seconds=30.0)) as watch,
-    ):
-        wait_until(lambda: target.taken, what="the alert", **PATIENCE)
+        state = watch.state_dict()
+    changed = settings(tmp_path, f"json://127.0.0.1:{port}/new", grace_seconds=1.0)
+    with http_target(port) as target:
+        with Watch(changed):  # another run, perhaps another team's
+            time.sleep(2.0)
+        assert target.seen == []
+        resumed = Watch(changed | {"alerts": changed["alerts"] | {"grace_seconds": 30.0}})
+        resumed.load_state_dict(state)
+        with resumed:
+            wait_until(lambda: target.taken, what="the alert", **PATIENCE)
     assert target.ids == ["a"]
 
 

@@ -93,15 +93,6 @@ def test_a_mask_covers_every_part_of_a_url_and_leaves_the_service():
     assert "refused" in shown
 
 
-def test_a_changed_secret_keeps_what_waited_for_its_place():
-    old, other = resolve(URL, "json://host")
-    new, _ = resolve(URL + "D", "json://host")
-    waiting = {old.name, other.name}
-    assert new.goes_by(waiting, {new.name, other.name}) == (new.name, old.name)
-    assert other.goes_by(waiting, {new.name, other.name}) == (other.name,)
-    assert new.goes_by(waiting, {new.name, old.name}) == (new.name,)
-
-
 @pytest.mark.parametrize(
     ("span", "at", "minutes"),
     [

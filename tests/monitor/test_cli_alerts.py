@@ -115,8 +115,9 @@ def test_a_flush_sends_what_waits_in_order(phasewatch, path, target, monkeypatch
 
 def test_a_flush_that_fails_says_why_and_loses_nothing(phasewatch, path, target, monkeypatch):
     monkeypatch.setenv("PHASEWATCH_ALERTS", f"{target.url}/{SECRET}")
-    target.answers += [Answer(500)]
+    target.always = Answer(500)
     code, out, _ = phasewatch("outbox", "--flush", "--store", path)
+    target.always = None
     assert code == 1
     assert "HTTP 500" in out
     assert out.count("waiting") == 2

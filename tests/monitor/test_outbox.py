@@ -5,7 +5,7 @@ import sqlite3
 import pytest
 
 from phasewatch.monitor import outbox as outbox_module
-from phasewatch.monitor.outbox import Delivery, Outbox, Recipient
+from phasewatch.monitor.outbox import Delivery, Mailbox, Outbox, Recipient
 from phasewatch.monitor.store import Store
 from phasewatch.monitor.types import TransitionStatus
 from support.records import make_transition, start_python
@@ -97,16 +97,16 @@ def test_messages_of_a_target_come_one_after_the_other(store):
     tell(store, CONFIRMED, transition_id="a")
     tell(store, CONFIRMED, transition_id="b")
     box = sender(store)
-    first = box.first([PLAIN.target])
+    first = box.first(Mailbox(target=PLAIN.target))
     assert first.transition.id == "a"
     assert box.claim(first)
     box.failed(first, "HTTP 500")
-    assert box.first([PLAIN.target]).transition.id == "a"
-    assert box.first([PLAIN.target]).last_error == "HTTP 500"
+    assert box.first(Mailbox(target=PLAIN.target)).transition.id == "a"
+    assert box.first(Mailbox(target=PLAIN.target)).last_error == "HTTP 500"
     assert box.claim(first)
     box.delivered(first)
-    assert box.first([PLAIN.target]).transition.id == "b"
-    assert box.num_waiting([PLAIN.target]) == 1
+    assert box.first(Mailbox(target=PLAIN.target)).transition.id == "b"
+    assert box.num_waiting([Mailbox(target=PLAIN.target)]) == 1
     sent, waiting = box.messages()
     assert (sent.delivery, sent.tries, sent.last_error) == (Delivery.SENT, 2, "")
     assert sent.sent_at >= sent.created_at
@@ -116,7 +116,7 @@ def test_messages_of_a_target_come_one_after_the_other(store):
 def test_two_senders_do_not_send_the_same_message(store, monkeypatch):
     tell(store, CONFIRMED)
     one, two = sender(store), sender(store)
-    message = one.first([PLAIN.target])
+    message = one.first(Mailbox(target=PLAIN.target))
     assert one.claim(message)
     assert not two.claim(message)
     assert one.claim(message)  # its own
@@ -132,9 +132,10 @@ def test_the_claim_of_a_process_that_is_gone_ends_with_it(store):
     child = start_python(
         """
 import sys
+from phasewatch.monitor.outbox import Mailbox
 from phasewatch.monitor.store import Store
 store = Store(sys.argv[1], create=False)
-message = store.outbox.first([sys.argv[2]])
+message = store.outbox.first(Mailbox(target=sys.argv[2]))
 print(store.outbox.claim(message), flush=True)
 sys.stdin.read()
 """,
@@ -144,7 +145,7 @@ sys.stdin.read()
     try:
         assert child.stdout.readline() == "True\n"
         box = sender(store)
-        message = box.first([PLAIN.target])
+        message = box.first(Mailbox(target=PLAIN.target))
         assert not box.claim(message)
     finally:
         child.kill()
@@ -155,31 +156,83 @@ sys.stdin.read()
 def test_a_target_that_asked_for_time_gets_it(store):
     tell(store, CONFIRMED)
     box = sender(store)
-    message = box.first([PLAIN.target])
+    message = box.first(Mailbox(target=PLAIN.target))
     box.failed(message, "HTTP 429", not_before=2e10)
-    assert box.first([PLAIN.target]) is None
+    assert box.first(Mailbox(target=PLAIN.target)) is None
     box.failed(message, "HTTP 429", not_before=1.0)
-    assert box.first([PLAIN.target]) is not None
+    assert box.first(Mailbox(target=PLAIN.target)) is not None
+
+
+def test_what_waits_for_another_secret_is_adopted_within_its_run_only(store):
+    old, new = Recipient(target="1-json-aaaaaaaa"), "1-json-bbbbbbbb"
+    store.add_transition(make_transition("demo", status=CONFIRMED, transition_id="a"), (old,))
+    store.flush()
+    box = sender(store)
+    assert box.first(Mailbox(target=new, run_id="another")) is None
+    assert box.first(Mailbox(target=new)) is None
+    assert box.num_waiting([Mailbox(target=new, run_id="another")]) == 0
+    assert box.first(Mailbox(target=new, run_id="demo")).transition.id == "a"
+    assert box.first(Mailbox(target=old.target, run_id="another")).transition.id == "a"
+    assert box.first(Mailbox(target="2-json-aaaaaaaa", run_id="demo")) is None
+
+
+def test_a_message_that_is_put_off_holds_up_only_what_follows_of_its_transition(store):
+    tell(store, CONFIRMED, transition_id="a", to=(EAGER,))
+    tell(store, ENDED, transition_id="a", to=(EAGER,))
+    tell(store, CONFIRMED, transition_id="b", to=(EAGER,))
+    box = sender(store)
+    mine = Mailbox(target=EAGER.target)
+    first = box.first(mine)
+    second = box.first(mine, {first.id})
+    assert (second.transition.id, second.state) == ("b", CONFIRMED)
+    assert box.first(mine, {first.id, second.id}) is None
+
+
+def test_a_withdrawal_reaches_a_target_that_is_no_longer_named(store):
+    gone, now = Recipient(target="1-slack-aaaaaaaa"), Recipient(target="1-json-bbbbbbbb")
+    for status, recipient in ((CONFIRMED, gone), (WITHDRAWN, now)):
+        store.add_transition(
+            make_transition("demo", status=status, transition_id="a"), (recipient,)
+        )
+    store.flush()
+    assert [(m.target, m.state) for m in store.outbox.messages()] == [
+        (gone.target, CONFIRMED),
+        (gone.target, WITHDRAWN),
+    ]
+
+
+def test_a_changed_secret_is_no_new_target(store):
+    old = Recipient(target="1-json-aaaaaaaa", updates=True)
+    new = Recipient(target="1-json-bbbbbbbb", updates=True)
+    for status, recipient in ((CONFIRMED, old), (CONFIRMED, new), (ENDED, new)):
+        store.add_transition(
+            make_transition("demo", status=status, transition_id="a"), (recipient,)
+        )
+    store.flush()
+    assert [(m.target, m.state) for m in store.outbox.messages()] == [
+        (old.target, CONFIRMED),
+        (old.target, ENDED),
+    ]
 
 
 def test_an_alert_withdrawn_before_a_try_is_dropped_with_its_withdrawal(store):
     tell(store, CONFIRMED, WITHDRAWN)
     box = sender(store)
-    assert not box.claim(box.first([PLAIN.target]))
+    assert not box.claim(box.first(Mailbox(target=PLAIN.target)))
     assert [m.delivery for m in box.messages()] == [Delivery.DROPPED] * 2
-    assert box.num_waiting([PLAIN.target]) == 0
+    assert box.num_waiting([Mailbox(target=PLAIN.target)]) == 0
 
 
 def test_an_alert_that_may_have_arrived_is_withdrawn_in_words(store):
     tell(store, CONFIRMED)
     box = sender(store)
-    message = box.first([PLAIN.target])
+    message = box.first(Mailbox(target=PLAIN.target))
     assert box.claim(message)
     box.failed(message, "timed out")
     tell(store, WITHDRAWN)
-    assert box.claim(box.first([PLAIN.target]))
+    assert box.claim(box.first(Mailbox(target=PLAIN.target)))
     box.delivered(message)
-    assert box.first([PLAIN.target]).state is WITHDRAWN
+    assert box.first(Mailbox(target=PLAIN.target)).state is WITHDRAWN
 
 
 def test_open_alerts_are_those_delivered_and_not_over(store):
@@ -187,7 +240,7 @@ def test_open_alerts_are_those_delivered_and_not_over(store):
         tell(store, *statuses, to=(EAGER,), transition_id=name)
     box = sender(store)
     for _ in range(3):
-        message = box.first([EAGER.target])
+        message = box.first(Mailbox(target=EAGER.target))
         box.claim(message)
         box.delivered(message)
     assert [m.transition.id for m in box.open_alerts(EAGER.target, "demo")] == ["a"]
@@ -197,7 +250,7 @@ def test_open_alerts_are_those_delivered_and_not_over(store):
 def test_a_resumed_run_that_finds_a_transition_again_does_not_tell_it_again(store):
     tell(store, CONFIRMED)
     box = sender(store)
-    message = box.first([PLAIN.target])
+    message = box.first(Mailbox(target=PLAIN.target))
     box.claim(message)
     box.delivered(message)
     store.begin_run(name="demo", run_id="demo", attempt=2, resumed_step=5)

@@ -275,7 +275,7 @@ def test_the_command_lists_targets(shell, serve, tmp_path):
     assert RUN in out
     assert f"127.0.0.1:{sink.port}" in out
     assert "running" in out
-    assert "Connection refused; seen dead for 0 min" in out
+    assert "connection refused; seen dead for 0 min" in out
     assert "\x1b" not in out
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
+from phasewatch.monitor.alert_text import Alert
 from phasewatch.monitor.types import (
     Estimate,
     EstimateStatus,
@@ -118,3 +119,17 @@ def wait_until(condition: Any, *, seconds: float = 20.0, what: str = "it") -> No
     while not condition():
         assert time.monotonic() < end, f"{what} did not happen within {seconds} s"
         time.sleep(0.02)
+
+
+def make_alert(run: str = "demo") -> Alert:
+    """An alert of a made-up transition."""
+    found = make_transition(run, status=TransitionStatus.CONFIRMED)
+    return Alert(
+        key="k",
+        title="T",
+        body="B",
+        run=run,
+        state=TransitionStatus.CONFIRMED,
+        transition=found,
+        first=found,
+    )

@@ -1,9 +1,11 @@
 """The HTTP server: TLS, client certificates, and clients that say nothing."""
 
+import contextlib
 import gzip
 import socket
 import ssl
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from contextlib import ExitStack, contextmanager
@@ -201,3 +203,35 @@ def answer(app, environ):
     if ("Content-Encoding", "gzip") in headers:
         body = gzip.decompress(body)
     return status, sorted(headers), body
+
+
+# Clients that drip ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_forty_clients_that_drip_refuse_no_scrape(serve, certificates, tls):
+    names = {"certfile": "server.pem", "keyfile": "server.key"} if tls else {}
+    sink = serve(**{name: certificates / file for name, file in names.items()})
+    with connections(sink, 40) as dripping:
+        for client in dripping:
+            client.sendall(b"GET /metrics HTTP/1.1\r\nX-a: ")
+        for _ in range(20):
+            for client in dripping:
+                with contextlib.suppress(OSError):
+                    client.sendall(b"b")
+            page = fetch(sink.url, certificates) if tls else scrape(sink.url)
+            assert "phasewatch_run_info" in page
+
+
+def test_a_request_that_drips_is_cut_at_its_deadline(serve, monkeypatch):
+    monkeypatch.setattr(prometheus_server, "REQUEST_SECONDS", 0.3)
+    sink = serve()
+    with socket.create_connection(("127.0.0.1", sink.port)) as client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\nX-a: ")
+        client.settimeout(10.0)
+        sent = 0
+        with contextlib.suppress(OSError):
+            while sent < 100 and client.send(b"b"):
+                sent += 1
+                time.sleep(0.05)
+        assert sent < 100
