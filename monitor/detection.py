@@ -15,6 +15,7 @@ from phasewatch.monitor.episodes import Point
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.names import is_validation
 from phasewatch.monitor.scalars import Chunk, Column
+from phasewatch.monitor.stray import let_through
 from phasewatch.monitor.streams import Override, Role, Stream, Streams, create_detector
 from phasewatch.monitor.transitions import TransitionTracker
 from phasewatch.monitor.types import EstimateStatus, Observation, Transition, TransitionStatus
@@ -115,7 +116,8 @@ class Detection:
                 continue
             try:
                 points += self._take_column(stream, stream.detector, column)
-            except Exception as error:
+            except BaseException as error:
+                let_through(error)
                 self._put_away(stream, error)
         points.sort(key=lambda point: (point.step, point.timestamp, point.name))
         validated = min(
@@ -129,7 +131,7 @@ class Detection:
         self._tracker.has_validation |= math.isfinite(validated[0])
         return changed
 
-    def _put_away(self, stream: Stream, error: Exception) -> None:
+    def _put_away(self, stream: Stream, error: BaseException) -> None:
         """A detector that raises detects no more; its stream is still stored."""
         stream.detector = None
         self._health.measurement_failures[f"detector of {stream.name}"] += 1
@@ -194,7 +196,8 @@ class Detection:
             alarm = stream.update(step, value, observation.stderr)
             ahead = self._ahead.get(name)
             sign = ahead.update(step, value, observation.stderr) if ahead is not None else None
-        except Exception as error:
+        except BaseException as error:
+            let_through(error)
             self._put_away(stream, error)
             return []
         point = Point(

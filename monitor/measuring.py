@@ -15,7 +15,9 @@ from phasewatch.monitor.config import MonitorConfig
 from phasewatch.monitor.errors import ConfigError, RefusedError
 from phasewatch.monitor.health import Health
 from phasewatch.monitor.schedule import WANTED_MEASUREMENTS, Planner
+from phasewatch.monitor.stray import let_through
 from phasewatch.monitor.types import Cost, Estimate, MeasureContext, Observable, Observation
+from phasewatch.monitor.watchdog import Watchdog
 
 log = logging.getLogger("phasewatch")
 
@@ -45,6 +47,7 @@ class Measuring:
         given: Iterable[str | Observable] | None = None,
     ) -> None:
         self._health = health
+        self.watchdog = Watchdog()
         self._seed = config.seed
         self._observables: dict[str, Observable] = {}
         self._named: set[str] = set()
@@ -133,7 +136,8 @@ class Measuring:
                 check(context)
             except RefusedError as error:
                 self.refuse(name, str(error))
-            except Exception as error:  # whatever it is: what is on by default kills no run
+            except BaseException as error:  # whatever it is: what is on by default kills no run
+                let_through(error)
                 self.refuse(name, f"{type(error).__name__}: {error}")
 
     def refuse(self, name: str, reason: str) -> None:
@@ -167,10 +171,12 @@ class Measuring:
         for name in self.planner.due_names(step):
             begin = time.perf_counter()
             try:
-                results += self._measure_one(name, context)
+                with self.watchdog.over(f"the measurement of {name} at step {step}"):
+                    results += self._measure_one(name, context)
             except RefusedError as error:
                 self.skip(name, str(error))
-            except Exception as error:
+            except BaseException as error:
+                let_through(error)
                 self._fail(name, step, error)
             else:
                 self._failures_in_row.pop(name, None)
@@ -196,6 +202,8 @@ class Measuring:
         result = self._observables[name].measure(own)
         seconds = time.perf_counter() - begin
         observations = [result] if isinstance(result, Observation) else list(result)
+        if wrong := next((o for o in observations if not isinstance(o, Observation)), None):
+            raise TypeError(f"measure() gave {wrong!r:.80}; it must give Observations")
         now = time.time()
         completed = []
         for observation in observations:
@@ -212,7 +220,7 @@ class Measuring:
             )
         return completed
 
-    def _fail(self, name: str, step: int, error: Exception) -> None:
+    def _fail(self, name: str, step: int, error: BaseException) -> None:
         self._health.measurement_failures[name] += 1
         failures = self._failures_in_row[name] = self._failures_in_row.get(name, 0) + 1
         if failures == 1:

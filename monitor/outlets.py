@@ -17,8 +17,11 @@ from phasewatch.monitor.scalars import Column, observations_of
 from phasewatch.monitor.sinks.grafana import GrafanaAnnotations
 from phasewatch.monitor.sinks.prometheus import PrometheusSink
 from phasewatch.monitor.sinks.prometheus_push import PushgatewaySink
+from phasewatch.monitor.sinks.queued import QueuedCalls
 from phasewatch.monitor.store import Store
+from phasewatch.monitor.stray import let_through
 from phasewatch.monitor.types import Observation, Sink, Transition
+from phasewatch.monitor.watchdog import Watchdog
 
 log = logging.getLogger("phasewatch")
 
@@ -35,6 +38,7 @@ class Outlets:
         run_id: Identity of the run.
         attempt: Which fit of the run.
         alerts: Tells people of transitions.
+        watchdog: Told which sink training waits for.
     """
 
     def __init__(
@@ -45,6 +49,8 @@ class Outlets:
         run_id: str,
         attempt: int,
         alerts: AlertProcess | None = None,
+        *,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self.store = store
         self._sinks = tuple(sinks)
@@ -53,6 +59,11 @@ class Outlets:
         self._attempt = attempt
         self._alerts = alerts
         self._told: set[str] = set()
+        self._watchdog = watchdog or Watchdog()
+        self._calls = {
+            id(sink): QueuedCalls(sink, partial(self._failed, type(sink).__name__))
+            for sink in self._sinks
+        }
         if alerts is not None:
             self._guard("alerts", lambda: alerts.resume(store.outbox))
 
@@ -111,24 +122,33 @@ class Outlets:
             self._guard("alerts", self._alerts.close)
         for sink in self._sinks:
             self._call(sink, lambda s: s.close())
+            with self._watchdog.over(f"sink {type(sink).__name__}, at the end"):
+                self._calls[id(sink)].close()
+        self._watchdog.close()
 
     def _call(self, sink: Sink, call: Callable[[Sink], None]) -> None:
-        self._guard(type(sink).__name__, lambda: call(sink))
+        name = type(sink).__name__
+        with self._watchdog.over(f"sink {name}"):
+            self._guard(name, lambda: self._calls[id(sink)].call(call))
 
     def _guard(self, name: str, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception as error:
-            self._health.sink_failures[name] += 1
-            if name not in self._told:
-                self._told.add(name)
-                log.warning(
-                    "sink %s failed: %s: %s; training goes on, further failures are counted in "
-                    "phasewatch_sink_failures_total",
-                    name,
-                    type(error).__name__,
-                    error,
-                )
+        except BaseException as error:
+            let_through(error)
+            self._failed(name, error)
+
+    def _failed(self, name: str, error: BaseException) -> None:
+        self._health.sink_failures[name] += 1
+        if name not in self._told:
+            self._told.add(name)
+            log.warning(
+                "sink %s failed: %s: %s; training goes on, further failures are counted in "
+                "phasewatch_sink_failures_total",
+                name,
+                type(error).__name__,
+                error,
+            )
 
 
 def _emit(observation: Observation, sink: Sink) -> None:

@@ -30,6 +30,7 @@ from torch.utils.data.distributed import DistributedSampler
 from phasewatch.monitor.config import ProbeConfig
 from phasewatch.monitor.errors import ConfigError, RefusedError
 from phasewatch.monitor.isolation.batches import clone_batch, count_samples, num_bytes
+from phasewatch.monitor.isolation.threads import drawing_threads, fetch_elsewhere
 
 log = logging.getLogger("phasewatch")
 
@@ -235,7 +236,16 @@ def _from_dataset(
     if not len(indices):
         raise ConfigError("probe: the dataset is empty; give one with at least one sample")
     chosen = _choose(indices, config.num_samples, seed)
-    each = num_bytes(collate([dataset[chosen[0]]]))
+
+    def fetch(group: list[int]) -> Any:
+        return collate(_fetch_many(dataset, group))
+
+    def fetch_all(groups: list[list[int]]) -> list[Any]:
+        if drawing_threads():
+            return fetch_elsewhere(fetch, groups, seed)
+        return [fetch(group) for group in groups]
+
+    each = num_bytes(fetch_all([chosen[:1]])[0])
     if each > config.max_bytes:
         raise RefusedError(
             f"one probe sample takes {each} bytes, more than probe.max_bytes = "
@@ -254,10 +264,7 @@ def _from_dataset(
     size = config.batch_size or len(chosen)
     if len(chosen) > size:  # equal batches, so that every sample weighs the same in the mean
         chosen = chosen[: len(chosen) - len(chosen) % size]
-    return [
-        collate(_fetch_many(dataset, chosen[start : start + size]))
-        for start in range(0, len(chosen), size)
-    ]
+    return fetch_all([chosen[start : start + size] for start in range(0, len(chosen), size)])
 
 
 def _from_stream(loader: DataLoader[Any], config: ProbeConfig, seed: int) -> list[Any]:

@@ -203,7 +203,15 @@ class Watch:
             store.end_run(self.run_id, self.attempt, RunState.FAILED, str(error))
             store.close()
             raise
-        self._outlets = Outlets(store, sinks, self.health, self.run_id, self.attempt, alerts)
+        self._outlets = Outlets(
+            store,
+            sinks,
+            self.health,
+            self.run_id,
+            self.attempt,
+            alerts,
+            watchdog=self._measuring.watchdog,
+        )
         if resumed_step is not None:
             if store.num_attempts(self.run_id, self.attempt) > 1:
                 notify, known = self._outlets.notify, self.transitions

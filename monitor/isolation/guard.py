@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from phasewatch.monitor.isolation.live import LiveSnapshot
 from phasewatch.monitor.isolation.modes import Modes, measuring_modes
 from phasewatch.monitor.isolation.rng import RngState, accelerators_of
+from phasewatch.monitor.isolation.threads import beside, drawing_threads
 
 
 @dataclass(slots=True)
@@ -39,7 +41,9 @@ class _Shell:
     """Everything that is restored, in one place, so that restoring can be done twice."""
 
     def __init__(self, module: nn.Module | None, extra: Iterable[Any]) -> None:
-        self._rng = RngState(accelerators_of(module))
+        self.others = drawing_threads()
+        # Beside a thread that draws, the generators are left alone altogether.
+        self._rng = None if self.others else RngState(accelerators_of(module))
         self._modes = Modes()
         roots = [root for root in (module, *extra) if root is not None]
         self._live = LiveSnapshot(roots) if roots else None
@@ -56,7 +60,8 @@ class _Shell:
             _TRAINABLE[id(parameter)] = requires_grad
             parameter.grad = None
             parameter.requires_grad_(False)
-        self._rng.seed(seed)
+        if self._rng is not None:
+            self._rng.seed(seed)
 
     def restore(self, report: GuardReport) -> None:
         try:
@@ -68,7 +73,8 @@ class _Shell:
                 report.repairs.extend(self._live.restore())
         finally:
             self._modes.restore()
-            self._rng.restore()
+            if self._rng is not None:
+                self._rng.restore()
 
 
 @contextlib.contextmanager
@@ -84,6 +90,9 @@ def guard(
     generators are seeded with `seed`, and the live parameters have no `.grad` and do not
     require one.
 
+    Where another thread may draw random numbers meanwhile, the generators are neither seeded nor
+    put back, and what draws from them inside is refused.
+
     Args:
         module: The live module.
         seed: Seed of the global generators inside.
@@ -91,12 +100,15 @@ def guard(
 
     Yields:
         The report, filled when the guard is left.
+
+    Raises:
+        RefusedError: What is measured draws, and another thread may too.
     """
     report = GuardReport()
     shell = _Shell(module, extra)
     try:
         shell.enter(seed)
-        with measuring_modes():
+        with measuring_modes(), beside(shell.others) if shell.others else nullcontext():
             yield report
     finally:
         try:

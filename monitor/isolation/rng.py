@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from phasewatch.monitor.isolation.threads import is_beside
+
 
 class RngState:
     """State of the generators that training draws from.
@@ -35,8 +37,11 @@ class RngState:
         """Seed all of them, so that what is measured does not depend on where training stands.
 
         `torch.manual_seed` is not used: it also seeds accelerators that were not saved, and it
-        queues a seed for those that are not initialised yet.
+        queues a seed for those that are not initialised yet. Beside another thread that may draw,
+        nothing is seeded: what draws is refused there.
         """
+        if is_beside():
+            return
         torch.default_generator.manual_seed(seed)
         for generator, _ in self._accelerators:
             generator.manual_seed(seed)
