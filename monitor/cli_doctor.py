@@ -30,6 +30,13 @@ def doctor(
         str | None,
         typer.Option("--alertmanager", help="Its address; else the one Prometheus sends to."),
     ] = None,
+    end_to_end: Annotated[
+        bool,
+        typer.Option(
+            "--end-to-end",
+            help="Send a marked test alert through Alertmanager and wait until somebody is told.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check the chain from run to alert and say which link is broken; exit code 1 if one is."""
@@ -51,7 +58,7 @@ def doctor(
     if alertmanager is not None:
         alertmanager = _base(alertmanager, "--alertmanager")
     links = []
-    for link in examine(runs, prometheus, alertmanager):
+    for link in examine(runs, prometheus, alertmanager, end_to_end=end_to_end):
         links.append(link)
         if not as_json:
             typer.echo(printable(f"{link.state:11s}  {link.name:26s}  {link.found}"))
@@ -63,7 +70,10 @@ def doctor(
     elif broken:
         typer.echo(f"broken: {', '.join(broken)}")
     else:
-        typer.echo("every link checked is in order; `phasewatch test-alert` tries direct alerts")
+        proof = "" if end_to_end else "; --end-to-end sends a test through them"
+        typer.echo(
+            f"every link checked is in order{proof}; `phasewatch test-alert` tries direct alerts"
+        )
     if broken:
         raise typer.Exit(1)
 

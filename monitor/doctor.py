@@ -1,25 +1,33 @@
 """Looks along the chain from a run to whoever is told, and says which link is broken.
 
-target file → exporter → direct alerts → Prometheus (target, run, rules) → Alertmanager (known to
-Prometheus, reached, somebody told).
+target file → exporter → direct alerts → Prometheus (target, run, rules, relabelling) → Alertmanager
+(known to Prometheus, reached, route, silences, receiver) → a test alert, where it is asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from phasewatch.monitor.doctor_end import EndToEnd
 from phasewatch.monitor.doctor_links import Link, LinkState, check, unchecked
 from phasewatch.monitor.doctor_runs import Runs
 from phasewatch.monitor.doctor_servers import Alertmanager, Prometheus
 
 
-def examine(runs: Runs, prometheus_url: str, alertmanager_url: str | None = None) -> Iterator[Link]:
+def examine(
+    runs: Runs,
+    prometheus_url: str,
+    alertmanager_url: str | None = None,
+    *,
+    end_to_end: bool = False,
+) -> Iterator[Link]:
     """Every link, in order; what hangs on a missing server is not checked.
 
     Args:
         runs: Where the runs are expected.
         prometheus_url: Base URL.
         alertmanager_url: Base URL; None takes the one that Prometheus sends to.
+        end_to_end: Send a marked test alert through Alertmanager, and see whether it arrives.
     """
     yield check("target files", runs.target_files)
     yield check("exporter", runs.exporter)
@@ -32,6 +40,7 @@ def examine(runs: Runs, prometheus_url: str, alertmanager_url: str | None = None
         ("target in Prometheus", prometheus.target),
         ("run in Prometheus", prometheus.run),
         ("rules in Prometheus", prometheus.rules),
+        ("relabelling of alerts", prometheus.relabelling),
         ("Alertmanager in Prometheus", prometheus.sends_to),
     ):
         if reached.state is LinkState.BROKEN:
@@ -43,10 +52,17 @@ def examine(runs: Runs, prometheus_url: str, alertmanager_url: str | None = None
         yield unchecked("Alertmanager", "its address is unknown")
         yield unchecked("receiver", "Alertmanager is missing")
         return
-    alertmanager = Alertmanager(alertmanager_url or prometheus.alertmanagers[0])
+    alertmanager = Alertmanager(alertmanager_url or prometheus.alertmanagers[0], prometheus.alerts)
     reached = check("Alertmanager", alertmanager.ready)
     yield reached
-    if reached.state is LinkState.BROKEN:
-        yield unchecked("receiver", "Alertmanager is missing")
-    else:
-        yield check("receiver", alertmanager.receiver)
+    for name, look in (
+        ("route of alerts", alertmanager.route),
+        ("silences", alertmanager.silences),
+        ("receiver", alertmanager.receiver),
+    ):
+        if reached.state is LinkState.BROKEN:
+            yield unchecked(name, "Alertmanager is missing")
+        else:
+            yield check(name, look)
+    if end_to_end and reached.state is not LinkState.BROKEN:
+        yield check("end to end", EndToEnd(alertmanager.url).run)

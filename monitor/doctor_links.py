@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
 from phasewatch.monitor.bounded_http import Answer, fetch
@@ -114,3 +116,23 @@ def get_with_headers(url: str) -> Answer:
     if not 200 <= answer.status < 300:
         raise OSError(f"it answers HTTP {answer.status}")
     return answer
+
+
+MAX_SKEW_SECONDS = 30.0
+
+
+def check_clock(headers: Mapping[str, str]) -> None:
+    """Compare the clock of a server with ours: alerts and samples from the future are dropped.
+
+    Raises:
+        BrokenError: They differ by more than `MAX_SKEW_SECONDS`.
+    """
+    try:
+        theirs = parsedate_to_datetime(headers["Date"]).timestamp()
+    except (KeyError, ValueError):
+        return
+    if abs(skew := theirs - time.time()) > MAX_SKEW_SECONDS:
+        raise BrokenError(
+            f"its clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} this machine's",
+            "let both machines keep time (chrony, systemd-timesyncd)",
+        )

@@ -18,6 +18,7 @@ class Runs:
         addresses: Where runs are expected to serve, as "http://host:port".
         targets: Folder of target files; None if there is none.
         found: Names of the runs found serving.
+        labels: What each of them says of itself: `run`, `run_id`.
         answering: Those of the addresses that answer.
         pages: What they serve.
     """
@@ -25,6 +26,7 @@ class Runs:
     addresses: tuple[str, ...]
     targets: Path | None
     found: set[str] = field(default_factory=set)
+    labels: list[dict[str, str]] = field(default_factory=list)
     answering: set[str] = field(default_factory=set)
     pages: list[str] = field(default_factory=list)
 
@@ -66,12 +68,14 @@ class Runs:
             except OSError as error:
                 silent.append(f"{address}: {reason(error)}")
                 continue
-            served = {
-                re.sub(r"\\(.)", lambda m: {"n": "\n"}.get(m[1], m[1]), run)
-                for run in re.findall(
-                    r'^phasewatch_run_info\{(?:[^"]*"[^"]*",)*run="((?:[^"\\]|\\.)*)"', page, re.M
-                )
-            }
+            own = [
+                {k: _unescaped(v) for k, v in re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', labels)}
+                for labels in re.findall(r"^phasewatch_run_info\{(.*)\} ", page, re.MULTILINE)
+            ]
+            served = {labels["run"] for labels in own if "run" in labels}
+            self.labels += [
+                {"run": labels.get("run", ""), "run_id": labels.get("run_id", "")} for labels in own
+            ]
             if served:
                 self.found |= served
                 self.answering.add(address)
@@ -85,7 +89,14 @@ class Runs:
                 "whose run is dead goes with `phasewatch targets --reap`",
             )
         told = f"{', '.join(sorted(self.answering))}: {names(self.found)}"
-        return told + (f" (silent: {'; '.join(silent)})" if silent else "")
+        if silent:
+            raise BrokenError(
+                f"{len(silent)} of {len(self.addresses)} runs do not answer: {'; '.join(silent)} "
+                f"(in order: {told})",
+                "see whether their processes live: `phasewatch runs`. A target file whose run is "
+                "dead goes with `phasewatch targets --reap`",
+            )
+        return told
 
     def direct_alerts(self) -> str | None:
         """Messages that runs cannot get rid of."""
@@ -104,3 +115,8 @@ class Runs:
         """Sum of a metric over everything that the runs serve; None if they serve no such thing."""
         found = re.findall(rf"^{metric}\{{.*\}} (\S+)", "\n".join(self.pages), re.MULTILINE)
         return sum(map(float, found)) if found else None
+
+
+def _unescaped(text: str) -> str:
+    """A label's value as it was before it was written into a page."""
+    return re.sub(r"\\(.)", lambda m: {"n": "\n"}.get(m[1], m[1]), text)

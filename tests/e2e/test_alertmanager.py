@@ -7,6 +7,8 @@ from functools import partial
 
 import pytest
 
+from phasewatch.monitor.bounded_http import fetch
+from phasewatch.monitor.doctor_end import EndToEnd
 from phasewatch.monitor.doctor_links import BrokenError
 from phasewatch.monitor.doctor_servers import Alertmanager
 from support.alerting import Inbox, need_servers, quick_stack
@@ -37,22 +39,59 @@ def post(stack):
     return partial(send, stack)
 
 
+def broken(look):
+    with pytest.raises(BrokenError) as caught:
+        look()
+    return caught.value
+
+
 def test_the_doctor_sees_that_nobody_can_be_told(tmp_path):
     need_servers()
     nobody = Inbox(url="http://127.0.0.1:1/")
     with quick_stack(tmp_path / "stack", nobody) as stack:
-        send(stack, "PhasewatchRunCrashed/a")
-        alertmanager = Alertmanager(stack.alertmanager_url)
-        assert alertmanager.receiver() == "webhook (webhook)"
+        alertmanager = Alertmanager(stack.alertmanager_url, [])
+        assert alertmanager.route() == "webhook (webhook)"
+        assert "cannot be reached: 127.0.0.1:1 of webhook" in broken(alertmanager.receiver).found
+        found = broken(EndToEnd(stack.alertmanager_url, 20.0).run)
+        assert found.found == "webhook did not take the test alert"
 
-        def fails():
-            try:
-                alertmanager.receiver()
-            except BrokenError as error:
-                return error.found == "every notification so far has failed: webhook"
-            return False
 
-        wait_until(fails, seconds=90, what="a failed notification")
+def test_the_doctor_proves_delivery_and_leaves_nothing_behind(stack, inbox):
+    told = EndToEnd(stack.alertmanager_url).run()
+    assert told == "a marked test alert was taken by webhook"
+    (alert,) = {a["fingerprint"]: a for a in inbox.alerts(kind="test")}.values()
+    assert "nothing has happened" in alert["annotations"]["summary"]
+    resolved = lambda: inbox.alerts("resolved", kind="test")  # noqa: E731
+    wait_until(resolved, seconds=90, what="the end of the test alert")
+
+
+def test_the_doctor_sees_a_silence_before_and_by_a_test_alert(stack):
+    now = time.time()
+    silence = {
+        "matchers": [{"name": "alertname", "value": "Phasewatch.*", "isRegex": True}],
+        "startsAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now - 5)),
+        "endsAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now + 600)),
+        "createdBy": "somebody",
+        "comment": "a test",
+    }
+    made = fetch(
+        f"{stack.alertmanager_url}/api/v2/silences",
+        data=json.dumps(silence).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    number = json.loads(made.body)["silenceID"]
+    try:
+        found = broken(Alertmanager(stack.alertmanager_url, []).silences)
+        assert number in found.found
+        assert f"amtool silence expire {number}" in found.remedy
+        wait_until(
+            lambda: "silenced by" in broken(EndToEnd(stack.alertmanager_url, 3.0).run).found,
+            seconds=30,
+            what="the silence",
+        )
+    finally:
+        url = f"{stack.alertmanager_url}/api/v2/silence/{number}"
+        assert fetch(url, method="DELETE").status == 200
 
 
 def told(inbox, *expected):

@@ -3,12 +3,14 @@
 import json
 import socket
 import threading
+import time
 from functools import partial
 from http.server import BaseHTTPRequestHandler
 
 import pytest
 import yaml
 
+from phasewatch.monitor import doctor_servers
 from phasewatch.monitor.doctor import examine
 from phasewatch.monitor.doctor_links import LinkState
 from phasewatch.monitor.doctor_runs import Runs
@@ -34,15 +36,20 @@ class Place:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
                 answer = place.answers.get(self.path, place.answers.get(self.path.split("?")[0]))
+                answer = answer() if callable(answer) else answer
                 self.send_response(200 if answer is not None else 404)
                 self.end_headers()
                 if answer is not None:
                     text = answer if isinstance(answer, str) else json.dumps(answer)
                     self.wfile.write(text.encode())
 
+            def date_time_string(self, timestamp=None):
+                return super().date_time_string(time.time() + place.clock_ahead)
+
             def log_message(self, *_):
                 pass
 
+        self.clock_ahead = 0
         self._server = StandInServer(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
@@ -68,11 +75,13 @@ class Chain:
                 "/-/ready": "OK",
                 "/metrics": "",
                 "/api/v2/status": {"config": {"original": yaml.safe_dump(self.told("slack"))}},
+                "/api/v2/silences": [],
             }
         )
         self.prometheus = Place(**{"/-/ready": "OK"})
         (self.folder / "run.json").write_text(json.dumps([{"targets": [self.run.address]}]))
         self.say("targets", activeTargets=[self.target("up")])
+        self.configure()
         self.say("query", result=[{"metric": {"run": RUN}, "value": [0, "1"]}])
         self.prometheus.answers[
             "/api/v1/query?query=count%28%7B__name__%3D%22phasewatch_run_info%22%2C%20"
@@ -82,6 +91,25 @@ class Chain:
         self.say(
             "alertmanagers", activeAlertmanagers=[{"url": f"{self.manager.url}/api/v2/alerts"}]
         )
+
+    def configure(self, **alerting):
+        self.say("status/config", yaml=yaml.safe_dump({"global": {}, "alerting": alerting}))
+
+    def manage(self, config):
+        self.manager.answers["/api/v2/status"] = {"config": {"original": yaml.safe_dump(config)}}
+
+    def loads(self, *, success=1, at=2e10):
+        self.prometheus.answers["/metrics"] = (
+            f"prometheus_config_last_reload_successful {success}\n"
+            f"prometheus_config_last_reload_success_timestamp_seconds {at}\n"
+        )
+        self.say("status/flags", **{"config.file": "prometheus.yml"})
+
+    def silence(self, **changes):
+        matcher = {"name": "alertname", "value": "Phasewatch.*", "isRegex": True, "isEqual": True}
+        silence = {"id": "s1", "createdBy": "me", "endsAt": "2030", "matchers": [matcher]}
+        silence |= {"status": {"state": "active"}} | changes
+        self.manager.answers["/api/v2/silences"] = [silence]
 
     @staticmethod
     def told(receiver):
@@ -111,7 +139,8 @@ class Chain:
 
 
 @pytest.fixture
-def chain(tmp_path):
+def chain(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor_servers, "RECENT_SECONDS", 0.05)
     chain = Chain(tmp_path)
     yield chain
     chain.close()
@@ -133,13 +162,16 @@ def test_a_chain_in_order(chain):
         "target in Prometheus",
         "run in Prometheus",
         "rules in Prometheus",
+        "relabelling of alerts",
         "Alertmanager in Prometheus",
         "Alertmanager",
+        "route of alerts",
+        "silences",
         "receiver",
     ]
     assert repr(RUN) in by_name["exporter"]
     assert by_name["direct alerts"] == "2 messages wait"
-    assert by_name["receiver"] == "slack (slack)"
+    assert by_name["route of alerts"] == "slack (slack)"
 
 
 def test_without_target_files_the_address_is_asked(chain):
@@ -226,6 +258,92 @@ def break_delivery(chain):
     )
 
 
+def break_one_run(chain):
+    (chain.folder / "dead.json").write_text(json.dumps([{"targets": ["127.0.0.1:1"]}]))
+
+
+def break_one_target(chain):
+    down = chain.target("down", "refused") | {"scrapeUrl": "http://other:1/metrics"}
+    chain.say("targets", activeTargets=[chain.target("up"), down])
+
+
+def break_one_scrape(chain):
+    """A second run of the same name is served and not scraped."""
+    page = PAGE.replace('pid="1"', 'pid="1",run_id="a"')
+    chain.run.answers["/metrics"] = page + page.replace('run_id="a"', 'run_id="b"')
+    chain.say("query", result=[{"metric": {"run": RUN, "run_id": "a"}, "value": [0, "1"]}])
+
+
+def break_reload(chain):
+    chain.loads(success=0)
+
+
+def break_freshness(chain):
+    file = chain.folder.parent / "rules.yml"
+    file.write_text("groups: []")
+    chain.loads(at=file.stat().st_mtime - 60)
+    rules = [chain.rule(name) for name in shipped_alerts()]
+    chain.say("rules", groups=[{"file": str(file), "rules": rules}])
+
+
+def break_relabelling(chain):
+    rule = {"source_labels": ["severity"], "regex": "info|warning|critical", "action": "drop"}
+    chain.configure(alert_relabel_configs=[rule])
+
+
+def break_relabelled_name(chain):
+    chain.configure(alert_relabel_configs=[{"regex": "alertname", "action": "labeldrop"}])
+
+
+def break_root(chain):
+    config = chain.told("nobody")
+    config["route"]["routes"] = [{"matchers": ['team="other"'], "receiver": "slack"}]
+    chain.manage(config)
+
+
+def break_severity(chain):
+    config = chain.told("slack")
+    config["route"]["routes"] = [{"match": {"severity": "critical"}, "receiver": "nobody"}]
+    chain.manage(config)
+
+
+def break_silence(chain):
+    chain.silence()
+
+
+def break_silence_of_a_run(chain):
+    chain.silence(matchers=[{"name": "run", "value": RUN, "isRegex": False, "isEqual": True}])
+
+
+def break_hook(chain):
+    config = chain.told("hook")
+    config["receivers"].append(
+        {"name": "hook", "webhook_configs": [{"url": "http://127.0.0.1:1/hook"}]}
+    )
+    chain.manage(config)
+
+
+def break_recent_delivery(chain):
+    counts = iter(["1", "2"])
+
+    def page():
+        return (
+            'alertmanager_notification_requests_total{integration="slack"} 9\n'
+            'alertmanager_notification_requests_failed_total{integration="slack"} '
+            f"{next(counts, 9)}\n"
+        )
+
+    chain.manager.answers["/metrics"] = page
+
+
+def break_manager_reload(chain):
+    chain.manager.answers["/metrics"] = "alertmanager_config_last_reload_successful 0\n"
+
+
+def break_clock(chain):
+    chain.manager.clock_ahead = 600
+
+
 @pytest.mark.parametrize(
     ("harm", "link", "found", "remedy"),
     [
@@ -244,8 +362,28 @@ def break_delivery(chain):
         (break_rule, "rules in Prometheus", "many-to-many", "compare"),
         (break_alerting, "Alertmanager in Prometheus", "no Alertmanager", "alertmanagers:"),
         (break_manager, "Alertmanager", "refused", "phasewatch stack up"),
-        (break_receiver, "receiver", "'nobody', which tells nobody", "name a receiver"),
-        (break_delivery, "receiver", "every notification so far has failed: slack", "secret"),
+        (break_receiver, "route of alerts", "'nobody', which tells nobody", "name a receiver"),
+        (break_delivery, "receiver", "notifications fail now: slack", "secret"),
+        (break_one_run, "exporter", "1 of 2 runs do not answer", "targets --reap"),
+        (break_one_target, "target in Prometheus", "is down", "exporter.host"),
+        (break_one_scrape, "run in Prometheus", "no samples of", "wait"),
+        (
+            break_reload,
+            "rules in Prometheus",
+            "last reload of its configuration failed",
+            "/-/reload",
+        ),
+        (break_freshness, "rules in Prometheus", "was changed after it was loaded", "/-/reload"),
+        (break_relabelling, "relabelling of alerts", "drops PhasewatchTransition", "keep alerts"),
+        (break_relabelled_name, "relabelling of alerts", "drops", "keep alerts"),
+        (break_root, "route of alerts", "'nobody', which tells nobody", "name a receiver"),
+        (break_severity, "route of alerts", "PhasewatchRunCrashed", "name a receiver"),
+        (break_silence, "silences", "silence s1 by me mutes PhasewatchTransition", "expire s1"),
+        (break_silence_of_a_run, "silences", "silence s1", "expire s1"),
+        (break_hook, "receiver", "cannot be reached: 127.0.0.1:1", "start what listens"),
+        (break_recent_delivery, "receiver", "notifications fail now: slack", "secret"),
+        (break_manager_reload, "receiver", "last reload of its configuration failed", "amtool"),
+        (break_clock, "Alertmanager", "s ahead of this machine's", "chrony"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -265,13 +403,6 @@ def test_what_hangs_on_a_missing_server_is_not_checked(chain):
     assert links["Alertmanager"] is LinkState.NOT_CHECKED
     links = {link.name: link.state for link in chain.examine(alertmanager=chain.manager.url)}
     assert links["receiver"] is LinkState.OK
-
-
-def test_a_dead_run_beside_a_living_one_is_mentioned(chain):
-    (chain.folder / "dead.json").write_text(json.dumps([{"targets": ["127.0.0.1:1"]}]))
-    links = chain.examine()
-    assert not broken(links)
-    assert "silent: http://127.0.0.1:1" in links[1].found
 
 
 def test_programs_that_are_something_else_are_told_apart(chain):
@@ -316,7 +447,7 @@ def test_the_command_ends_with_1_and_says_what_to_do(shell, chain):
     code, out, _ = shell("--metrics", chain.run.address, "--prometheus", chain.prometheus.url)
     assert code == 1
     assert "what to do: name a receiver" in out
-    assert out.endswith("broken: receiver\n")
+    assert out.endswith("broken: route of alerts\n")
 
 
 def test_the_command_prints_json(shell, chain):
