@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
 from phasewatch.monitor.bounded_http import NoAnswerError, fetch
@@ -28,6 +28,7 @@ class EndToEnd:
     def __init__(self, url: str, wait_seconds: float = WAIT_SECONDS) -> None:
         self._url = url
         self._wait = wait_seconds
+        self._started = datetime.now(UTC) - timedelta(seconds=1)
         self._labels = {
             "alertname": ALERT_NAME,
             "severity": "info",
@@ -45,20 +46,19 @@ class EndToEnd:
         before = self._counts()
         self._post(time.time() + 300)
         try:
-            self._read_back()
+            self._read_back(patience=5.0)
             return self._notified(before)
         finally:
             self._post(time.time())
 
     def _post(self, ends_at: float) -> None:
-        now = datetime.now(UTC).isoformat()
         alert = {
             "labels": self._labels,
             "annotations": {
                 "summary": "A test by phasewatch doctor: nothing has happened",
                 "description": "Sent by `phasewatch doctor --end-to-end` to see if it arrives.",
             },
-            "startsAt": now,
+            "startsAt": self._started.isoformat(),
             "endsAt": datetime.fromtimestamp(ends_at, UTC).isoformat(),
         }
         try:
@@ -76,9 +76,10 @@ class EndToEnd:
                 "look into Alertmanager's log",
             )
 
-    def _read_back(self) -> None:
+    def _read_back(self, patience: float = 0.0) -> None:
+        """Whether Alertmanager shows the alert, and mutes it: it says so when it would tell."""
         wanted = quote(f'run_id="{self._labels["run_id"]}"')
-        deadline = time.monotonic() + 5.0
+        deadline = time.monotonic() + patience
         while True:
             found = json.loads(get(f"{self._url}/api/v2/alerts?filter={wanted}"))
             if found or time.monotonic() > deadline:
@@ -115,6 +116,7 @@ class EndToEnd:
                     failed.append(name)
             if told:
                 return f"a marked test alert was taken by {', '.join(told)}"
+            self._read_back()
         if failed:
             raise BrokenError(
                 f"{', '.join(failed)} did not take the test alert",
