@@ -28,6 +28,7 @@ from phasewatch.monitor.cli_common import (
     add_row,
     check_writable,
     counting,
+    find_run,
     new_table,
     open_history,
     plain,
@@ -100,10 +101,12 @@ def runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> Non
 def show(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Show one run: its state, what was observed, its transitions."""
     with open_history(store) as history:
-        info = history.run(run)
+        info = find_run(history, run)
         streams, transitions = history.streams(info.id), history.transitions(info.id)
+        holes = history.holes(info.id)
     if as_json:
         content = plain(info)
+        content["holes"] = [plain(hole) for hole in holes]
         content["streams"] = [plain(stream) for stream in streams]
         content["transitions"] = [plain(transition) for transition in transitions]
         print_json(content)
@@ -111,6 +114,9 @@ def show(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOpti
     say(_headline(info))
     say(_streams_table(streams) if streams else "nothing observed yet")
     say(transitions_table(transitions) if transitions else "no transitions")
+    for hole in holes:
+        where = f"after step {hole.first_step} up to {hole.last_step}"
+        say(printable(f"hole: {hole.num_rows} of {hole.stream} are missing {where}: {hole.reason}"))
 
 
 @app.command()
@@ -125,7 +131,7 @@ def report(
     from phasewatch.monitor.report import write_report
 
     with open_history(store) as history:
-        info = history.run(run)
+        info = find_run(history, run)
         with writing(out, "--out"):
             write_report(history, info.id, out)
     typer.echo(f"report of {info.name} written to {out}")
@@ -298,9 +304,12 @@ def _check_line(check: Check) -> str:
 
 def _runs_table(found: list[RunInfo]) -> Table:
     table = new_table("", "run", "id", "state", "attempt", "step", "started")
+    names = {run.id: run.name for run in found}
     for run in found:
+        parent = run.branch_of and names.get(run.branch_of, run.branch_of[:8])
+        branch = f" (branch of {parent} at step {run.branch_step})" if parent else ""
         cells = (
-            run.name,
+            f"{run.name}{branch}",
             run.id[:8],
             run.state.value,
             str(run.attempt),
@@ -315,6 +324,8 @@ def _headline(run: RunInfo) -> str:
     lines = [
         f"{run.name} ({run.id}): {run.state.value}" + (f", {run.reason}" if run.reason else "")
     ]
+    if run.branch_of is not None:
+        lines.append(f"branch of run {run.branch_of[:8]} at step {run.branch_step}")
     step = "no step yet" if run.last_step is None else f"step {run.last_step}"
     lines.append(
         f"attempt {run.attempt}, {step}, started {_when(run.started_at)} on {run.host}, "
