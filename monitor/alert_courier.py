@@ -22,6 +22,7 @@ from phasewatch.monitor.sinks.alertmanager import (
 )
 from phasewatch.monitor.sinks.delivery import TOTAL_SECONDS, DeliveryError
 from phasewatch.monitor.store import Store
+from phasewatch.monitor.store_schema import reason_of
 
 log = logging.getLogger("phasewatch")
 
@@ -269,7 +270,7 @@ class Courier:
 
     def stumble(self, error: Exception) -> None:
         """Put off what failed before it reached the target: a busy store, a faulty message."""
-        said = masked(f"{type(error).__name__}: {error}", self.target.url)[:200]
+        said = masked(f"{type(error).__name__}: {reason_of(error)}", self.target.url)[:200]
         self._put_off(f"an alert for {self.target.name} could not be sent: {said}")
 
     def _put_off(self, what: str) -> None:
