@@ -5,7 +5,8 @@ observations and transitions are only ever added: which of them belong to a fit 
 `parent_attempt` and `resumed_step`, and is worked out when reading. Messages of the outbox are not
 superseded: what was told stays told.
 
-Between two versions stands a migration in `monitor/store/migrations`, which runs when a store is opened.
+Between two versions stands a migration in `monitor/store/migrations`, which runs when a store is
+opened.
 """
 
 from __future__ import annotations

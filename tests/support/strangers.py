@@ -77,7 +77,7 @@ def stranger(behave: Behaviour) -> Iterator[tuple[int, list[bytes]]]:
                 connection, _ = listener.accept()
                 threading.Thread(target=serve, args=(connection,), daemon=True).start()
 
-    threading.Thread(target=accept, daemon=True).start()
+    threading.Thread(target=accept, daemon=True, name="phasewatch-stranger").start()
     try:
         yield listener.getsockname()[1], asked
     finally:
