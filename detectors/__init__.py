@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from phasewatch.detectors.online.early_warning import Precursor
     from phasewatch.detectors.online.focus import Focus
     from phasewatch.detectors.online.level_shift import LevelShift
+    from phasewatch.detectors.online.local_change import LocalChange
     from phasewatch.detectors.online.page_hinkley import PageHinkley
     from phasewatch.detectors.online.ruptures_window import RupturesWindow
     from phasewatch.detectors.online.slope_shift import SlopeShift
@@ -39,6 +40,7 @@ _LAZY = {
     "Cusum": "online.cusum",
     "Focus": "online.focus",
     "LevelShift": "online.level_shift",
+    "LocalChange": "online.local_change",
     "PageHinkley": "online.page_hinkley",
     "Precursor": "online.early_warning",
     "RupturesWindow": "online.ruptures_window",
@@ -55,6 +57,7 @@ __all__ = [
     "Direction",
     "Focus",
     "LevelShift",
+    "LocalChange",
     "PageHinkley",
     "Precursor",
     "RupturesWindow",
