@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from phasewatch.detectors.cusum import Cusum
     from phasewatch.detectors.focus import Focus
     from phasewatch.detectors.level_shift import LevelShift
+    from phasewatch.detectors.local_change import LocalChange
     from phasewatch.detectors.page_hinkley import PageHinkley
     from phasewatch.detectors.precursor import Precursor
     from phasewatch.detectors.ruptures_window import RupturesWindow
@@ -39,6 +40,7 @@ _LAZY = {
     "Cusum": "cusum",
     "Focus": "focus",
     "LevelShift": "level_shift",
+    "LocalChange": "local_change",
     "PageHinkley": "page_hinkley",
     "Precursor": "precursor",
     "RupturesWindow": "ruptures_window",
@@ -55,6 +57,7 @@ __all__ = [
     "Direction",
     "Focus",
     "LevelShift",
+    "LocalChange",
     "PageHinkley",
     "Precursor",
     "RupturesWindow",

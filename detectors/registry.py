@@ -11,9 +11,9 @@ from phasewatch.detectors.base import Detector
 StreamKind = Literal["loss", "measured", "scalar"]
 
 _DEFAULTS: dict[StreamKind, str] = {
-    "loss": "slope_shift",
+    "loss": "local_change",
     "measured": "level_shift",
-    "scalar": "ruptures_window",
+    "scalar": "local_change",
 }
 
 
@@ -34,6 +34,7 @@ _FACTORIES: dict[str, Callable[..., Detector]] = {
         ("cusum", "Cusum"),
         ("focus", "Focus"),
         ("level_shift", "LevelShift"),
+        ("local_change", "LocalChange"),
         ("page_hinkley", "PageHinkley"),
         ("precursor", "Precursor"),
         ("ruptures_window", "RupturesWindow"),

@@ -39,6 +39,12 @@ class Alarm:
         run_length: Points between onset and detection, both counted.
         value_before: The stream's value at the onset, in the stream's own unit.
         value_after: The stream's value at detection, in the stream's own unit.
+        onset_interval: Steps between which the change began: the last point before it and the
+            first in it; None where the detector does not say.
+        effect: The change in the stream's own unit; None where the detector does not say.
+        effect_sigma: Its size in standard deviations of the noise just before it.
+        probability: That what looks like this is a change, on the curves the detector was fitted to.
+        rule: Which rule of the detector spoke; empty where it has but one.
     """
 
     detected_step: int
@@ -49,3 +55,8 @@ class Alarm:
     run_length: int
     value_before: float
     value_after: float
+    onset_interval: tuple[int, int] | None = None
+    effect: float | None = None
+    effect_sigma: float | None = None
+    probability: float | None = None
+    rule: str = ""

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from phasewatch.detectors.types import Alarm, AlarmKind
 from phasewatch.monitor.kinds import displacement, progress
+from phasewatch.monitor.life import Event
 from phasewatch.monitor.names import is_validation
 from phasewatch.monitor.streams import Role
 from phasewatch.monitor.types import Transition, TransitionKind, TransitionStatus
@@ -31,9 +32,9 @@ HORIZON = 0.25
 """What was foretold must begin within this share of the steps so far, or it is withdrawn."""
 
 QUIET = 0.1
-"""An instability is over once it was quiet for this share of the steps so far, for as long as it
-lasted, and for as long as it took to come back after the one before: whichever is longest. With it,
-spikes at any steady distance are one or two episodes, however many they are."""
+"""An instability is over once it was quiet for as long as it lasted, and for as long as it took to
+come back after the one before, but for no more than this share of the steps so far. With it, spikes
+at a steady distance are ten or so episodes, however many they are; two that are far apart are two."""
 
 BEYOND = 0.1
 """A fall that ends lower than before the spike by so much (dex, or relative) is no way back from
@@ -176,7 +177,7 @@ class Episode:
     @property
     def hold(self) -> float:
         """Steps of quiet after which an instability is over."""
-        return max(QUIET * self.end, self.end - self.start, self.quiet_before)
+        return max(self.end - self.start, min(QUIET * self.end, max(self.quiet_before, 0)))
 
     def overlaps(self, alarm: Alarm) -> bool:
         """Whether a change lies close in step: within a quarter of the length or two points.
@@ -195,7 +196,7 @@ class Episode:
 
     def takes(self, name: str, alarm: Alarm) -> bool:
         """Whether a shift belongs to this transition, which is no instability."""
-        if self.transition.status is TransitionStatus.WITHDRAWN:
+        if self.transition.status is TransitionStatus.WITHDRAWN or self._is_behind(alarm):
             return False
         if self.waiting:
             return earliest(alarm) <= self.until and alarm.onset_step >= self.start
@@ -206,6 +207,10 @@ class Episode:
             return True
         undone = displacement(alarm.value_before, alarm.value_after)
         return abs(undone) < UNDONE * abs(displacement(first.value_before, first.value_after))
+
+    def _is_behind(self, alarm: Alarm) -> bool:
+        """Whether a change began after this transition had ended."""
+        return self.transition.end_step is not None and earliest(alarm) > self.transition.end_step
 
     def _is_followed_by(self, name: str, alarm: Alarm) -> bool:
         """Whether held-out data tell of what comes after the circuits formed: the next phase."""
@@ -227,23 +232,37 @@ class Episode:
         went = displacement(alarm.value_before, alarm.value_after)
         return moved * went > 0.0 and abs(moved) >= BEYOND
 
-    def judge(self, point: Point) -> TransitionStatus:
-        """Whether the change of the lead stream held, went back, or is still open."""
+    def judge(self, point: Point) -> Event | None:
+        """Whether the change of the lead stream held or went back; None while that is open."""
         alarm = self.transition.evidence[self.lead]
         if point.step <= alarm.detected_step:
-            return TransitionStatus.SUSPECTED
+            return None
         share = progress(alarm.value_before, alarm.value_after, point.value)
         if not math.isfinite(share):
-            return TransitionStatus.SUSPECTED
+            return None
         self.held_sum += share
         self.held_count += 1
         delay = alarm.detected_step - alarm.onset_step
         if self.held_count < 2 or point.step < alarm.detected_step + PERSISTENCE * delay:
-            return TransitionStatus.SUSPECTED
+            return None
         mean = self.held_sum / self.held_count
         if mean >= HELD:
-            return TransitionStatus.CONFIRMED
-        return TransitionStatus.WITHDRAWN if mean < RETURNED else TransitionStatus.SUSPECTED
+            return Event.HELD
+        return Event.RETURNED if mean < RETURNED else None
+
+    @property
+    def leaning(self) -> Event:
+        """What the values after a suspected change say so far: that it held, if there are none."""
+        held = not self.held_count or self.held_sum >= RETURNED * self.held_count
+        return Event.HELD if held else Event.RETURNED
+
+    def is_peak(self, point: Point) -> bool:
+        """Whether a value lies farther from where the stream came from than any before it."""
+        before = self.transition.before.get(point.name)
+        if before is None or not math.isfinite(point.value):
+            return False
+        away = abs(displacement(before, point.value))
+        return away > abs(displacement(before, self.transition.after[point.name]))
 
     def ended(self, transition: Transition, step: int) -> Transition:
         """The transition, over at `step`; an instability was over when it was last active."""

@@ -39,6 +39,15 @@ LONG_WORDS = 4
 """Words of so many letters are found inside others too: "trainloss", "MulticlassAccuracy"."""
 
 
+COPIES = re.compile(r"(__(MIN|MAX|MEAN|min|max|mean)|[_/](step|epoch))$")
+"""Ends of names under which loggers write one stream again."""
+
+
+def source_of(name: str) -> str:
+    """The stream that a name is a copy of: "train_loss_epoch" and "train_loss" are one."""
+    return COPIES.sub("", name)
+
+
 def is_validation(name: str) -> bool:
     """Whether a name speaks of how well the model does on held-out data; λ̂ there does not."""
     words = _words(name)

@@ -12,10 +12,10 @@ from typing import Any, Literal
 from phasewatch import detectors
 from phasewatch.detectors.base import Detector
 from phasewatch.detectors.budgeted import Budgeted
-from phasewatch.detectors.types import Alarm, Direction
+from phasewatch.detectors.types import Alarm
 from phasewatch.monitor.config import DetectorConfig
 from phasewatch.monitor.errors import ConfigError, UnknownNameError
-from phasewatch.monitor.names import SUPPORTING, better_direction
+from phasewatch.monitor.names import SUPPORTING
 
 log = logging.getLogger("phasewatch")
 
@@ -27,15 +27,13 @@ Override = Callable[[str, Detector | None], Detector | None]
 NOT_DETECTED = frozenset({"epoch", "step", "global_step", "lr", "learning_rate", "momentum"})
 """Logged settings and counters: they change because someone set them, not because of the model."""
 
-SCORE_EFFECT = 0.1
-"""Smallest change of a score that counts. An accuracy lies between 0 and 1 and stands near one end
-for long, where any little thing is a large share of its range so far."""
-
 SHARES = 8
-"""So many streams share half of a run's false alarms equally; as many again half of the rest."""
+"""So many measured streams share half of a run's false alarms equally; as many again half of the
+rest."""
 
-HORIZON = 1e5
-"""Points of a stream where nobody knows how long the run will be."""
+FALSE_ALARMS = 0.1
+"""Expected false alarms of a run at which logged streams are watched as the benchmarks are: where a
+run asks for fewer, alarms must be as much more certain."""
 
 MEASURED_POINTS = 200
 """Points of a measured stream such as λ̂: each costs too much for there to be many."""
@@ -114,7 +112,7 @@ class Streams:
     ) -> None:
         self.horizon: tuple[int, float] | None = None
         self._false_alarms = false_alarms
-        self._num_defaults = 0
+        self._num_measured = 0
         self._override = override
         self._given: dict[str, Detector] = {}
         self._chosen = dict(chosen)
@@ -132,25 +130,24 @@ class Streams:
         return iter(self._streams.values())
 
     def get(
-        self, name: str, stderr: float | None = None, *, step: int = 1, measured: bool = False
+        self, name: str, stderr: float | None = None, *, measured: bool = False
     ) -> Stream:
         """The stream of that name, made on first use.
 
         Args:
             name: Its name.
             stderr: Standard error of its first value, if that has one.
-            step: Step of its first value.
             measured: Whether an observable measures it; "total/part" is then a part, which is
                 shown beside its total and not watched. A logged "train/loss" is no part.
         """
         stream = self._streams.get(name)
         if stream is None:
             stream = self._streams[name] = self._make(
-                name, stderr, step, is_part=measured and "/" in name
+                name, stderr, is_part=measured and "/" in name
             )
         return stream
 
-    def _make(self, name: str, stderr: float | None, step: int, *, is_part: bool) -> Stream:
+    def _make(self, name: str, stderr: float | None, *, is_part: bool) -> Stream:
         detector: Detector | None
         role = Role.LEAD
         if name in self._given:
@@ -160,7 +157,7 @@ class Streams:
         elif is_part or is_setting(name):
             detector = None
         else:
-            detector = self._default(name, stderr, step)
+            detector = self._default(name, stderr)
             role = Role.SUPPORT if name in SUPPORTING else Role.LEAD
         if self._override is not None:
             detector = self._override(name, detector)
@@ -168,24 +165,18 @@ class Streams:
             self._restore(name, detector)
         return Stream(name, detector, role)
 
-    def _default(self, name: str, stderr: float | None, step: int) -> Detector:
-        """The default detector, as strict as the stream's share of the false alarms asks.
+    def _default(self, name: str, stderr: float | None) -> Detector:
+        """The default detector, as strict as the run's false alarms ask.
 
-        What is logged every n steps comes first at step n: that tells how many points to expect.
-        `Budgeted` keeps to its share where there are more.
+        A logged stream needs more certain alarms the longer it gets; nobody need know how long.
         """
-        kind, parameters = kind_of(name, stderr), {}
-        if kind == "scalar" and better_direction(name) is Direction.UP:
-            parameters["min_effect"] = SCORE_EFFECT
-        share = self._false_alarms * 0.5 ** (self._num_defaults // SHARES + 1) / SHARES
-        self._num_defaults += 1
-        points = HORIZON
-        if kind == "measured":
-            points = MEASURED_POINTS
-        elif self.horizon is not None:
-            start, end = self.horizon
-            points = (end - start) / max(step - start, 1)
-        return Budgeted(detectors.default_name(kind), share, points, **parameters)
+        kind = kind_of(name, stderr)
+        if kind != "measured":
+            strictness = math.log(FALSE_ALARMS / self._false_alarms)
+            return detectors.default(kind, strictness=strictness)
+        share = self._false_alarms * 0.5 ** (self._num_measured // SHARES + 1) / SHARES
+        self._num_measured += 1
+        return Budgeted(detectors.default_name(kind), share, MEASURED_POINTS)
 
     def _restore(self, name: str, detector: Detector) -> None:
         """Go on from a saved state; one of another detector is no reason to stop a run."""

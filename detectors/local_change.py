@@ -1,0 +1,331 @@
+"""Abrupt changes of any scalar, both ways, at any time scale: the detector of logged streams.
+
+The stream is kept at levels: single points, and robust means of 4, 16, 64, … of them. At each level
+a running forecast says cheaply whether anything may have happened; where it may have, the latest 1
+to 14 values are compared with what the values before them were doing (`local_features`), at once
+and again a few values later, and boosted trees (`boosted`) turn the comparison into log-odds that
+an experienced eye would call it an abrupt change. The trees were fitted to recorded curves of many
+repositories and to simulated ones; `docs/detection.md` says how and what they reach.
+
+Everything forgets: the forecast, its errors and the range are those of the recent past, and what
+lies before a change is not compared with what comes after it. No name, unit or length of the run
+matters; the longer the stream, the more certain an alarm must be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from phasewatch.detectors.base import BaseDetector, require
+from phasewatch.detectors.boosted import BoostedTrees, shipped
+from phasewatch.detectors.local_features import MIN_OLD, NEW, Looks, Past, look
+from phasewatch.detectors.types import Alarm, AlarmKind, Direction
+
+MODEL = "local_change.json"
+
+FOLD = 4
+"""Values of a level that are joined to one of the next: the mean of the middle two."""
+
+KEEP_POINTS, KEEP, SLACK = 128, 64, 32
+"""Single points and values of coarser levels that are kept, and how many more before a cut."""
+
+FAR = 48
+"""Values of the next level that say what range and jumps are usual."""
+
+WEIGHT, TREND_WEIGHT, ERROR_MEMORY = 0.3, 0.05, 20.0
+"""Holt's exponential smoothing: weights of level and trend, memory of the mean error."""
+
+SURPRISE, RUN = 3.2, 4.0
+"""Errors of a forecast, and decaying sums of them, from which on a look is worth its time."""
+
+RUN_DECAY = 0.7
+AGES = sum(1 << age for age in (0, 1, 2, 3, 5, 8, 13))
+"""Values after a surprise at which it is looked at, as bits."""
+
+MARGIN, NEARBY = 0.25, 12
+"""A look needs a mean of new values outside the range of so many before, by this share of it."""
+
+HELD = 16
+"""Latest errors that are held back from what is usual: a change does not hide itself."""
+
+LATEST = 14
+"""Latest errors that a look calls those of now; of sums, `LATEST_RUNS`."""
+LATEST_RUNS = 3
+
+FORGET = 0.997
+"""What was usual forgets by this factor a value."""
+
+HOLD = 8
+"""A change that begins within so many points of the last one's detection is the same one."""
+
+CAREFUL, STRICTER = 1000.0, 0.5
+"""From so many points on, the log-odds must be higher: by so much for each e-fold of the length."""
+
+PENDING = 1.0
+"""At the end of a stream, log-odds lower by this are enough: nothing more will be known."""
+
+SUDDEN = 4
+"""A change is sudden where it shows within so many points."""
+
+
+class _Level:
+    """One level: its latest values, and the forecast that says whether a look is due."""
+
+    __slots__ = (
+        "count", "due", "error", "fold", "keep", "latest", "recent", "run", "steps", "trend",
+        "usual_run", "usual_surprise", "values",
+    )  # fmt: skip
+
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
+        self.values: list[float] = []
+        self.steps: list[int] = []
+        self.fold: list[float] = []
+        self.recent: list[tuple[float, float]] = []
+        self.count = self.due = 0
+        self.latest = self.trend = self.error = self.run = 0.0
+        self.usual_surprise = self.usual_run = 0.0
+
+    def push(self, step: int, value: float) -> bool:
+        """Take a value; says whether a look is due."""
+        self.values.append(value)
+        self.steps.append(step)
+        if len(self.values) >= self.keep + SLACK:
+            del self.values[:SLACK], self.steps[:SLACK]
+        self.count += 1
+        if self.count < 3:
+            self.trend = 0.0 if self.count == 1 else value - self.latest
+            self.error = abs(self.trend)
+            self.latest = value
+            return False
+        off = value - self.latest - self.trend
+        size = abs(off)
+        error = self.error
+        if error > 0.0:
+            surprise = off / error
+            run = self.run = RUN_DECAY * self.run + min(max(surprise, -4.0), 4.0)
+            self.error += (min(size, 3.0 * error) - error) / ERROR_MEMORY
+        else:
+            surprise = 0.0 if size <= 1e-9 * abs(value) else math.copysign(30.0, off)
+            run = self.run = RUN_DECAY * self.run + min(max(surprise, -4.0), 4.0)
+            self.error += size / ERROR_MEMORY
+        surprise, run = abs(surprise), abs(run)
+        self.latest += self.trend + WEIGHT * off
+        self.trend += TREND_WEIGHT * off
+        recent = self.recent
+        recent.append((surprise, run))
+        if len(recent) > HELD:
+            surprise_then, run_then = recent.pop(0)
+            self.usual_surprise = max(self.usual_surprise * FORGET, surprise_then)
+            self.usual_run = max(self.usual_run * FORGET, run_then)
+        if run > RUN or surprise > SURPRISE:
+            self.due |= AGES
+        due = self.due & 1
+        self.due >>= 1
+        return bool(due)
+
+    def past(self) -> Past:
+        """How the values surprised, now and before."""
+        return Past(
+            max((surprise for surprise, _ in self.recent[-LATEST:]), default=0.0),
+            max((run for _, run in self.recent[-LATEST_RUNS:]), default=0.0),
+            self.usual_surprise,
+            self.usual_run,
+        )
+
+    def stands_out(self, usable: int) -> bool:
+        """Whether a mean of the latest values lies clearly outside of what was just before."""
+        values = self.values
+        for m in NEW:
+            if 3 * m > usable:
+                return False
+            old = values[-m - min(NEARBY, usable - m) : -m]
+            low, high = min(old), max(old)
+            mean = values[-1] if m == 1 else sum(values[-m:]) / m
+            beyond = MARGIN * (high - low)
+            if mean > high + beyond or mean < low - beyond:
+                return True
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes."""
+        return {
+            "values": self.values[-self.keep :],
+            "steps": self.steps[-self.keep :],
+            "fold": list(self.fold),
+            "recent": [list(pair) for pair in self.recent],
+            "counts": [self.count, self.due],
+            "forecast": [self.latest, self.trend, self.error, self.run],
+            "usual": [self.usual_surprise, self.usual_run],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.values = [float(value) for value in state["values"]]
+        self.steps = [int(step) for step in state["steps"]]
+        self.fold = [float(value) for value in state["fold"]]
+        self.recent = [(float(a), float(b)) for a, b in state["recent"]]
+        self.count, self.due = state["counts"]
+        self.latest, self.trend, self.error, self.run = state["forecast"]
+        self.usual_surprise, self.usual_run = state["usual"]
+
+
+class LocalChange(BaseDetector):
+    """Detects abrupt changes of any stream of numbers, both ways.
+
+    It needs no name, unit or range: log10 or linear, what is large and what is usual are read from
+    the latest values. An alarm carries its onset interval, its effect in the stream's own units and
+    in noise units, and the probability that such a look is a change.
+
+    Args:
+        certainty: Log-odds from which on a look is an alarm, up to 1000 points; half a unit more
+            for each e-fold beyond.
+        strictness: Log-odds added to that; the knob of a run's false alarms.
+
+    Raises:
+        ValueError: A parameter is not finite.
+
+    Example:
+        >>> detector = LocalChange()
+        >>> curve = [2.0, 2.01, 1.99] * 20 + [1.2, 1.21, 1.19] * 20
+        >>> alarms = [detector.update(step, value) for step, value in enumerate(curve)]
+        >>> [(alarm.onset_step, alarm.direction.value) for alarm in alarms if alarm]
+        [(60, 'down')]
+    """
+
+    name = "local_change"
+
+    def __init__(self, *, certainty: float = 2.5, strictness: float = 0.0) -> None:
+        require(math.isfinite(certainty), "certainty", certainty, "finite")
+        require(math.isfinite(strictness), "strictness", strictness, "finite")
+        self._certainty, self._strictness = certainty, strictness
+        self._model: BoostedTrees = shipped(MODEL)
+        super().__init__({"certainty": certainty, "strictness": strictness})
+
+    @property
+    def min_points(self) -> int:
+        """Fewest points with which it can alarm."""
+        return MIN_OLD + 1
+
+    @property
+    def statistic(self) -> float:
+        """Odds of a change at the latest look, over those asked for."""
+        return self._odds
+
+    @property
+    def required(self) -> float:
+        """Log-odds that an alarm needs now."""
+        longer = max(math.log(max(self._count, 1) / CAREFUL), 0.0)
+        return self._certainty + self._strictness + STRICTER * longer
+
+    @property
+    def _in_episode(self) -> bool:
+        return self._count < self._quiet_from
+
+    def _reset(self) -> None:
+        self._levels: list[_Level] = []
+        self._count = self._since = self._quiet_from = 0
+        self._odds = 0.0
+
+    def _observe(self, step: int, value: float, stderr: float | None) -> Alarm | None:  # noqa: ARG002
+        self._count += 1
+        self._odds = 0.0
+        alarm: Alarm | None = None
+        index = 0
+        while True:
+            if index == len(self._levels):
+                self._levels.append(_Level(KEEP if index else KEEP_POINTS))
+            level = self._levels[index]
+            if level.push(step, value) and alarm is None:
+                alarm = self._look(step, index, level, self.required)
+            fold = level.fold
+            fold.append(value)
+            if len(fold) < FOLD:
+                return alarm
+            fold.sort()
+            value = 0.5 * (fold[1] + fold[2])
+            fold.clear()
+            index += 1
+
+    def finish(self) -> Alarm | None:
+        """The stream is over: an alarm for what was pending, if it is likely enough."""
+        if self._last_step is None or self._in_episode:
+            return None
+        for index, level in enumerate(self._levels):
+            if level.due:
+                alarm = self._look(self._last_step, index, level, self.required - PENDING)
+                if alarm is not None:
+                    return alarm
+        return None
+
+    def _look(self, step: int, index: int, level: _Level, required: float) -> Alarm | None:
+        """Whether the latest values of a level are a change."""
+        stride = FOLD**index
+        # Values that lie wholly behind the last change.
+        usable = min(len(level.values), level.keep, level.count - -(-self._since // stride))
+        if usable <= MIN_OLD or not level.stands_out(usable):
+            return None
+        far = self._levels[index + 1].values[-FAR:-1] if index + 1 < len(self._levels) else []
+        looks = look(
+            np.array(level.values[-usable:]),
+            np.array(far),
+            level=index,
+            seen=self._count,
+            since=self._count - self._since,
+            past=level.past(),
+        )
+        log_odds = self._model.log_odds(looks.features)
+        log_odds[looks.change == 0.0] = -math.inf
+        best = int(log_odds.argmax())
+        odds = float(log_odds[best])
+        self._odds = max(self._odds, math.exp(min(odds - required, 20.0)))
+        if odds < required:
+            return None
+        began = self._count - looks.sizes[best] * stride
+        again = began < self._quiet_from
+        self._since = began
+        self._quiet_from = self._count + HOLD
+        for one in self._levels:
+            one.recent.clear()
+        return None if again else self._alarm(step, level, looks, best, odds, stride)
+
+    def _alarm(
+        self, step: int, level: _Level, looks: Looks, best: int, log_odds: float, stride: int
+    ) -> Alarm:
+        m = looks.sizes[best]
+        last_before, first = level.steps[-m - 1], level.steps[-m]
+        before, after = float(looks.before[best]), float(looks.after[best])
+        return Alarm(
+            detected_step=step,
+            onset_step=min(last_before + max((first - last_before) // stride, 1), step),
+            direction=Direction.UP if looks.change[best] > 0.0 else Direction.DOWN,
+            kind=AlarmKind.SHIFT,
+            score=max(self._odds, 1.0),
+            run_length=m * stride,
+            value_before=before,
+            value_after=after,
+            onset_interval=(last_before, first),
+            effect=after - before,
+            effect_sigma=float(abs(looks.change[best]) / looks.sigma[best]),
+            probability=1.0 / (1.0 + math.exp(-log_odds)),
+            rule=f"{m} of {stride} points, {'log10' if looks.log else 'linear'}",
+        )
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "levels": [level.state_dict() for level in self._levels],
+            "counts": [self._count, self._since, self._quiet_from],
+            "odds": self._odds,
+        }
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self._count, self._since, self._quiet_from = state["counts"]
+        self._odds = float(state["odds"])
+        for index, saved in enumerate(state["levels"]):
+            level = _Level(KEEP if index else KEEP_POINTS)
+            level.load_state_dict(saved)
+            self._levels.append(level)

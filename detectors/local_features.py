@@ -1,0 +1,204 @@
+"""What can be said of a possible change from the numbers just before it and the few since.
+
+One question for each m: do the last m values belong to what the values before them were doing? The
+values before are carried on along a robust line; how far the m values lie from it is measured in
+the noise around that line, against the largest jumps nearby, against the recent range, the level
+and the trend. All of these are ratios: neither unit, nor name, nor length of a run matters. Values
+that are positive and span a factor are watched in log10, all others as they are: the values decide,
+again at each look.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+NEW = (1, 2, 3, 4, 6, 9, 14)
+"""Numbers of latest values that are asked about."""
+
+MIN_OLD, MAX_OLD = 6, 48
+"""Values before them that a line needs, and that it uses at most."""
+
+LOG_SPAN = 2.5
+"""Positive values are watched in log10 where the largest is so many times the smallest."""
+
+TINY = 1e-300
+
+NAMES = (
+    "up", "log", "m", "old", "z_mean", "z_least", "over_residual", "over_jump", "over_far_jump",
+    "over_range", "over_far_range", "dex", "over_level", "over_trend", "over_noise_dex",
+    "tail", "phi", "bend", "hold", "level", "seen", "since",
+    "surprise", "run", "over_past", "run_over_past",
+)  # fmt: skip
+"""The features, in their order."""
+
+RISING = frozenset(
+    {
+        "z_mean", "z_least", "over_residual", "over_jump", "over_far_jump", "over_range",
+        "over_far_range", "dex", "over_level", "over_trend", "surprise", "over_past",
+        "run_over_past",
+    }
+)  # fmt: skip
+"""Features of which more can only make a change more likely: the model is held to that."""
+
+
+class Past(NamedTuple):
+    """How the values of a level surprised a running forecast, in running mean errors.
+
+    Attributes:
+        surprise: Largest error of the latest few values.
+        run: Largest sum of errors to one side, forgetting, of the latest few.
+        usual_surprise: Largest error of the past, forgetting.
+        usual_run: Largest such sum of the past.
+    """
+
+    surprise: float = 0.0
+    run: float = 0.0
+    usual_surprise: float = 0.0
+    usual_run: float = 0.0
+
+
+class Looks(NamedTuple):
+    """What the latest values look like, for each number m of them.
+
+    Attributes:
+        sizes: The numbers m, shape (q,).
+        features: Shape (q, len(NAMES)).
+        change: Signed difference of the m values from the old line, on the scale used; 0 where
+            the line and the level disagree on its sign. Shape (q,).
+        sigma: Noise around the old line, on that scale, shape (q,).
+        before: Where the old line ends, in the stream's unit, shape (q,).
+        after: Mean of the m values, in the stream's unit, shape (q,).
+        log: Whether the scale is log10.
+    """
+
+    sizes: tuple[int, ...]
+    features: Array
+    change: Array
+    sigma: Array
+    before: Array
+    after: Array
+    log: bool
+
+
+def look(values: Array, far: Array, *, level: int, seen: int, since: int, past: Past) -> Looks:
+    """Features of a change at each of the latest values.
+
+    Args:
+        values: The latest values of one level, the newest last, none from before the last change;
+            more than `MIN_OLD`.
+        far: Values of longer ago, coarser; for the range and the jumps that are usual.
+        level: How often fours of points were joined to one value.
+        seen: Points of the stream so far.
+        since: Points since the last change.
+        past: How the level surprised a forecast, now and before.
+    """
+    n = values.size
+    allowed = tuple(m for m in NEW if 3 * m <= n and n - m >= MIN_OLD)
+    longest = allowed[-1]
+    k = min(n - longest, MAX_OLD)
+    low, high = float(values.min()), float(values.max())
+    positive = low > 0.0
+    log = positive and high > LOG_SPAN * low
+    y = np.log10(values) if log else values
+    shift = float(y[-1 - longest])
+    y = y - shift  # keeps the sums exact
+    q = len(allowed)
+    ms = np.array(allowed)
+    old = y[(n - k) - ms[:, None] + np.arange(k)]
+    third = max(k // 3, 2)
+    i, j = (third - 1) // 2, third // 2
+    first, last = np.sort(old[:, :third], axis=1), np.sort(old[:, k - third :], axis=1)
+    slope = 0.5 * (last[:, i] + last[:, j] - first[:, i] - first[:, j]) / (k - third)
+    rest = old - slope[:, None] * np.arange(1 - k, 1)
+    ordered = np.sort(rest, axis=1)
+    i, j = (k - 1) // 2, k // 2
+    base = 0.5 * (ordered[:, i] + ordered[:, j])
+    rest -= base[:, None]
+    size = np.sort(np.abs(rest), axis=1)
+    rough = np.sort(np.abs(old[:, 1:] - old[:, :-1]), axis=1)[:, i]
+    largest = size[:, -1]
+    height = np.ones(q) if log else np.abs(base + shift)
+    sigma = np.maximum.reduce(
+        [1.4826 * size[:, j], 1.05 * rough, 0.25 * largest, 1e-7 * height + 1e-15]
+    )
+    sums = np.concatenate([[0.0], y.cumsum()])
+    flat = (sums[n] - sums[n - ms]) / ms - base
+    ahead = flat - slope * (ms + 1) / 2.0
+    nearer = np.abs(flat) < np.abs(ahead)
+    change = np.where(nearer, flat, ahead)
+    change[flat * ahead <= 0.0] = 0.0
+    sign = np.sign(change)
+    much = np.abs(change)
+    least, newest, jump = np.empty(q), np.empty(q), np.empty(q)
+    for row, m in enumerate(allowed):
+        d = sign[row] * (y[n - m :] - base[row])
+        if not nearer[row]:
+            d = d - sign[row] * slope[row] * np.arange(1, m + 1)
+        least[row], newest[row] = d.min(), d[-1]
+        if k >= 2 * m:
+            means = sums[n - k : n - m + 1] - sums[n - k - m : n - 2 * m + 1]
+            jump[row] = np.abs(means[m:] - means[:-m]).max() / m
+        else:
+            jump[row] = old[row].max() - old[row].min()
+    power = np.einsum("ij,ij->i", rest, rest)
+    phi = np.einsum("ij,ij->i", rest[:, 1:], rest[:, :-1]) / np.maximum(power, TINY)
+    bend = sign * rest[:, k - max(k // 4, 2) :].mean(axis=1) / sigma
+    far_jump = far_range = 0.0
+    if far.size > 1:
+        far_y = np.log10(np.maximum(far, low * 1e-3)) if log else far
+        far_jump = float(np.abs(far_y[1:] - far_y[:-1]).max())
+        far_range = float(far_y.max() - far_y.min())
+    top = np.array([much, least, much, much, much, much, much, much, sigma, largest, much])
+    bottom = np.array(
+        [
+            sigma * np.sqrt(1.0 / ms + 4.0 / k * (1.0 + ms / k)), sigma, largest, jump,
+            np.full(q, far_jump), ordered[:, -1] - ordered[:, 0] + np.abs(slope) * k,
+            np.full(q, far_range), np.abs(slope) * np.maximum(ms, 3), height, sigma, height,
+        ]
+    )  # fmt: skip
+    ratios = _log_ratio(np.maximum(top, 0.0), bottom)
+    before, after = _back(base + shift, log=log), _back(base + shift + change, log=log)
+    if log:
+        dex = much
+    elif positive:
+        least_height = 1e-6 * low
+        dex = np.abs(np.log10(np.maximum(after, least_height) / np.maximum(before, least_height)))
+    else:
+        dex = np.zeros(q)
+    features = np.empty((q, len(NAMES)))
+    features[:, 0] = sign > 0.0
+    features[:, 1] = float(log) if positive else -1.0
+    features[:, 2] = ms
+    features[:, 3] = k
+    features[:, 4:11] = ratios[:7].T
+    features[:, 11] = dex
+    features[:, 12] = much if log else ratios[10]
+    features[:, 13:16] = ratios[7:10].T
+    features[:, 16] = phi
+    features[:, 17] = bend
+    features[:, 18] = np.clip(newest / np.maximum(much, TINY), -9.0, 9.0)
+    features[:, 19] = level
+    features[:, 20] = math.log10(seen)
+    features[:, 21] = math.log10(max(since, 1))
+    features[:, 22] = math.log10(past.surprise + 0.1)
+    features[:, 23] = past.run
+    features[:, 24] = math.log10((past.surprise + 0.1) / (past.usual_surprise + 0.1))
+    features[:, 25] = math.log10((past.run + 0.1) / (past.usual_run + 0.1))
+    return Looks(allowed, features, change, sigma, before, after, log)
+
+
+def _back(y: Array, *, log: bool) -> Array:
+    return 10.0 ** np.clip(y, -300.0, 300.0) if log else y
+
+
+def _log_ratio(a: Array, b: Array) -> Array:
+    """log10 of a / b, cut at ±4; a and b of at least 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = np.log10(a) - np.log10(b)
+    return np.clip(np.nan_to_num(found, nan=0.0, posinf=4.0, neginf=-4.0), -4.0, 4.0)
