@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ import numpy as np
 from phasewatch.detectors.base import BaseDetector, require
 from phasewatch.detectors.boosted import BoostedTrees, shipped
 from phasewatch.detectors.local_features import MIN_OLD, NEW, Looks, Past, look
+from phasewatch.detectors.slope_shift import SlopeShift
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 
 MODEL = "local_change.json"
@@ -60,10 +62,21 @@ FORGET = 0.997
 """What was usual forgets by this factor a value."""
 
 HOLD = 8
-"""A change that begins within so many points of the last one's detection is the same one."""
+"""A change the same way that begins within so many points of the last one's detection is the same;"""
+
+BRIEF = 3
+"""one the other way, within so many."""
+
+MOVES, LASTS = 0.1, (20, 100)
+"""An episode goes on while a stream moves on by this share of the change that was told, for so many
+times the points that took, and so many more, at most."""
 
 CAREFUL, STRICTER = 1000.0, 0.5
 """From so many points on, the log-odds must be higher: by so much for each e-fold of the length."""
+
+FALL_STRICTNESS = 1.4
+"""Of the rule for falls of positive streams: what a run of 10⁵ points and a false alarm in a hundred
+such streams ask for."""
 
 PENDING = 1.0
 """At the end of a stream, log-odds lower by this are enough: nothing more will be known."""
@@ -204,6 +217,7 @@ class LocalChange(BaseDetector):
         require(math.isfinite(strictness), "strictness", strictness, "finite")
         self._certainty, self._strictness = certainty, strictness
         self._model: BoostedTrees = shipped(MODEL)
+        self._falls = SlopeShift(strictness=FALL_STRICTNESS)
         super().__init__({"certainty": certainty, "strictness": strictness})
 
     @property
@@ -224,16 +238,38 @@ class LocalChange(BaseDetector):
 
     @property
     def _in_episode(self) -> bool:
-        return self._count < self._quiet_from
+        return self._count < self._quiet_from or self._falls.active
 
     def _reset(self) -> None:
         self._levels: list[_Level] = []
-        self._count = self._since = self._quiet_from = 0
+        self._count = self._since = self._quiet_from = self._held_until = self._last_until = 0
+        self._farthest = self._size = 0.0
+        self._in_log = False
         self._odds = 0.0
+        self._falls.reset()
 
     def _observe(self, step: int, value: float, stderr: float | None) -> Alarm | None:  # noqa: ARG002
+        falling = self._falls.active
+        fall = self._falls.update(step, value)
+        alarm = self._observe_locally(step, value)
+        if alarm is not None:
+            return None if falling and alarm.direction is Direction.DOWN else alarm
+        if fall is None or self._count < self._quiet_from:
+            return None
+        self._odds = max(self._odds, fall.score)
+        self._since = max(self._count - fall.run_length, 0)
+        return replace(
+            fall,
+            effect=fall.value_after - fall.value_before,
+            rule="slope of a fall" if fall.kind is AlarmKind.SHIFT else "rise by half a decade",
+        )
+
+    def _observe_locally(self, step: int, value: float) -> Alarm | None:
+        """The local rule alone."""
         self._count += 1
         self._odds = 0.0
+        if self._count < self._quiet_from < self._last_until:
+            self._go_on(value)
         alarm: Alarm | None = None
         index = 0
         while True:
@@ -250,6 +286,15 @@ class LocalChange(BaseDetector):
             value = 0.5 * (fold[1] + fold[2])
             fold.clear()
             index += 1
+
+    def _go_on(self, value: float) -> None:
+        """Prolong the episode while the stream moves on in its direction."""
+        moved = value - self._farthest
+        if self._in_log and self._farthest > 0.0:
+            moved = math.log10(value / self._farthest) if value > 0.0 else -math.inf
+        if moved * math.copysign(1.0, self._size) > MOVES * abs(self._size):
+            self._farthest = value
+            self._quiet_from = self._count + HOLD
 
     def finish(self) -> Alarm | None:
         """The stream is over: an alarm for what was pending, if it is likely enough."""
@@ -286,12 +331,18 @@ class LocalChange(BaseDetector):
         if odds < required:
             return None
         began = self._count - looks.sizes[best] * stride
-        again = began < self._quiet_from
+        size = float(looks.change[best])
+        onward = size * self._size > 0.0
+        again = began < (self._quiet_from if onward else self._held_until)
         self._since = began
-        self._quiet_from = self._count + HOLD
+        self._held_until, self._quiet_from = self._count + BRIEF, self._count + HOLD
         for one in self._levels:
             one.recent.clear()
-        return None if again else self._alarm(step, level, looks, best, odds, stride)
+        if again:
+            return None
+        self._farthest, self._size, self._in_log = float(looks.after[best]), size, looks.log
+        self._last_until = self._count + LASTS[0] * looks.sizes[best] * stride + LASTS[1]
+        return self._alarm(step, level, looks, best, odds, stride)
 
     def _alarm(
         self, step: int, level: _Level, looks: Looks, best: int, log_odds: float, stride: int
@@ -318,13 +369,19 @@ class LocalChange(BaseDetector):
     def _state(self) -> dict[str, Any]:
         return {
             "levels": [level.state_dict() for level in self._levels],
-            "counts": [self._count, self._since, self._quiet_from],
+            "counts": [self._count, self._since],
+            "episode": [self._quiet_from, self._held_until, self._last_until],
+            "change": [self._farthest, self._size, self._in_log],
             "odds": self._odds,
+            "falls": self._falls.state_dict(),
         }
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        self._count, self._since, self._quiet_from = state["counts"]
+        self._count, self._since = state["counts"]
+        self._quiet_from, self._held_until, self._last_until = state["episode"]
+        self._farthest, self._size, self._in_log = state["change"]
         self._odds = float(state["odds"])
+        self._falls.load_state_dict(state["falls"])
         for index, saved in enumerate(state["levels"]):
             level = _Level(KEEP if index else KEEP_POINTS)
             level.load_state_dict(saved)

@@ -20,9 +20,16 @@ from phasewatch.detectors.scoring import Curve, Interval
 
 Array = NDArray[np.float64]
 
-SURE, UNSURE = (10.0, 0.5), (4.0, 0.15)
-"""Size of an event in noise units, and as a share of the recent range, from which on it counts, and
-below which it is not even a zone."""
+BRIEF, LASTING = 10.0, 5.0
+"""Size in noise units from which on an event counts: one that comes back soon, and one that stays
+for `STAYS` points."""
+
+STAYS = 20
+RANGE = 0.5
+"""Its size as a share of the recent range, at least."""
+
+UNSURE = 0.4
+"""Events of less than this share of these sizes are not even a zone."""
 
 RECENT = 60
 """Points before an event whose range counts as recent."""
@@ -48,19 +55,19 @@ def stream(seed: int, *, events: bool = True) -> Curve:
     if events:
         for start, end, shape in _events(rng, n, kind):
             recent = course[max(start - RECENT, 0) : max(start, 2)]
-            base = max(6.0 * sigma, float(np.ptp(recent)), 0.02)
-            size = base * log_uniform(rng, 0.3, 8.0)
+            base = max(5.0 * sigma, float(np.ptp(recent)), 0.02)
+            size = base * log_uniform(rng, 0.2, 8.0)
             if kind == "score":
                 size = min(size, 0.9)
             total = total + size * shape
             course = course + size * shape
-            share = min(size / (SURE[0] * sigma), size / (SURE[1] * base))
-            zones.append((start, end, share))
+            stays = abs(shape[min(end + STAYS, n - 1)]) > 0.5 and end + STAYS < n
+            smallest = max((LASTING if stays else BRIEF) * sigma, RANGE * base)
+            zones.append((start, end, size / smallest))
     values = _logged(rng, total, kind)
-    unsure = min(UNSURE[0] / SURE[0], UNSURE[1] / SURE[1])
     burn_in = Interval(start=0, end=max(min(12, n // 5), 1))
     sure = tuple(Interval(start=a, end=b) for a, b, share in zones if share >= 1.0)
-    likely = tuple(Interval(start=a, end=b) for a, b, share in zones if unsure <= share < 1.0)
+    likely = tuple(Interval(start=a, end=b) for a, b, share in zones if UNSURE <= share < 1.0)
     return Curve(
         name=f"{kind}, seed {seed}",
         steps=tuple(range(n)),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,10 @@ from phasewatch.monitor.errors import CurveError
 from phasewatch.monitor.scalars import CHUNK, Chunk, Column, unit_of
 from phasewatch.monitor.types import EstimateStatus, Observation
 
-STEP_NAMES = ("step", "global_step", "iteration", "iter", "epoch")
+STEP_NAMES = (
+    "step", "global_step", "trainer/global_step", "_step", "iteration", "iter", "total_timesteps",
+    "timesteps", "timestep", "num_timesteps", "batch", "update", "epoch",
+)  # fmt: skip
 """Names of the step column, the best first; case, spaces and what precedes a "/" do not matter."""
 
 ROW = "row"
@@ -34,8 +37,14 @@ EMPTY = frozenset({"", "none", "null", "na", "n/a"})
 
 OTHER_STEPS = f"name another column with --step, or count rows with --step {ROW}"
 STDERR = "_stderr"
+
+EPISODES = frozenset({"r", "l", "t"})
+"""Return, length and time of an episode, a row each: the monitor files of Stable-Baselines3."""
 PEEKED = 100
 """Rows of JSONL that are looked at for the names of columns."""
+
+MAX_RESTARTS, MIN_ATTEMPT = 20, 5
+"""A log may be that of a run resumed so many times, with so many rows an attempt at least."""
 
 MAX_NAMES = 12
 """Names that an error lists at most."""
@@ -74,6 +83,7 @@ class Curves:
         step_name: Column of the steps, once the first row is read.
         streams: What was read so far, by name.
         num_stepless: Rows that were left out because they have no step.
+        num_superseded: Rows that a later attempt of a resumed run has written again.
 
     Raises:
         CurveError: There is no such file, or it is of no known format.
@@ -90,11 +100,12 @@ class Curves:
         self.path = find_file(Path(path))
         self.step_name = step or ""
         self.streams: dict[str, Curve] = {}
-        self.num_stepless = 0
+        self.num_stepless = self.num_superseded = 0
         self._columns, self._exclude = tuple(columns), tuple(exclude)
         self._ignored: set[str] = set()
         self._names: dict[str, None] = {}
         self._epoch_name: str | None = None
+        self._standing_from: list[tuple[int, int]] = []
 
     def chunks(self) -> Iterator[Chunk]:
         """Everything in the file, in the order of steps.
@@ -118,15 +129,19 @@ class Curves:
         names, rows = open_rows(self.path)
         peeked = list(itertools.islice(rows, PEEKED))
         self._names = dict.fromkeys(names or (name for row in peeked for name in row.cells))
-        self._find_step()
+        self._find_step(peeked)
         if names:
             self._check_names()
         columns: dict[str, Column] = {}
         size, last_step = 0, -1
+        self._standing_from = self._restarts()
         for row in itertools.chain(peeked, rows):
             step = self._step_of(row, last_step)
             if step is None:
                 self.num_stepless += 1
+                continue
+            if self._standing_from and self._is_superseded(row.line, step):
+                self.num_superseded += 1
                 continue
             if size >= CHUNK and step > last_step:
                 yield columns
@@ -172,9 +187,38 @@ class Curves:
             column.add(step, value, epoch, timestamp)
         return measured
 
+    # ---- the log of a resumed run
+
+    def _restarts(self) -> list[tuple[int, int]]:
+        """Where the steps go back: line, and step from which on what is before it is void.
+
+        A log that a resumed run was appended to goes back a few times; a file whose steps go back
+        again and again is none, and its steps are then refused where they decrease.
+        """
+        if self.step_name == ROW or not self.path.is_file() or "tfevents" in self.path.name:
+            return []
+        restarts: list[tuple[int, int]] = []
+        last, count = -math.inf, 0
+        _, rows = open_rows(self.path)
+        for row in rows:
+            try:
+                step = float(row.cells[self.step_name])
+            except (KeyError, TypeError, ValueError):
+                continue
+            count += 1
+            if step < last:
+                restarts.append((row.line, int(step)))
+                if len(restarts) > MAX_RESTARTS:
+                    return []
+            last = step
+        return restarts if count >= MIN_ATTEMPT * (len(restarts) + 1) else []
+
+    def _is_superseded(self, line: int, step: int) -> bool:
+        return any(line < at and step >= first for at, first in self._standing_from)
+
     # ---- which columns
 
-    def _find_step(self) -> None:
+    def _find_step(self, peeked: Sequence[Row]) -> None:
         if self.step_name and self.step_name != ROW and self.step_name not in self._names:
             raise CurveError(
                 f"{self.path} has no column {self.step_name!r} for the steps; its columns: "
@@ -183,12 +227,12 @@ class Curves:
         by_plain = {_plain(name): name for name in reversed(self._names)}
         if not self.step_name:
             found = [by_plain[plain] for plain in STEP_NAMES if plain in by_plain]
-            if not found:
+            if not found and not EPISODES <= by_plain.keys():
                 raise CurveError(
                     f"{self.path} has no column of steps ({', '.join(STEP_NAMES)}); its columns: "
                     f"{_listed(self._names)}; name one with --step, or count rows with --step {ROW}"
                 )
-            self.step_name = found[0]
+            self.step_name = next((name for name in found if _counts(peeked, name)), ROW)
         self._epoch_name = by_plain.get("epoch")
 
     def _check_names(self) -> None:
@@ -207,7 +251,7 @@ class Curves:
         try:
             float(cell)
         except (TypeError, ValueError):
-            is_number = False
+            is_number = _percent(cell) is not None
         else:
             is_number = not isinstance(cell, bool)
         if self._columns and name in self._columns and not is_number:
@@ -244,7 +288,7 @@ class Curves:
                 f"number of at least 0; {OTHER_STEPS}"
             )
         step = int(number)
-        if step < last_step:
+        if step < last_step and not self._standing_from:
             raise CurveError(
                 f"{self._where(row.line, self.step_name)}: step {step} follows step {last_step}; "
                 f"steps must not decrease: sort the file by {self.step_name}, {OTHER_STEPS}"
@@ -265,6 +309,8 @@ class Curves:
         except (TypeError, ValueError, OverflowError) as error:
             if _is_empty(cell):
                 return None
+            if (percent := _percent(cell)) is not None:
+                return percent
             raise CurveError(
                 f"{self._where(line, name)}: {cell!r} is no number; mend it, or leave the column "
                 f"out with --exclude {name}"
@@ -309,6 +355,32 @@ def _observation(
         status=EstimateStatus.OK if finite else EstimateStatus.DIVERGED,
         reason="" if finite else f"{name} is {value}",
     )
+
+
+def _counts(rows: Sequence[Row], name: str) -> bool:
+    """Whether a column holds whole numbers, as steps do: fractions of an epoch are none.
+
+    A column of epochs that holds a fraction tells the place of a row, not its number.
+    """
+    if _plain(name) != "epoch":
+        return True
+    for row in rows:
+        try:
+            if not float(row.cells[name]).is_integer():
+                return False
+        except (KeyError, TypeError, ValueError):
+            continue
+    return True
+
+
+def _percent(cell: Any) -> float | None:
+    """A number before a percent sign, as it stands; None where there is none."""
+    if not isinstance(cell, str) or not cell.rstrip().endswith("%"):
+        return None
+    try:
+        return float(cell.strip()[:-1])
+    except ValueError:
+        return None
 
 
 def _is_empty(cell: Any) -> bool:

@@ -167,8 +167,13 @@ class Detection:
         return points
 
     def _read(self, name: str, alarm: Alarm | None) -> Alarm | None:
-        """What an alarm means for this stream: a sudden turn to the worse is an instability."""
+        """What an alarm means for this stream: a sudden turn to the worse is an instability.
+
+        Held-out data turn to the worse where a run memorises, too, and that is none.
+        """
         if alarm is None or alarm.probability is None or alarm.run_length > SUDDEN:
+            return alarm
+        if is_validation(name):
             return alarm
         better = self._better.get(name) or better_direction(name)
         if better is None or alarm.direction is better:

@@ -32,9 +32,12 @@ HORIZON = 0.25
 """What was foretold must begin within this share of the steps so far, or it is withdrawn."""
 
 QUIET = 0.1
-"""An instability is over once it was quiet for as long as it lasted, and for as long as it took to
-come back after the one before, but for no more than this share of the steps so far. With it, spikes
-at a steady distance are ten or so episodes, however many they are; two that are far apart are two."""
+"""An instability is over once it was quiet for this share of the steps so far, and for as long as it
+lasted, whichever is longer; and for as long as it took to come back after the one before, but for no
+more than `LONGER` times that share. With it, spikes at a steady distance are ten episodes at most,
+however many they are, and two that are far apart are two."""
+
+LONGER = 1.5
 
 BEYOND = 0.1
 """A fall that ends lower than before the spike by so much (dex, or relative) is no way back from
@@ -177,16 +180,20 @@ class Episode:
     @property
     def hold(self) -> float:
         """Steps of quiet after which an instability is over."""
-        return max(self.end - self.start, min(QUIET * self.end, max(self.quiet_before, 0)))
+        quiet = QUIET * self.end
+        return max(quiet, self.end - self.start, min(self.quiet_before, LONGER * quiet))
 
-    def overlaps(self, alarm: Alarm) -> bool:
+    def overlaps(self, alarm: Alarm, *, same: bool = False) -> bool:
         """Whether a change lies close in step: within a quarter of the length or two points.
+
+        Of the same stream (`same`), within the length: a wide change is told in pieces.
 
         A stream of few points says only that it changed between two of them, so the step between
         its points is added on either side.
         """
         lead = self.transition.evidence[self.lead]
-        slack = max(SLACK * (self.end - self.start), cadence(alarm), cadence(lead))
+        length = self.end - self.start
+        slack = max((1.0 if same else SLACK) * length, cadence(alarm), cadence(lead))
         return earliest(alarm) <= self.end + slack and alarm.detected_step >= self.start - slack
 
     def continues(self, alarm: Alarm) -> bool:
@@ -196,13 +203,16 @@ class Episode:
 
     def takes(self, name: str, alarm: Alarm) -> bool:
         """Whether a shift belongs to this transition, which is no instability."""
-        if self.transition.status is TransitionStatus.WITHDRAWN or self._is_behind(alarm):
+        if self.transition.status is TransitionStatus.WITHDRAWN:
             return False
         if self.waiting:
             return earliest(alarm) <= self.until and alarm.onset_step >= self.start
-        if not self.overlaps(alarm) or self._is_followed_by(name, alarm):
-            return False
         first = self.transition.evidence.get(name)
+        same = first is not None and first.direction is alarm.direction
+        if not self.overlaps(alarm, same=same) or self._is_followed_by(name, alarm):
+            return False
+        if self._is_behind(alarm) and not same:
+            return False
         if first is None or first.direction is alarm.direction:
             return True
         undone = displacement(alarm.value_before, alarm.value_after)

@@ -125,6 +125,7 @@ class Watched:
         parameters: Parameters of the detector.
         skipped: Points that the detector did not use.
         too_few: The points it needs, where it has seen fewer: its silence says nothing then.
+        undefined: Whether it never had a finite value: its silence says nothing then either.
     """
 
     name: str
@@ -132,6 +133,7 @@ class Watched:
     parameters: Mapping[str, Any]
     skipped: int
     too_few: int | None = None
+    undefined: bool = False
 
     @classmethod
     def of(cls, stream: Stream) -> Watched:
@@ -145,9 +147,12 @@ class Watched:
             parameters_of(stream.detector),
             stream.detector.num_skipped,
             None if ready else getattr(stream.detector, "min_points", None),
+            bool(getattr(stream.detector, "undefined", False)),
         )
 
     def __str__(self) -> str:
+        if self.undefined:
+            return f"{self.detector}: undefined, it was never a finite number"
         needs = f": too few points, it needs {self.too_few}"
         return self.detector + ("" if self.too_few is None else needs)
 

@@ -12,7 +12,7 @@ ALL = checks.all_checks()
 
 
 SHIPPED = (
-    "bocpd", "cusum", "focus", "level_shift", "page_hinkley", "ruptures_window", "slope_shift",
+    "bocpd", "cusum", "focus", "level_shift", "local_change", "page_hinkley", "ruptures_window", "slope_shift",
 )  # fmt: skip
 
 

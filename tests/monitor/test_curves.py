@@ -237,9 +237,6 @@ def test_a_file_without_names_of_columns(write, text) -> None:
     assert_refused("the first line is '.*'; it must name the columns", write(text))
 
 
-def test_two_columns_of_one_name(write) -> None:
-    assert_refused("two columns 'loss'", write("step,loss,loss\n1,2,3\n"))
-
 
 def test_broken_jsonl(write) -> None:
     assert_refused("line 2 is no JSON", write('{"step": 1}\n{"step": \n', "x.jsonl"))
@@ -299,3 +296,87 @@ def test_tensorboard_scalars_of_either_kind_and_of_resumed_runs(tmp_path) -> Non
     assert curves.step_name == "step"
     (event_file,) = tmp_path.glob("*tfevents*")
     assert read(event_file)[0] == streams
+
+
+# ---- formats that people have
+
+FALL = [2.0, 1.5, 1.0]
+
+
+def test_the_state_of_a_hugging_face_trainer(write, tmp_path) -> None:
+    history = [{"step": 10 * (i + 1), "epoch": 0.1 * i, "loss": v} for i, v in enumerate(FALL)]
+    history.append({"step": 30, "epoch": 0.3, "eval_loss": 0.9})
+    content = json.dumps({"best_metric": None, "log_history": history}, indent=2)
+    streams, curves = read(write(content, "trainer_state.json"))
+    assert streams["loss"] == [(10, 2.0), (20, 1.5), (30, 1.0)]
+    assert streams["eval_loss"] == [(30, 0.9)]
+    for step in (9, 500, 1000):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(content)
+    (tmp_path / "trainer_state.json").unlink()
+    assert Curves(tmp_path).path.parent.name == "checkpoint-1000"
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_lists_and_histories_in_json(write, indent) -> None:
+    rows = [{"step": i, "loss": v} for i, v in enumerate(FALL)]
+    expected = list(enumerate(FALL))
+    assert read(write(json.dumps(rows, indent=indent), "a.json"))[0]["loss"] == expected
+    keras = {"loss": FALL, "val_loss": [3.0, 2.0, 1.0]}
+    for content in (keras, {"history": keras, "params": {"epochs": 3}}):
+        streams, curves = read(write(json.dumps(content, indent=indent), "history.json"))
+        assert streams["loss"] == [(1, 2.0), (2, 1.5), (3, 1.0)]
+        assert curves.step_name == "epoch"
+    assert read(write(json.dumps(FALL), "c.json"))[0]["value"] == [(1, 2.0), (2, 1.5), (3, 1.0)]
+    assert_refused("of no known form; give a list of objects", write('{\n"a": 1\n}', "d.json"))
+
+
+def test_the_files_of_stable_baselines(write) -> None:
+    monitor = write('#{"t_start": 1.5, "env_id": "Hopper"}\nr,l,t\n5.0,100,1.0\n7.0,120,2.0\n', "monitor.csv")
+    streams, curves = read(monitor)
+    assert streams["r"] == [(1, 5.0), (2, 7.0)]
+    progress = write("time/fps,time/total_timesteps,rollout/ep_rew_mean\n90,2048,\n91,4096,20.5\n", "progress.csv")
+    streams, curves = read(progress)
+    assert curves.step_name == "time/total_timesteps"
+    assert streams["rollout/ep_rew_mean"] == [(4096, 20.5)]
+
+
+def test_the_long_format(write) -> None:
+    text = "run_id,key,value,step,timestamp\n" + "".join(
+        f"a,{name},{v},{i},17000{i}\n" for i in range(3) for name, v in (("loss", FALL[i]), ("acc", i))
+    )
+    streams, _ = read(write(text))
+    assert streams["loss"] == list(enumerate(FALL))
+    assert streams["acc"] == [(0, 0.0), (1, 1.0), (2, 2.0)]
+
+
+def test_decimal_commas_and_percent_signs(write) -> None:
+    assert read(write("step;loss\n1;2,5\n2;1,5e-1\n"))[0]["loss"] == [(1, 2.5), (2, 0.15)]
+    assert read(write("step,acc\n1,85.5%\n2,93 %\n"))[0]["acc"] == [(1, 85.5), (2, 93.0)]
+
+
+def test_a_column_written_twice_and_an_empty_one(write) -> None:
+    streams, _ = read(write("step,loss,loss,empty\n1,2,3,\n2,1,4,\n"))
+    assert streams == {"loss": [(1, 2.0), (2, 1.0)], "loss.2": [(1, 3.0), (2, 4.0)]}
+
+
+def test_the_log_of_a_resumed_run_says_what_the_later_attempt_saw(write) -> None:
+    first = [(step, 10.0) for step in range(0, 20)]
+    second = [(step, 5.0) for step in range(12, 30)]
+    for middle in ("", "step,loss\n"):
+        text = "step,loss\n" + "".join(f"{s},{v}\n" for s, v in first)
+        text += middle + "".join(f"{s},{v}\n" for s, v in second)
+        streams, curves = read(write(text))
+        assert streams["loss"] == first[:12] + second
+        assert curves.num_superseded == 8
+
+
+def test_fractions_of_an_epoch_count_rows(write) -> None:
+    streams, curves = read(write("epoch,loss\n0.1,2\n0.25,1.5\n1.0,1\n"))
+    assert curves.step_name == "row"
+    assert streams["loss"] == [(1, 2.0), (2, 1.5), (3, 1.0)]
+
+
+def test_a_table_on_its_side_is_refused_before_it_is_read(write) -> None:
+    path = write(",".join(f"c{i}" for i in range(20_000)) + "\n")
+    assert_refused("has 20,000 columns, more than 10,000: no run logs so many streams", path)

@@ -95,7 +95,7 @@ def test_a_detector_is_put_in_place_of_the_one_a_stream_would_have() -> None:
 
     detection = Detection(MonitorConfig(), None, "run", Health(), override)
     detection.take_columns({"loss": Column([1], [math.nan], [None], [0.0])})
-    assert asked == [("loss", "slope_shift")]
+    assert asked == [("loss", "local_change")]
     assert [stream.detector for stream in detection.streams] == [None]
 
 
@@ -107,6 +107,10 @@ def test_what_is_confirmed_and_over_at_the_same_point_is_announced():
         value = 0.1 if step > 50 else 1.0
         column = Column([step], [value], [None], [float(step)])
         said += detection.take_columns({"train_loss": column})
-    assert [t.status for t in said] == [TransitionStatus.SUSPECTED, TransitionStatus.ENDED]
+    assert [t.status for t in said] == [
+        TransitionStatus.SUSPECTED,
+        TransitionStatus.CONFIRMED,
+        TransitionStatus.ENDED,
+    ]
     assert sum(health.transitions.values()) == 1
-    assert health.last_transition == said[-1]
+    assert health.last_transition == said[1]
