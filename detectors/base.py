@@ -18,8 +18,8 @@ NONFINITE_RUN = 3
 """This many non-finite values in a row are an instability."""
 
 GAPS = 2
-"""So many times the longest gap before, a run of non-finite values must be longer than: what a logger
-writes between two evaluations is missing, not wrong."""
+"""A run of non-finite values must be longer than so many times the longest gap before: what a
+logger writes between two evaluations is missing, not wrong."""
 
 FINITE_RUN = 20
 """This many finite ones in a row end it: a stream that flickers is one instability, not many."""

@@ -23,7 +23,7 @@ import numpy as np
 
 from phasewatch.detectors.base import BaseDetector, require
 from phasewatch.detectors.boosted import BoostedTrees, shipped
-from phasewatch.detectors.local_features import MIN_OLD, NEW, Looks, Past, look
+from phasewatch.detectors.local_features import MIN_OLD, NAMES, NEW, Looks, Past, look
 from phasewatch.detectors.slope_shift import SlopeShift
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 
@@ -62,7 +62,7 @@ FORGET = 0.997
 """What was usual forgets by this factor a value."""
 
 HOLD = 8
-"""A change the same way that begins within so many points of the last one's detection is the same;"""
+"""A change the same way that begins within so many points of the last detection is the same;"""
 
 BRIEF = 3
 """one the other way, within so many."""
@@ -71,12 +71,22 @@ MOVES, LASTS = 0.1, (20, 100)
 """An episode goes on while a stream moves on by this share of the change that was told, for so many
 times the points that took, and so many more, at most."""
 
-CAREFUL, STRICTER = 1000.0, 0.5
+CAREFUL, STRICTER = 1000.0, 0.2
 """From so many points on, the log-odds must be higher: by so much for each e-fold of the length."""
 
 FALL_STRICTNESS = 1.4
-"""Of the rule for falls of positive streams: what a run of 10⁵ points and a false alarm in a hundred
-such streams ask for."""
+"""Of the rule for falls of positive streams: what a run of 10⁵ points, and a false alarm in a
+hundred such streams, ask for."""
+
+SINGLE = 2.0
+"""Log-odds that a single point needs beyond that: noise with heavy tails has such points, and the
+next one will tell."""
+
+SIGNIFICANT, FEW = 6.0, 6.0
+"""Standard errors that a change must have whatever else speaks for it: the first where the noise is
+known from many values, twice that where it is from so few."""
+
+Z = NAMES.index("z_mean")
 
 PENDING = 1.0
 """At the end of a stream, log-odds lower by this are enough: nothing more will be known."""
@@ -212,7 +222,7 @@ class LocalChange(BaseDetector):
 
     name = "local_change"
 
-    def __init__(self, *, certainty: float = 2.5, strictness: float = 0.0) -> None:
+    def __init__(self, *, certainty: float = 2.0, strictness: float = 0.0) -> None:
         require(math.isfinite(certainty), "certainty", certainty, "finite")
         require(math.isfinite(strictness), "strictness", strictness, "finite")
         self._certainty, self._strictness = certainty, strictness
@@ -325,6 +335,11 @@ class LocalChange(BaseDetector):
         )
         log_odds = self._model.log_odds(looks.features)
         log_odds[looks.change == 0.0] = -math.inf
+        log_odds[
+            looks.features[:, Z] < math.log10(SIGNIFICANT * (1.0 + FEW / looks.old))
+        ] = -math.inf
+        if index == 0:
+            log_odds[0] -= SINGLE
         best = int(log_odds.argmax())
         odds = float(log_odds[best])
         self._odds = max(self._odds, math.exp(min(odds - required, 20.0)))
@@ -342,6 +357,7 @@ class LocalChange(BaseDetector):
             return None
         self._farthest, self._size, self._in_log = float(looks.after[best]), size, looks.log
         self._last_until = self._count + LASTS[0] * looks.sizes[best] * stride + LASTS[1]
+        odds += SINGLE * (stride == looks.sizes[best] == 1)
         return self._alarm(step, level, looks, best, odds, stride)
 
     def _alarm(

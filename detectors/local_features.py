@@ -75,6 +75,7 @@ class Looks(NamedTuple):
         before: Where the old line ends, in the stream's unit, shape (q,).
         after: Mean of the m values, in the stream's unit, shape (q,).
         log: Whether the scale is log10.
+        old: Values that the old line was fitted to.
     """
 
     sizes: tuple[int, ...]
@@ -84,6 +85,7 @@ class Looks(NamedTuple):
     before: Array
     after: Array
     log: bool
+    old: int
 
 
 def look(values: Array, far: Array, *, level: int, seen: int, since: int, past: Past) -> Looks:
@@ -190,7 +192,7 @@ def look(values: Array, far: Array, *, level: int, seen: int, since: int, past: 
     features[:, 23] = past.run
     features[:, 24] = math.log10((past.surprise + 0.1) / (past.usual_surprise + 0.1))
     features[:, 25] = math.log10((past.run + 0.1) / (past.usual_run + 0.1))
-    return Looks(allowed, features, change, sigma, before, after, log)
+    return Looks(allowed, features, change, sigma, before, after, log, k)
 
 
 def _back(y: Array, *, log: bool) -> Array:

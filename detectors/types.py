@@ -43,7 +43,8 @@ class Alarm:
             first in it; None where the detector does not say.
         effect: The change in the stream's own unit; None where the detector does not say.
         effect_sigma: Its size in standard deviations of the noise just before it.
-        probability: That what looks like this is a change, on the curves the detector was fitted to.
+        probability: That what looks like this is a change, on the curves that the detector was
+            fitted to.
         rule: Which rule of the detector spoke; empty where it has but one.
     """
 

@@ -227,7 +227,7 @@ class Curves:
         by_plain = {_plain(name): name for name in reversed(self._names)}
         if not self.step_name:
             found = [by_plain[plain] for plain in STEP_NAMES if plain in by_plain]
-            if not found and not EPISODES <= by_plain.keys():
+            if not found and not by_plain.keys() >= EPISODES:
                 raise CurveError(
                     f"{self.path} has no column of steps ({', '.join(STEP_NAMES)}); its columns: "
                     f"{_listed(self._names)}; name one with --step, or count rows with --step {ROW}"

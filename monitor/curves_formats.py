@@ -146,9 +146,7 @@ def _is_word(cell: str) -> bool:
     return False
 
 
-def _csv_rows(
-    path: Path, names: Sequence[str], delimiter: str, skipped: int
-) -> Iterator[Row]:
+def _csv_rows(path: Path, names: Sequence[str], delimiter: str, skipped: int) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         for _ in range(skipped):
             file.readline()
@@ -157,7 +155,7 @@ def _csv_rows(
         try:
             for cells in reader:
                 if delimiter == ";":
-                    cells = [_with_point(cell) for cell in cells]  # noqa: PLW2901
+                    cells = [_with_point(cell) for cell in cells]
                 if len(cells) == len(names) and _is_header(cells, names):
                     continue  # of the log of a resumed run
                 yield Row(reader.line_num, dict(zip(names, cells, strict=False)))

@@ -60,7 +60,9 @@ def document_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise CurveError(f"{path} is no JSON: {error}") from error
     if isinstance(content, dict) and isinstance(content.get(HISTORY), list):
         content = content[HISTORY]
-    elif isinstance(content, dict) and "history" in content and isinstance(content["history"], dict):
+    elif (
+        isinstance(content, dict) and "history" in content and isinstance(content["history"], dict)
+    ):
         content = content["history"]
     if isinstance(content, dict) and _is_columns(content):
         content = _from_columns(content)
@@ -68,9 +70,11 @@ def document_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise CurveError(f"{path} holds a JSON {type(content).__name__} of no known form; {KNOWN}")
     for number, row in enumerate(content, start=1):
         if isinstance(row, (int, float)) and not isinstance(row, bool):
-            row = {"step": number, "value": row}  # noqa: PLW2901
+            row = {"step": number, "value": row}
         if not isinstance(row, dict):
-            raise CurveError(f"{path}: entry {number} is {str(row)[:40]!r}, which is no row; {KNOWN}")
+            raise CurveError(
+                f"{path}: entry {number} is {str(row)[:40]!r}, which is no row; {KNOWN}"
+            )
         yield number, row
 
 

@@ -32,9 +32,9 @@ HORIZON = 0.25
 """What was foretold must begin within this share of the steps so far, or it is withdrawn."""
 
 QUIET = 0.1
-"""An instability is over once it was quiet for this share of the steps so far, and for as long as it
-lasted, whichever is longer; and for as long as it took to come back after the one before, but for no
-more than `LONGER` times that share. With it, spikes at a steady distance are ten episodes at most,
+"""An instability is over once it was quiet for this share of the steps so far, and for as long as
+it lasted, whichever is longer; and for as long as it took to come back after the one before, but
+for no more than `LONGER` times that share. With it, spikes at a steady distance are ten episodes at most,
 however many they are, and two that are far apart are two."""
 
 LONGER = 1.5

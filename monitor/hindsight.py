@@ -242,9 +242,7 @@ def review(
         if name in short and isinstance(by_name[name].detector, LocalChange):
             missed += _uncovered(short[name].local_changes(), missed)
     found = [
-        _found(
-            group, short, run, attempt, ordinal, has_validation=any(map(is_validation, by_name))
-        )
+        _found(group, short, run, attempt, ordinal, has_validation=any(map(is_validation, by_name)))
         for ordinal, group in enumerate(
             _groups(missed, spans),
             start=1 + sum(t.hindsight is not None and t.hindsight.streamed is None for t in known),

@@ -35,7 +35,7 @@ _NEXT: dict[tuple[TransitionStatus, Event], tuple[TransitionStatus, ...]] = {
 
 
 def advance(status: TransitionStatus, event: Event) -> tuple[TransitionStatus, ...]:
-    """The states that a transition takes when something happens, in the order in which to tell them.
+    """The states that a transition takes when something happens, in the order to tell them in.
 
     Args:
         status: Where it stands.

@@ -129,9 +129,7 @@ class Streams:
     def __iter__(self) -> Iterator[Stream]:
         return iter(self._streams.values())
 
-    def get(
-        self, name: str, stderr: float | None = None, *, measured: bool = False
-    ) -> Stream:
+    def get(self, name: str, stderr: float | None = None, *, measured: bool = False) -> Stream:
         """The stream of that name, made on first use.
 
         Args:

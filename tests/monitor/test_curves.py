@@ -237,7 +237,6 @@ def test_a_file_without_names_of_columns(write, text) -> None:
     assert_refused("the first line is '.*'; it must name the columns", write(text))
 
 
-
 def test_broken_jsonl(write) -> None:
     assert_refused("line 2 is no JSON", write('{"step": 1}\n{"step": \n', "x.jsonl"))
     assert_refused(
@@ -307,7 +306,7 @@ def test_the_state_of_a_hugging_face_trainer(write, tmp_path) -> None:
     history = [{"step": 10 * (i + 1), "epoch": 0.1 * i, "loss": v} for i, v in enumerate(FALL)]
     history.append({"step": 30, "epoch": 0.3, "eval_loss": 0.9})
     content = json.dumps({"best_metric": None, "log_history": history}, indent=2)
-    streams, curves = read(write(content, "trainer_state.json"))
+    streams, _ = read(write(content, "trainer_state.json"))
     assert streams["loss"] == [(10, 2.0), (20, 1.5), (30, 1.0)]
     assert streams["eval_loss"] == [(30, 0.9)]
     for step in (9, 500, 1000):
@@ -332,10 +331,15 @@ def test_lists_and_histories_in_json(write, indent) -> None:
 
 
 def test_the_files_of_stable_baselines(write) -> None:
-    monitor = write('#{"t_start": 1.5, "env_id": "Hopper"}\nr,l,t\n5.0,100,1.0\n7.0,120,2.0\n', "monitor.csv")
+    monitor = write(
+        '#{"t_start": 1.5, "env_id": "Hopper"}\nr,l,t\n5.0,100,1.0\n7.0,120,2.0\n', "monitor.csv"
+    )
     streams, curves = read(monitor)
     assert streams["r"] == [(1, 5.0), (2, 7.0)]
-    progress = write("time/fps,time/total_timesteps,rollout/ep_rew_mean\n90,2048,\n91,4096,20.5\n", "progress.csv")
+    progress = write(
+        "time/fps,time/total_timesteps,rollout/ep_rew_mean\n90,2048,\n91,4096,20.5\n",
+        "progress.csv",
+    )
     streams, curves = read(progress)
     assert curves.step_name == "time/total_timesteps"
     assert streams["rollout/ep_rew_mean"] == [(4096, 20.5)]
@@ -343,7 +347,9 @@ def test_the_files_of_stable_baselines(write) -> None:
 
 def test_the_long_format(write) -> None:
     text = "run_id,key,value,step,timestamp\n" + "".join(
-        f"a,{name},{v},{i},17000{i}\n" for i in range(3) for name, v in (("loss", FALL[i]), ("acc", i))
+        f"a,{name},{v},{i},17000{i}\n"
+        for i in range(3)
+        for name, v in (("loss", FALL[i]), ("acc", i))
     )
     streams, _ = read(write(text))
     assert streams["loss"] == list(enumerate(FALL))
@@ -361,7 +367,7 @@ def test_a_column_written_twice_and_an_empty_one(write) -> None:
 
 
 def test_the_log_of_a_resumed_run_says_what_the_later_attempt_saw(write) -> None:
-    first = [(step, 10.0) for step in range(0, 20)]
+    first = [(step, 10.0) for step in range(20)]
     second = [(step, 5.0) for step in range(12, 30)]
     for middle in ("", "step,loss\n"):
         text = "step,loss\n" + "".join(f"{s},{v}\n" for s, v in first)

@@ -1,0 +1,161 @@
+"""The detector of logged streams: both ways, whatever the unit, the scale and the past."""
+
+import json
+import math
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from phasewatch.detectors import Direction, create, local_change, simulated_runs
+from phasewatch.detectors.boosted import BoostedTrees
+from phasewatch.detectors.local_features import NAMES, Past, look
+
+
+def alarms(values, detector=None):
+    detector = detector or create("local_change")
+    found = [detector.update(step, float(value)) for step, value in enumerate(values)]
+    return [alarm for alarm in [*found, detector.finish()] if alarm is not None]
+
+
+def noise(count, sigma, seed=0):
+    return sigma * np.random.default_rng(seed).standard_normal(count)
+
+
+STEP = np.where(np.arange(240) < 150, 0.0, 1.0)
+LEVELS = {
+    "a loss that is halved": 2.0 * 0.5**STEP,
+    "a loss that doubles": 0.7 * 2.0**STEP,
+    "cross-entropy from 3.65 to 8.5 nats": 3.65 + 4.85 * STEP,
+    "an accuracy from 85 to 93": 85.0 + 8.0 * STEP,
+    "a return from -15 to 18": -15.0 + 33.0 * STEP,
+    "a return that collapses": 870.0 - 869.0 * STEP,
+}
+
+
+@pytest.mark.parametrize("name", LEVELS)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_step_is_found_within_points_whatever_the_stream_is(name, seed):
+    level = LEVELS[name]
+    sigma = 0.04 * abs(level[-1] - level[0])
+    (alarm,) = alarms(level + noise(240, sigma, seed))
+    assert alarm.direction is (Direction.UP if level[-1] > level[0] else Direction.DOWN)
+    assert abs(alarm.onset_step - 150) <= 2
+    assert alarm.detected_step <= 156
+
+
+def test_an_alarm_carries_interval_effect_probability_and_rule():
+    (alarm,) = alarms(85.0 + 8.0 * STEP + noise(240, 0.4))
+    first, last = alarm.onset_interval
+    assert first - 1 <= 150 <= last + 1
+    assert last <= alarm.detected_step
+    assert alarm.effect == pytest.approx(8.0, abs=1.5)
+    assert alarm.effect_sigma == pytest.approx(20.0, rel=0.6)
+    assert 0.5 < alarm.probability < 1.0
+    assert "points" in alarm.rule
+
+
+@pytest.mark.parametrize("factor", [1e-6, 100.0, 1e9])
+def test_the_unit_does_not_matter(factor):
+    values = 85.0 + 8.0 * STEP + noise(240, 0.4)
+    steps = [(a.onset_step, a.detected_step) for a in alarms(values)]
+    assert [(a.onset_step, a.detected_step) for a in alarms(factor * values)] == steps
+
+
+def test_a_wild_beginning_is_forgotten():
+    wild = 10.0 ** np.random.default_rng(3).uniform(-2.0, 4.0, 300)
+    calm = 2.0 * 0.1 ** np.where(np.arange(900) < 600, 0.0, 1.0) * 10.0 ** noise(900, 0.01)
+    found = alarms([*wild, *calm])
+    assert any(abs(a.onset_step - 900) <= 3 and a.direction is Direction.DOWN for a in found)
+
+
+def test_an_early_fall_does_not_hide_a_later_one():
+    levels = np.repeat([3.0, 0.3, 0.2], 150) * 10.0 ** noise(450, 0.005)
+    assert [a.onset_step for a in alarms(levels)] == pytest.approx([150, 300], abs=1)
+
+
+def test_a_divergence_in_the_last_points_of_a_run_is_told():
+    values = [*(0.15 + noise(60, 0.01)), 2.0, 1228.0, 1e10]
+    (alarm,) = alarms(values)
+    assert alarm.direction is Direction.UP
+    assert 59 <= alarm.onset_step <= 61
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_noise_and_ordinary_decay_are_quiet(seed):
+    t = np.arange(1500)
+    assert alarms(5.0 + noise(1500, 1.0, seed)) == []
+    assert alarms(4.0 * (1.0 + t / 30.0) ** -0.4 * 10.0 ** noise(1500, 0.01, seed)) == []
+
+
+def test_what_was_found_in_a_prefix_is_found_in_the_whole():
+    curve = simulated_runs.stream(7).values
+    whole = create("local_change")
+    said = [whole.update(step, value) for step, value in enumerate(curve)]
+    short = create("local_change")
+    half = len(curve) // 2
+    assert [short.update(i, value) for i, value in enumerate(curve[:half])] == said[:half]
+
+
+def test_a_stricter_run_says_less():
+    streams = [curve.values for curve in simulated_runs.streams(12, 3)]
+    usual, strict = (
+        sum(len(alarms(v, create("local_change", strictness=s))) for v in streams)
+        for s in (0.0, 3.0)
+    )
+    assert strict < usual
+
+
+def test_the_state_of_a_long_stream_stays_small():
+    sizes = []
+    detector = create("local_change")
+    for step, value in enumerate(2.0 + noise(8000, 0.1)):
+        detector.update(step, float(value))
+        if step in (3999, 7999):
+            sizes.append(len(pickle.dumps(detector.state_dict())))
+    assert sizes[1] < 1.25 * sizes[0]
+
+
+def test_the_shipped_model_knows_the_features_and_is_small():
+    path = Path(local_change.__file__).with_name(local_change.MODEL)
+    assert path.stat().st_size < 16_000
+    content = json.loads(path.read_text())
+    assert max(f for tree in content["features"] for f in tree) < len(NAMES)
+
+
+def test_trees_add_the_leaf_that_the_answers_lead_to():
+    tree = BoostedTrees(
+        [[0, 1, 1, 0, 0, 0, 0]],
+        [[0.0, 0.5, 1.5, 1e9, 1e9, 1e9, 1e9]],
+        [[1.0, 9.0, 2.0, 9.0, 3.0, 9.0, 4.0, 9.0]],
+        0.25,
+    )
+    features = np.array([[-1.0, 0.0], [-1.0, 1.0], [1.0, 1.0], [1.0, 2.0]])
+    assert tree.log_odds(features).tolist() == [1.25, 2.25, 3.25, 4.25]
+
+
+def test_features_see_a_step_in_noise_units_and_on_the_scale_that_fits():
+    values = 10.0 + noise(60, 0.1)
+    values[-3:] += 2.0
+    looks = look(values, np.zeros(0), level=0, seen=60, since=60, past=Past())
+    assert not looks.log
+    row = looks.sizes.index(3)
+    assert looks.change[row] == pytest.approx(2.0, abs=0.2)
+    assert looks.sigma[row] == pytest.approx(0.1, rel=0.7)
+    loss = look(np.geomspace(1.0, 1e-3, 60), np.zeros(0), level=0, seen=60, since=60, past=Past())
+    assert loss.log
+    assert math.isclose(loss.after[0], 1e-3, rel_tol=0.2)
+    assert np.isfinite(loss.features).all()
+
+
+def test_simulated_runs_are_the_same_for_a_seed_and_know_their_transitions():
+    one, two = simulated_runs.stream(11), simulated_runs.stream(11)
+    assert one == two
+    assert simulated_runs.stream(11, events=False).transitions == ()
+    made = list(simulated_runs.streams(60, 1))
+    assert sum(bool(curve.transitions) for curve in made) >= 15
+    for curve in made:
+        assert 30 <= len(curve.values) <= 3000
+        assert np.isfinite(curve.values).all()
+        assert all(t.end < len(curve.values) for t in curve.transitions)
