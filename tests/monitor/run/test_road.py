@@ -24,8 +24,8 @@ from phasewatch.monitor.replay.recorded import compare, replay
 from phasewatch.monitor.run import road, watch
 from phasewatch.monitor.run.road import split
 from phasewatch.monitor.store.store import Store
-from phasewatch.monitor.transitions.pipeline import Detection
 from phasewatch.monitor.transitions import thinning
+from phasewatch.monitor.transitions.pipeline import Detection
 from support.scripted import Scripted
 
 THREAD = "phasewatch-road"
