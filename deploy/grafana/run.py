@@ -274,6 +274,7 @@ def _estimates() -> list[Built]:
 def _monitor() -> list[Built]:
     summed = "_sum" if m.MEASUREMENT_SECONDS.type == "histogram" else ""
     seconds = f"rate({m.MEASUREMENT_SECONDS.name}{summed}{{{RUN}}}[$__rate_interval])"
+    beside = f"rate({m.BESIDE_SECONDS.name}{{{RUN}}}[$__rate_interval])"
     queues = [metric for metric in m.METRICS if "_queue_" in metric.name]
     troubles = [
         metric
@@ -283,15 +284,17 @@ def _monitor() -> list[Built]:
     return [
         curves(
             "Overhead",
-            "Share of wall time that monitoring takes, and may take.",
+            "Share of wall time that monitoring takes, and may take; and the share of a processor "
+            "that its own threads take beside training.",
             queries(
                 (latest(m.OVERHEAD, "run", RUN), "taken"),
+                (beside, "beside"),
                 (latest(m.OVERHEAD_BUDGET, "run", RUN), "budget"),
             ),
             width=8,
             height=8,
             unit="percentunit",
-            colors={"taken": BLUE, "budget": VERMILLION},
+            colors={"taken": BLUE, "beside": GREY, "budget": VERMILLION},
         ),
         curves(
             "Time in measurements",
@@ -320,7 +323,7 @@ def _monitor() -> list[Built]:
     ]
 
 
-_TROUBLE = re.compile("fail|lost|dropped|refused|nonfinite|skips|repairs")
+_TROUBLE = re.compile("fail|lost|dropped|thinned|unfinished|refused|nonfinite|skips|repairs")
 
 
 def _plain(metric: m.Metric) -> str:

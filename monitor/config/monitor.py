@@ -58,6 +58,9 @@ class SamplerConfig(_Model):
         num_draws: Steps of each chain, burn-in included.
         max_draws: Chains go on beyond `num_draws`, up to this, while more draws can bring the
             error or the checks within bounds and time is left. At most `num_draws`: never.
+        max_seconds: Seconds after which no draws beyond `num_draws` are begun.
+        target_error: Draws go on until two standard errors of λ̂ are at most this share of it. In
+            a live run they go on only until the checks pass: the next measurement goes on.
         burnin_fraction: Share of the draws dropped at the start; None finds where the plateau
             begins.
         warm_start: Chains of a live run go on from where they stood at the measurement before.
@@ -82,7 +85,9 @@ class SamplerConfig(_Model):
     scheme: Literal["baoab", "lm", "sgld", "rmsprop_sgld"] = "baoab"
     num_chains: PositiveInt = 4
     num_draws: Annotated[int, Field(ge=8)] = 256
-    max_draws: NonNegativeInt = 2048
+    max_draws: NonNegativeInt = 16_384
+    max_seconds: NonNegativeFloat = 60.0
+    target_error: PositiveFloat = 0.1
     burnin_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     warm_start: bool = True
     n_beta: PositiveFloat | None = None

@@ -16,7 +16,7 @@ from phasewatch.monitor.sampling.batches import leading_size
 COPIED, SELECTED, SKETCHED = 2.0, 60.0, 6.0
 """Reads for each number that is copied, ranked (`kthvalue`), or sketched."""
 
-MULTIPLIED, DECOMPOSED, DIAGONALISED = 0.2, 1.5, 8.0
+MULTIPLIED, DECOMPOSED, DIAGONALISED = 0.2, 1.5, 16.0
 """Reads for each multiplication of a matrix product; for each m·n·min(m, n) of singular values;
 for each n³ of eigenvalues of a matrix that is not symmetric."""
 

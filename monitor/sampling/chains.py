@@ -24,16 +24,22 @@ from phasewatch.monitor.sampling.bias import (
 )
 from phasewatch.monitor.sampling.diagnostics import Descent
 from phasewatch.monitor.sampling.engine import Engine, Evaluation, evaluate
-from phasewatch.monitor.sampling.integrators import Chains, Integrator
-from phasewatch.monitor.sampling.pace import Stopwatch
+from phasewatch.monitor.sampling.integrators import Baoab, Chains, Integrator
+from phasewatch.monitor.sampling.mass import APART, FIRST_UPDATE, Mass
+from phasewatch.monitor.sampling.mass import EVERY as MASS_EVERY
+from phasewatch.monitor.sampling.outside import descend, spread
 from phasewatch.monitor.sampling.pointwise import TermSums
 from phasewatch.monitor.sampling.posterior import Problem
 from phasewatch.monitor.sampling.sharpness import Sharpness, measure_sharpness
+from phasewatch.monitor.sampling.stopwatch import Stopwatch
 from phasewatch.monitor.sampling.traces import Trace
 
 BLOW_UP_PER_PARAMETER, BLOW_UP = 5.0, 50.0
 """A chain has left when nβ K exceeds 5 d + 50 nats; in equilibrium it is about d/2 or less. A
 *fall* of any depth is no blow-up: far from a minimum the loss really falls."""
+
+BLOW_UP_FROM_OUTSIDE = 3.0
+"""Chains from outside have left when K exceeds this many times what it was at their release."""
 
 MAX_RESTARTS = 6
 RESTART_FACTOR = 4.0
@@ -70,7 +76,6 @@ class Recorder:
         baselines: Per draw, L at w* on the very same batches: one number, or one for each chain.
         virial: V of each chain.
         work: x·nβ∇L(x) of each chain.
-        slope: ∇L(w*)·x of each chain.
         acceptance: min(1, r) of each chain's step.
         euler: `inflation.euler_heat`.
         noise: `inflation.noise_heat`.
@@ -82,7 +87,6 @@ class Recorder:
         self.baselines: list[Any] = []
         self.virial = Trace()
         self.work = Trace()
-        self.slope = Trace()
         self.acceptance = Trace()
         self.euler = Trace()
         self.noise = Trace()
@@ -116,7 +120,7 @@ class Recorder:
             joined.baselines.append(
                 [r.baselines[draw] if there else math.nan for r, there in drawn]
             )
-        for name in ("virial", "work", "slope", "acceptance", "euler", "noise"):
+        for name in ("virial", "work", "acceptance", "euler", "noise"):
             traces = [getattr(record, name) for record in records]
             setattr(joined, name, Trace.beside(traces, length))
         joined.terms = [sums for record in living for sums in record.terms]
@@ -135,6 +139,7 @@ class Run:
         generator: Own generator, on the device of the weights.
         adaptive: Set the step from the measured sharpness. False where the step was given.
         num_chains: Chains.
+        num_outside: How many of them, the last ones, start outside; see `outside`.
         mask: Which coordinates are sampled, shape (d,), ones and zeros; None is all.
         pick: Which batches the next step uses.
         control: Correct each minibatch by its gradient at w* (a control variate):
@@ -155,6 +160,7 @@ class Run:
         generator: torch.Generator,
         adaptive: bool,
         num_chains: int,
+        num_outside: int = 0,
         mask: Tensor | None = None,
         pick: Callable[[], Sequence[int]] | None = None,
         control: bool = False,
@@ -172,6 +178,7 @@ class Run:
         self.num_sampled = self.chains.x.shape[1] if mask is None else int(mask.count_nonzero())
         self.record = Recorder()
         self.alive = [True] * num_chains
+        self.outside = [index >= num_chains - num_outside for index in range(num_chains)]
         self.num_resets = 0
         self.num_restarts = 0
         self.warm = False
@@ -190,15 +197,30 @@ class Run:
         self._batch_grads: list[Tensor] = []
         self._watched: WatchedStep | None = None
         self._next_check = FIRST_CHECK
+        self._caution = 1.0
+        self._descent = Descent()
+        self._start_excess = 0.0
+        self._mass: Mass | None = None
+        self._next_mass = FIRST_UPDATE
+        if adaptive and isinstance(integrator, Baoab) and not self._partial:
+            self._mass = Mass(self.chains.x[0], mask)
 
     # -- before the first draw ---------------------------------------------------------------
 
-    def prepare(self, warm: Tensor | None = None, guess: float | None = None) -> Steps[None]:
-        """Evaluate w* by the same engine as the chains, and measure the sharpness there.
+    def prepare(
+        self,
+        warm: Tensor | None = None,
+        guess: float | None = None,
+        displacement: Tensor | None = None,
+        heat: float = math.nan,
+    ) -> Steps[None]:
+        """Evaluate w* by the same engine as the chains, measure the sharpness there, and start.
 
         Args:
             warm: Vector of shape (d,) from an earlier measurement, near the sharpest direction.
             guess: The sharpness found then.
+            displacement: Where the chains stood then; see `_resume`.
+            heat: Their mean V then.
         """
         at_center = self._evaluate_center()
         yield
@@ -221,7 +243,10 @@ class Run:
             self.sharpness = self.latest.value
             self.curvature = self.sharpness * self._largest_metric()
             self._set_curvature()
-        self._start()
+        self._look_downhill()
+        resumed = displacement is not None and (yield from self._resume(displacement, heat))
+        if not resumed:
+            yield from self._start()
 
     def _evaluate_center(self) -> Evaluation:
         """L, its terms and its gradient at w*; the loss of each batch is the paired baseline."""
@@ -238,12 +263,45 @@ class Run:
         self.center_terms = whole.terms[0].clone()
         return whole
 
-    def _start(self) -> None:
+    def _start(self) -> Steps[None]:
         self.integrator.start(self.chains, self._generator)
         self._restrict(self.chains.velocity)
         self._watched = None
+        first = len(self.outside) - sum(self.outside)
+        if first < len(self.outside):
+            yield from self._go_outside(slice(first, None))
 
-    def resume(self, displacement: Tensor, heat: float) -> Steps[None]:
+    def _go_outside(self, rows: slice) -> Steps[None]:
+        """Let these chains start outside, and make the step short enough for what they met."""
+        chains = Chains(self.chains.x[rows], self.chains.velocity[rows])
+        vectors = torch.empty_like(chains.x) if self.latest is None else self.latest.vectors[rows]
+        met = yield from descend(
+            chains,
+            vectors,
+            lambda x: self._restricted(evaluate(self.engine, self.problem, x, self._all)),
+            scale=spread(self.problem.center(), self.localization),
+            center_loss=self.baseline(self._all),
+            n_beta=self.n_beta,
+            localization=self.localization,
+            num_sampled=self.num_sampled,
+            restrict=self._restrict,
+            generator=self._generator,
+            stopwatch=self.stopwatch,
+        )
+        if met is None:
+            self.outside = [False] * len(self.outside)
+        else:
+            sharpness, self._start_excess = met
+            if self.adaptive:
+                self.curvature = max(self.curvature, SAFETY * sharpness * self._largest_metric())
+                self._set_curvature()
+        if isinstance(self.integrator, Baoab):
+            chains.velocity.normal_(generator=self._generator)
+            self._restrict(chains.velocity)
+        else:
+            chains.velocity.zero_()
+
+    def _resume(self, displacement: Tensor, heat: float) -> Steps[bool]:
         """Put the chains where those of an earlier measurement stood, if they fit in here.
 
         The landscape may have changed since. Chains that are hotter or colder in it by less than
@@ -253,19 +311,23 @@ class Run:
         Args:
             displacement: Where they stood, shape (chains, d).
             heat: Their mean V in the landscape of then.
+
+        Returns:
+            Whether they stand there now.
         """
         if displacement.shape != self.chains.x.shape or not heat > 0.0:
-            return
+            return False
         found = self._evaluate(displacement, self._all)
         yield
         ratio = float(self._virial(displacement, found.grad).mean()) / heat
         lost = self._lost(found.loss.tolist(), self.baseline(self._all))
         if lost or not 1.0 / MAX_REHEAT < ratio < MAX_REHEAT:
-            return
+            return False
         torch.mul(displacement, ratio**-0.5, out=self.chains.x)
         self.integrator.refresh(self.chains, self._generator)
         self._restrict(self.chains.velocity)
         self.warm = True
+        return True
 
     def heat(self) -> float:
         """Mean V where the chains stand."""
@@ -308,9 +370,11 @@ class Run:
         values = found.loss.tolist()
         base = self.baseline(indices)
         lost = self._lost(values, base)
-        if lost and self._restart(lost):
+        if lost and (yield from self._restart(lost)):
             return
         self._keep(values, base, found, indices)
+        if self._mass is not None and len(self.record) % MASS_EVERY == 0:
+            self._mass.add(self.chains.x, found.grad, self.n_beta, self.localization)
         if self.adaptive and self.latest and self._next_check == len(self.record) < num_draws:
             yield from self._check(found, indices, self.latest)
         if not self._partial and len(self.record) % EVERY == 0:
@@ -361,7 +425,6 @@ class Run:
         if draw % VIRIAL_EVERY == 0:
             record.virial.add(draw, self._virial(x, found.grad))
             record.work.add(draw, self._work(x, found.grad))
-            record.slope.add(draw, x @ self._center_grad)
             heat = euler_heat(
                 x,
                 found.grad,
@@ -411,12 +474,23 @@ class Run:
         record = self.record
         return predict(record.euler, record.noise, burnin, self.alive, minibatch=self._partial)
 
-    def descent(self, burnin: int) -> Descent:
-        """How much of K its first-order term at w* explains."""
-        return Descent(
-            gradient_norm=float(self._center_grad.norm()),
-            first_order=self.n_beta * self.record.slope.mean(burnin, self.alive),
-        )
+    def descent(self) -> Descent:
+        """How far the loss falls from w* along its gradient."""
+        return self._descent
+
+    def _look_downhill(self) -> None:
+        """The curvature along the gradient at w*, by a difference over the thermal length."""
+        norm = float(self._center_grad.norm())
+        if not norm > 0.0 or self.sharpness is None:
+            self._descent = Descent(norm)
+            return
+        kappa = max(self.n_beta * self.sharpness + self.localization, 1e-30)
+        length = 1.0 / math.sqrt(kappa)
+        ahead = torch.zeros_like(self.chains.x).add_(self._center_grad, alpha=-length / norm)
+        slope = float(self._gradient(ahead, self._all)[0] @ self._center_grad) / norm
+        bend = self.n_beta * (norm - slope) / length + self.localization
+        fall = (self.n_beta * norm) ** 2 / (2 * bend) if bend > 0.0 else math.inf
+        self._descent = Descent(norm, fall)
 
     def acceptance(self, burnin: int) -> float | None:
         """Mean acceptance over the living chains; None if no step was watched."""
@@ -426,40 +500,50 @@ class Run:
     # -- sharpness and blow-ups --------------------------------------------------------------
 
     def _check(self, found: Evaluation, indices: Sequence[int], latest: Sharpness) -> Steps[None]:
-        """Measure the sharpness where the chains are now; the step is never made longer.
+        """Measure the sharpness where the chains are now; only with a new mass may the step grow.
 
         It is the one that the steps meet: of this step's batches, and in the scheme's metric P,
         where it is the largest eigenvalue of √P ∇²L √P.
         """
+        renewed = self._renew_mass()
         metric = self.integrator.metric(self.chains)
-        root = None if metric is None else metric.sqrt()
-
-        def gradient(x: Tensor) -> Tensor:
-            if root is None:
-                return self._gradient(x, indices)
-            return self._gradient(x * root, indices).mul_(root)
-
-        x, base = self.chains.x, found.grad
+        base = found.grad
         if self._control:
-            base = self._gradient(x, indices)
+            base = self._gradient(self.chains.x, indices)
         self.latest = met = yield from measure_sharpness(
-            gradient,
-            x if root is None else x / root,
-            base if root is None else base * root,
+            lambda x: self._gradient(x, indices),
+            self.chains.x,
+            base,
             latest.vectors,
             n_beta=self.n_beta,
             localization=self.localization,
             guess=self.curvature,
-            allowed=self.curvature,
+            allowed=0.0 if renewed else self.curvature,
             max_iterations=5,
+            root=None if metric is None else metric.sqrt_(),
         )
-        self.curvature = max(self.curvature, SAFETY * met.value)
+        known = 0.0 if renewed else self.curvature
+        self.curvature = max(known, SAFETY * met.value)
         self._set_curvature()
         self._next_check *= 2
 
+    def _renew_mass(self) -> bool:
+        """Set the metric from the forces met so far, at a few draws. Whether it was."""
+        integrator = self.integrator
+        if self._mass is None or not isinstance(integrator, Baoab):
+            return False
+        if len(self.record) < self._next_mass:
+            return False
+        self._next_mass *= APART
+        root = self._mass.root(self.localization)
+        if root is not None:
+            integrator.root = root
+        return root is not None
+
     def _set_curvature(self) -> None:
         pull = self.localization * self._largest_metric()
-        self.integrator.set_curvature(max(self.n_beta * self.curvature + pull, 1e-12))
+        kappa = self._caution * self.n_beta * self.curvature + pull
+        self.integrator.set_curvature(max(kappa, 1e-12))
 
     def _largest_metric(self) -> float:
         metric = self.integrator.metric(self.chains)
@@ -467,25 +551,26 @@ class Run:
 
     def _lost(self, values: list[float], base: float) -> list[int]:
         """Chains that have left."""
-        limit = base + (BLOW_UP_PER_PARAMETER * self.num_sampled + BLOW_UP) / self.n_beta
+        limit = (BLOW_UP_PER_PARAMETER * self.num_sampled + BLOW_UP) / self.n_beta
+        limit = base + max(limit, BLOW_UP_FROM_OUTSIDE * self._start_excess)
         return [
             index
             for index, value in enumerate(values)
             if not (math.isfinite(value) and value <= limit)
         ]
 
-    def _restart(self, lost: list[int]) -> bool:
+    def _restart(self, lost: list[int]) -> Steps[bool]:
         """Begin again with a shorter step; or give the lost chains up. True if begun again."""
         fresh = [index for index in lost if self.alive[index]]
         self.num_resets += len(fresh)
         if fresh and self.adaptive and self.num_restarts < MAX_RESTARTS:
             self.num_restarts += 1
             self.warm = False
-            self.curvature *= RESTART_FACTOR
+            self._caution *= RESTART_FACTOR
             self._set_curvature()
             self.record = Recorder()
-            self._next_check = FIRST_CHECK
-            self._start()
+            self._next_check, self._next_mass = FIRST_CHECK, FIRST_UPDATE
+            yield from self._start()
             return True
         if fresh:  # their earlier draws are in these sums
             self.record.terms.clear()
@@ -538,24 +623,37 @@ class OneByOne(Run):
         **settings: As for `Run`.
     """
 
-    def __init__(self, problem: Problem, *args: Any, num_chains: int, **settings: Any) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        *args: Any,
+        num_chains: int,
+        num_outside: int = 0,
+        **settings: Any,
+    ) -> None:
         super().__init__(problem, *args, num_chains=1, **settings)
         self._num_chains = num_chains
+        self._num_outside = num_outside
 
-    def resume(self, displacement: Tensor, heat: float) -> Steps[None]:  # noqa: ARG002
-        """Each chain starts at w*: the earlier ones are gone."""
+    def _resume(self, displacement: Tensor, heat: float) -> Steps[bool]:  # noqa: ARG002
+        """Each chain starts anew: the earlier ones are gone."""
         yield from ()
+        return False
 
     def extend(self, num_draws: int) -> Steps[None]:
         """Draw `num_draws` of each chain, or as many as the deadline leaves to the first."""
-        records, alive = [], []
+        records, alive, outside = [], [], []
         for chain in range(self._num_chains):
             self.record, self.alive = Recorder(), [True]
-            self.num_restarts, self._next_check = 0, FIRST_CHECK
+            self.outside = [chain >= self._num_chains - self._num_outside]
+            self.num_restarts = 0
+            self._next_check, self._next_mass = FIRST_CHECK, FIRST_UPDATE
             now, last = self.stopwatch.seconds, self.stopwatch.deadline_seconds
             self.last_second = now + (last - now) / (self._num_chains - chain)
-            self._start()
+            yield from self._start()
             yield from super().extend(num_draws)
             records.append(self.record)
             alive += self.alive
+            outside += self.outside
         self.record, self.alive = Recorder.beside(records, alive), alive
+        self.outside = outside

@@ -11,6 +11,7 @@ nets, 128 to 1024 draws), with it in 94 to 96 %.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,15 +24,11 @@ from phasewatch.monitor.sampling.bias import Inflation
 Draws = NDArray[np.float64]
 
 MAX_VIRIAL = 1.15
-MIN_VIRIAL, MAX_DEGREE = 0.4, 2.2
-"""Where the loss is a square along the chains (degree 2), directions out of equilibrium are either
-flat or not filled yet, and nothing tells which. If they are the greater part, as the virial says,
-λ̂ may be far too low. With products of weights (degree 3 to 9) a low virial comes from directions
-along which the others may grow: λ̂ is right to some per cent there at a virial of 0.1."""
+"""Mean of V above which the chains are too hot."""
 
-FULL_VIRIAL, MAX_FILLING = 0.85, 0.05
-"""Below the first, in such a loss, λ̂ may rise for a long time yet: it must not have risen by more
-than the second over the last doubling of the draws, give or take its error."""
+MAX_GAP = 0.25
+"""Share of λ̂ by which the chains from w* and those from outside may differ. The truth lies between
+them, so an OK is off by half of that at most."""
 
 MAX_RELATIVE_STDERR = 0.12
 """Two standard errors are then within a quarter of λ̂."""
@@ -46,22 +43,55 @@ MIN_SAMPLES_PER_LAMBDA = 4.0
 NUM_SIGMAS = 2.0
 """A check refuses only what is beyond its limit by more than this many of its own errors."""
 
-NOT_BY_DRAWS = frozenset({"probe", "inflated"})
+MIN_FALL = 1.0
+"""Nats by which nβ L falls along the gradient at w* where the slope is a cause of its own."""
+
+NOT_BY_DRAWS = frozenset({"probe", "inflated", "one-sided"})
 """Weaknesses that more draws do not mend."""
 
 
 @dataclass(frozen=True, slots=True)
 class Descent:
-    """How far the first order at w* explains K = L − L(w*) on the chains.
+    """How far the loss falls from w* along its gradient; the chains have no part in it.
 
     Attributes:
         gradient_norm: |∇L_n(w*)|.
-        first_order: nβ E[∇L_n(w*)·(w − w*)]. In a bowl with its bottom beside w* it is twice the
-            fall to the bottom, on a plane the whole of λ̂, at a saddle about zero.
+        fall: Fall of nβ L + γ/2 ‖w − w*‖² to the bottom of the parabola along the gradient, in
+            nats: (nβ |∇L|)² / 2κ, κ the curvature there; infinite where it curves downwards.
     """
 
     gradient_norm: float = 0.0
-    first_order: float = 0.0
+    fall: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """What the chains from either side say of λ̂.
+
+    Chains from w* fill the posterior from within, those from outside come down into it: the truth
+    lies between the two means.
+
+    Attributes:
+        within: λ̂ of the chains from w*.
+        within_stderr: Its standard error.
+        outside: λ̂ of the chains from outside; NaN if there are none.
+        outside_stderr: Its standard error.
+    """
+
+    within: float
+    within_stderr: float
+    outside: float = math.nan
+    outside_stderr: float = math.nan
+
+    @property
+    def gap(self) -> float:
+        """By how much the two differ."""
+        return abs(self.outside - self.within)
+
+    @property
+    def gap_stderr(self) -> float:
+        """Its standard error."""
+        return math.hypot(self.within_stderr, self.outside_stderr)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +112,7 @@ class Summary:
             is homogeneous of degree m.
         inflation: Predicted excess of λ̂ from the finite step and from minibatch noise.
         descent: What the first order at w* explains.
+        sides: What the chains of either side say.
     """
 
     value: float
@@ -95,6 +126,7 @@ class Summary:
     degree: float
     inflation: Inflation = field(default_factory=Inflation)
     descent: Descent = field(default_factory=Descent)
+    sides: Sides = field(default_factory=lambda: Sides(math.nan, math.nan))
 
     @property
     def relative_stderr(self) -> float:
@@ -109,6 +141,7 @@ def summarise(
     work: float,
     inflation: Inflation | None = None,
     descent: Descent | None = None,
+    outside: Sequence[bool] = (),
 ) -> Summary:
     """Summary of nβ K along the chains.
 
@@ -119,14 +152,18 @@ def summarise(
         work: Mean of x·nβ∇L after burn-in.
         inflation: Predicted excess of λ̂.
         descent: What the first order at w* explains.
+        outside: Which of these chains came from outside; empty for none.
     """
     kept = excess[:, burnin:]
-    value = float(kept.mean())
+    sides = _sides(kept, np.asarray(outside or [False] * len(kept)))
+    # Where w* is no minimum, chains from outside have no business there, and only delay the news.
+    falls = _falls(sides)
+    value = sides.within if falls else float(kept.mean())
     scale = max(abs(value), 1e-30)
     change = _last_doubling(excess)
     return Summary(
         value=value,
-        stderr=standard_error(kept),
+        stderr=sides.within_stderr if falls else standard_error(kept),
         rhat=_arviz("rhat", kept) if len(kept) > 1 else math.nan,
         ess=_arviz("ess", kept, method="mean"),
         virial=float(virial.mean()) if virial.size else math.nan,
@@ -136,7 +173,16 @@ def summarise(
         degree=work / scale,
         inflation=inflation or Inflation(),
         descent=descent or Descent(),
+        sides=sides,
     )
+
+
+def _sides(kept: Draws, outside: NDArray[np.bool_]) -> Sides:
+    within, beyond = kept[~outside], kept[outside]
+    found = []
+    for side in (within, beyond):
+        found += [float(side.mean()), standard_error(side)] if len(side) else [math.nan] * 2
+    return Sides(*found)
 
 
 def standard_error(draws: Draws) -> float:
@@ -189,27 +235,22 @@ def weaknesses(summary: Summary, n_samples: int) -> dict[str, str]:
             f"relative standard error {summary.relative_stderr:.1%} is not below "
             f"{MAX_RELATIVE_STDERR:.0%}"
         )
+    sides = summary.sides
+    if not math.isfinite(sides.gap):
+        found["one-sided"] = (
+            "no chains came from outside, so nothing tells what those from w* have not reached "
+            "yet; take num_chains of at least 2, and a deadline that lets them come down"
+        )
+    elif sides.gap - NUM_SIGMAS * sides.gap_stderr > MAX_GAP * abs(summary.value):
+        found["apart"] = (
+            f"chains from w* say {sides.within:.3g}, chains from outside {sides.outside:.3g}: they "
+            "have not met; raise max_draws and max_seconds, or localization"
+        )
     slack = NUM_SIGMAS * summary.virial_stderr
-    is_square = summary.degree < MAX_DEGREE
     if summary.virial - slack > MAX_VIRIAL:
         found["heated"] = (
             f"virial {summary.virial:.2f} is above {MAX_VIRIAL}: the chains are too hot; lower "
             "step_size"
-        )
-    if is_square and summary.virial + slack < MIN_VIRIAL:
-        found["virial"] = (
-            f"virial {summary.virial:.2f} is below {MIN_VIRIAL}: most directions are flat, or not "
-            "filled yet"
-        )
-    elif (
-        is_square
-        and summary.virial + slack < FULL_VIRIAL
-        and summary.drift - summary.drift_stderr > MAX_FILLING
-    ):
-        found["filling"] = (
-            f"virial {summary.virial:.2f} is below {FULL_VIRIAL} and λ̂ rises, by "
-            f"{summary.drift:.0%} over the last doubling of the draws: soft directions are still "
-            "being filled"
         )
     if abs(summary.drift) - NUM_SIGMAS * summary.drift_stderr > MAX_DRIFT:
         found["drift"] = (
@@ -226,19 +267,27 @@ def weaknesses(summary: Summary, n_samples: int) -> dict[str, str]:
 
 
 def is_negative(summary: Summary) -> bool:
-    """Whether λ̂ is below zero by more than its error."""
-    return summary.value + NUM_SIGMAS * summary.stderr < 0.0
+    """Whether λ̂ of the chains from w* is below zero by more than its error."""
+    return _falls(summary.sides)
+
+
+def _falls(sides: Sides) -> bool:
+    return sides.within + NUM_SIGMAS * sides.within_stderr < 0.0
 
 
 def _cause_of_fall(summary: Summary) -> str:
-    """Which order of the loss at w* the chains fell along."""
-    norm, first = summary.descent.gradient_norm, summary.descent.first_order
-    told = f"gradient norm {norm:.2g} nats; nβ ∇L(w*)·(w − w*) = {first:.3g} on the chains"
-    if first <= summary.value / 2:
-        return f"they still move downhill ({told})"
+    """Which order of the loss at w* leads downhill; the same for all chains from one point."""
+    norm, fall = summary.descent.gradient_norm, summary.descent.fall
+    told = f"gradient norm {norm:.2g} nats"
+    if fall >= MIN_FALL:
+        how_far = f"by {fall:.3g} nats" if math.isfinite(fall) else "without a bottom"
+        return (
+            f"the weights still move downhill ({told}; along the gradient alone nβ L falls "
+            f"{how_far}); measure again when training has gone on"
+        )
     return (
-        f"the slope at w* does not explain it ({told}): the loss curves downwards, as at a saddle "
-        "or at the edge of a steeper fall"
+        f"the slope at w* does not explain it ({told}; along the gradient nβ L falls by "
+        f"{fall:.2g} nats): the loss curves downwards, as at a saddle"
     )
 
 

@@ -222,11 +222,12 @@ def working_loop(problem: Problem, x: Tensor | None = None) -> LoopEngine:
     failure = RuntimeError("no way to do it was tried")
     for loop in (LoopEngine(problem), LoopEngine(problem, backward=True)):
         try:
-            loop.batch(x, 0)
+            _, grad = loop.batch(x, 0)
         except RuntimeError as error:  # reentrant checkpointing refuses autograd.grad
             failure = error
         else:
-            _check_reaction(loop, problem, x)
+            if not bool(grad.any()):
+                _check_reaction(loop, problem, x)
             return loop
     raise RefusedError(
         f"the loss cannot be differentiated: {told_with_place(failure)}"

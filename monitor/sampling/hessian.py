@@ -1,4 +1,4 @@
-"""Products of the Hessian of the probe loss with vectors, and what Lanczos makes of them.
+"""Products of the Hessian of the probe loss with vectors.
 
 With L_n the mean probe loss and H its Hessian at w*, over all sampled parameters,
 
@@ -12,14 +12,9 @@ Each takes two gradients over the whole probe.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from phasewatch.monitor.core.errors import MeasurementError, RefusedError
@@ -45,17 +40,15 @@ _TINY = 1e-30
 
 
 class Hessian:
-    """The Hessian of the probe loss at w*, as products with vectors, within a budget.
+    """The Hessian of the probe loss at w*, as products with vectors.
 
     Args:
         context: What is measured.
-        max_products: Products at most.
         way: How to take them, where an earlier measurement found out; None tries both once, for
             a derivative of the user's own may lack its second part without a word.
 
     Attributes:
         problem: The posed problem.
-        num_products: Products taken so far.
         way: How they are taken; None before the first.
 
     Raises:
@@ -66,15 +59,9 @@ class Hessian:
     def __init__(
         self,
         context: MeasureContext,
-        max_products: int = MAX_PRODUCTS,
         way: Way | None = None,
     ) -> None:
-        self._started = time.perf_counter()
         self.problem = pose(context)
-        self.num_products = 0
-        self._max_products = max_products
-        self._deadline = context.deadline_seconds
-        self._slowest = 0.0
         self.way = way
         self._loop: LoopEngine | None = None
         self._center = self.problem.center()
@@ -83,16 +70,6 @@ class Hessian:
     def num_parameters(self) -> int:
         """The d of a vector that it takes."""
         return self.problem.layout.num_parameters
-
-    @property
-    def exhausted(self) -> str:
-        """Why no further product fits; empty while one does."""
-        if self.num_products >= self._max_products:
-            return f"{self.num_products} Hessian-vector products were not enough"
-        spent = time.perf_counter() - self._started
-        if self.num_products and spent + self._slowest > self._deadline:
-            return f"its time was over after {self.num_products} Hessian-vector products"
-        return ""
 
     def vectors_that_fit(self, wanted: int) -> int:
         """How many vectors of d numbers there is memory for beside the gradients.
@@ -119,17 +96,14 @@ class Hessian:
             RefusedError: The loss can be differentiated in no way.
             MeasurementError: The product is not finite.
         """
-        begin = time.perf_counter()
         if self.way is None:
             found = self._settle(vector)
         elif self.way == "exact":
             found = self._twice_differentiated(vector)
         else:
             found = self._by_differences(vector)
-        self.num_products += 1
         if not bool(torch.isfinite(found).all()):
             raise MeasurementError("a Hessian-vector product of the probe loss is not finite")
-        self._slowest = max(self._slowest, time.perf_counter() - begin)
         return found
 
     def _settle(self, vector: Tensor) -> Tensor:
@@ -190,69 +164,3 @@ class Hessian:
             for sign in (1.0, -1.0)
         )
         return ahead.sub_(behind).div_(2.0 * delta)
-
-
-@dataclass(frozen=True, slots=True)
-class Krylov:
-    """What Lanczos steps have found.
-
-    Attributes:
-        values: Ritz values θ, ascending, shape (m,).
-        vectors: Eigenvectors of the tridiagonal matrix, columns, shape (m, m).
-        residuals: ‖H y − θ y‖ of each Ritz vector y, shape (m,).
-        basis: Orthonormal vectors, rows, shape (m, d).
-    """
-
-    values: NDArray[np.float64]
-    vectors: NDArray[np.float64]
-    residuals: NDArray[np.float64]
-    basis: Tensor
-
-    def ritz(self, index: int) -> Tensor:
-        """Ritz vector `index`, shape (d,), of unit length."""
-        weights = torch.as_tensor(self.vectors[:, index], dtype=self.basis.dtype)
-        return weights.to(self.basis.device) @ self.basis
-
-
-def lanczos(
-    product: Callable[[Tensor], Tensor],
-    start: Tensor,
-    num_steps: int,
-    stop: Callable[[Krylov], bool] = lambda _: False,
-) -> Krylov:
-    """Lanczos steps with full reorthogonalisation.
-
-    scipy's `eigsh` restarts, so that it takes several times the products for the same digits, and
-    gives nothing when they are spent.
-
-    Args:
-        product: H v for a vector of shape (d,).
-        start: Where to start, shape (d,), not zero.
-        num_steps: Steps at most; one product each. Fewer where the space is exhausted.
-        stop: Told what was found after each step; True ends it.
-    """
-    num_steps = min(num_steps, len(start))
-    basis = start.new_empty((num_steps, len(start)))
-    basis[0] = start / start.norm()
-    diagonal: list[float] = []
-    beside: list[float] = []
-    while True:
-        size = len(diagonal) + 1
-        known = basis[:size]
-        rest = product(known[-1])
-        diagonal.append(float(known[-1] @ rest))
-        for _ in range(2):  # twice is enough (Parlett 1998, section 6.9)
-            rest = rest - known.T @ (known @ rest)
-        beside.append(float(rest.norm()))
-        found = _krylov(diagonal, beside, known)
-        scale = max(float(np.abs(found.values).max()), _TINY)
-        closed = beside[-1] <= 10 * torch.finfo(rest.dtype).eps * math.sqrt(len(start)) * scale
-        if stop(found) or size == num_steps or closed:
-            return found
-        basis[size] = rest / beside[-1]
-
-
-def _krylov(diagonal: list[float], beside: list[float], basis: Tensor) -> Krylov:
-    matrix = np.diag(diagonal) + np.diag(beside[:-1], 1) + np.diag(beside[:-1], -1)
-    values, vectors = np.linalg.eigh(matrix)
-    return Krylov(values, vectors, beside[-1] * np.abs(vectors[-1]), basis)

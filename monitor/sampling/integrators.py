@@ -85,7 +85,7 @@ class Integrator(Protocol):
         ...
 
     def metric(self, chains: Chains) -> Tensor | None:
-        """Diagonal metric P of the present step, shape (chains, d); None is the identity."""
+        """Diagonal metric P of the present step, (chains, d) or (d,); None is the identity."""
         ...
 
     @property
@@ -94,11 +94,10 @@ class Integrator(Protocol):
         ...
 
 
-FRICTION, MAX_DAMPING = 10.0, 0.6
-"""hη is never below the smaller of 10 √γ h and 0.6. The first is overdamped for the localization,
-the softest direction there is: with a third of it, trajectories stay hot for a whole chain. Beyond
-the second, chains of a strong localization only crawl: with hη = 3 they kept half as many
-independent draws."""
+FRICTION, MAX_DAMPING = 4.0, 0.6
+"""hη is never below the smaller of 4 √γ h and 0.6. The first is twice what is critical for the
+localization, the softest direction there is. Beyond the second, chains of a strong localization
+only crawl: with hη = 3 they kept half as many independent draws."""
 
 
 class Baoab:
@@ -123,11 +122,17 @@ class Baoab:
     after 512. Too much friction keeps the chains at w*: soft directions are not filled before
     (ωt)² = 2c. Here c = √k, so both errors fall as the chains grow longer, whatever their length.
 
+    With a metric P the same step is made in the coordinates x/√P: forces and moves are multiplied
+    by √P, velocities stay of unit mass (`mass`).
+
     Args:
         n_beta: nβ.
         localization: γ.
         friction: η; None takes hη = 1/√k, or the least that `FRICTION` says.
         step: h; None sets h = 2 s/√κ with s = `FRACTION`.
+
+    Attributes:
+        root: √P, shape (d,); None is the identity.
     """
 
     name = "baoab"
@@ -146,8 +151,10 @@ class Baoab:
         self._localization = localization
         self._given = step
         self._friction = friction
+        self._damping: float | None = None
         self._step = step or 0.0
         self._steps_done = 0
+        self.root: Tensor | None = None
 
     @property
     def step_size(self) -> float:
@@ -158,6 +165,10 @@ class Baoab:
         """Set h = 2 s/√κ, unless a step was given."""
         if self._given is None:
             self._step = 2 * self.FRACTION / math.sqrt(kappa)
+
+    def set_damping(self, damping: float) -> None:
+        """Set hη to one value for all steps to come."""
+        self._damping = damping
 
     def start(self, chains: Chains, generator: torch.Generator) -> None:
         """All chains at w*, with velocities of equilibrium."""
@@ -172,6 +183,8 @@ class Baoab:
     def _next_friction(self) -> float:
         """hη of the coming step."""
         self._steps_done += 1
+        if self._damping is not None:
+            return self._damping
         if self._friction is not None:
             return self._step * self._friction
         least = min(self._step * FRICTION * math.sqrt(self._localization), MAX_DAMPING)
@@ -189,6 +202,9 @@ class Baoab:
         h, damping = self._step, self._next_friction()
         c = math.exp(-damping)
         spread = math.sqrt(-math.expm1(-2 * damping))
+        if self.root is not None:
+            self._advance_in_metric(chains, grad, self.root, c, spread, generator)
+            return
         for x, v, g in _blocks(chains.x, chains.velocity, grad):
             noise = uniform_noise(torch.empty_like(x), spread, generator)
             v.add_(g, alpha=-h * self._n_beta)
@@ -198,19 +214,44 @@ class Baoab:
             torch.add(noise, v, alpha=c, out=v)
             x.add_(v, alpha=h / 2)
 
+    def _advance_in_metric(
+        self,
+        chains: Chains,
+        grad: Tensor,
+        metric_root: Tensor,
+        c: float,
+        spread: float,
+        generator: torch.Generator,
+    ) -> None:
+        """The same; of large models a chain at a time, so that its blocks are those of √P."""
+        h = self._step
+        buffers = (chains.x, chains.velocity, grad)
+        small = chains.x.numel() <= _block_size(chains.x)
+        for some in [buffers] if small else zip(*buffers, strict=True):
+            for x, v, g, root in [(*some, metric_root)] if small else _blocks(*some, metric_root):
+                noise = uniform_noise(torch.empty_like(x), spread, generator)
+                v.addcmul_(g, root, value=-h * self._n_beta)
+                if self._localization:
+                    v.addcmul_(x, root, value=-h * self._localization)
+                x.addcmul_(v, root, value=h / 2)
+                torch.add(noise, v, alpha=c, out=v)
+                x.addcmul_(v, root, value=h / 2)
+
     def watch(self, chains: Chains, force: Tensor) -> Work:
         """(h/2) (p·G + q·G') + (h²/8) (|G|² − |G'|²), p = v − h G and q around the friction."""
-        h = self._step
+        h, root = self._step, self.root
+        force = force if root is None else force * root
         left = h / 2 * _dot(chains.velocity, force) - 3 / 8 * h**2 * _dot(force, force)
 
         def work(chains: Chains, force: Tensor) -> Tensor:
+            force = force if root is None else force * root
             return left + h / 2 * _dot(chains.velocity, force) - h**2 / 8 * _dot(force, force)
 
         return work
 
-    def metric(self, chains: Chains) -> None:  # noqa: ARG002
-        """Unit mass."""
-        return
+    def metric(self, chains: Chains) -> Tensor | None:  # noqa: ARG002
+        """P, shape (d,)."""
+        return None if self.root is None else self.root.square()
 
 
 class LeimkuhlerMatthews(Baoab):
@@ -364,9 +405,13 @@ BLOCK, ACCELERATOR_BLOCK = 1 << 17, 1 << 24
 make their noise small beside the chains."""
 
 
+def _block_size(buffer: Tensor) -> int:
+    return BLOCK if buffer.device.type == "cpu" else ACCELERATOR_BLOCK
+
+
 def _blocks(*buffers: Tensor) -> list[tuple[Tensor, ...]]:
     """The buffers, cut alike."""
-    size = BLOCK if buffers[0].device.type == "cpu" else ACCELERATOR_BLOCK
+    size = _block_size(buffers[0])
     if buffers[0].numel() <= size:
         return [buffers]
     return list(zip(*(buffer.reshape(-1).split(size) for buffer in buffers), strict=True))

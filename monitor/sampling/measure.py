@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +27,7 @@ from phasewatch.monitor.core.types import (
 from phasewatch.monitor.isolation import guard, measure_context
 from phasewatch.monitor.sampling import diagnostics, estimators
 from phasewatch.monitor.sampling.burnin import plateau
-from phasewatch.monitor.sampling.chains import MIN_DRAWS, OneByOne, Run, extend_together
+from phasewatch.monitor.sampling.chains import OneByOne, Run, extend_together
 from phasewatch.monitor.sampling.diagnostics import Summary
 from phasewatch.monitor.sampling.engine import Engine
 from phasewatch.monitor.sampling.engine_choice import Verdicts, check_gradient
@@ -38,7 +39,7 @@ from phasewatch.monitor.sampling.integrators import (
     Sgld,
 )
 from phasewatch.monitor.sampling.memory_budget import Plan, plan_memory
-from phasewatch.monitor.sampling.pace import Stopwatch, paced
+from phasewatch.monitor.sampling.pace import Pace, first_look
 from phasewatch.monitor.sampling.pointwise import pointwise
 from phasewatch.monitor.sampling.posterior import Layout, Problem, pose
 from phasewatch.monitor.sampling.restrictions import (
@@ -48,15 +49,9 @@ from phasewatch.monitor.sampling.restrictions import (
     names_of,
     resolve,
 )
+from phasewatch.monitor.sampling.stopwatch import Stopwatch, paced
 
 logger = logging.getLogger("phasewatch.monitor.sampling")
-
-SLOW_GROWTH = 4
-"""Chains that have not settled go on up to this many times `num_draws`: what is not in equilibrium
-by then will not be soon. Noise alone is worth `max_draws`, where that promises to suffice."""
-
-WARM_SHARE = 0.5
-"""Share of `num_draws` after which warm chains look at their error for the first time."""
 
 MAX_WARM_BYTES = 2**28
 """Chains larger than this are not kept between two measurements."""
@@ -329,7 +324,7 @@ def refined_llc_steps(
     """
     if not selections:
         raise RefusedError("there are no restrictions; name at least one part of the model")
-    keeps_chains = memories is not None and config.warm_start
+    is_live = memories is not None
     if memories is None:
         memories = {name: Memory() for name in selections}
     if len(selections) > 1 and not _fit_together(context, config, selections):
@@ -337,11 +332,11 @@ def refined_llc_steps(
         left = context.deadline_seconds
         for name, part in selections.items():
             own = replace(context, deadline_seconds=left / (len(selections) - len(found)))
-            one = yield from _measured(own, config, {name: part}, memories, keeps_chains)
+            one = yield from _measured(own, config, {name: part}, memories, is_live)
             left = max(left - one[name].duration_seconds, 0.0)
             found |= one
         return found
-    return (yield from _measured(context, config, selections, memories, keeps_chains))
+    return (yield from _measured(context, config, selections, memories, is_live))
 
 
 def _plan(
@@ -369,7 +364,7 @@ def _measured(
     config: SamplerConfig,
     selections: Mapping[str, Selection],
     memories: Mapping[str, Memory],
-    keeps_chains: bool,
+    is_live: bool,
 ) -> Steps[dict[str, Estimate]]:
     """All parts side by side."""
     stopwatch = Stopwatch(context.deadline_seconds, context.over)
@@ -379,9 +374,7 @@ def _measured(
     # Weights that are lent must be back in place when training goes on: there is no pause then.
     pause = _never if context.lent else context.pause
     engine = yield from paced(choosing, pause, stopwatch.running)
-    sampling = _sampled(
-        context, config, selections, memories, keeps_chains, problem, engine, stopwatch
-    )
+    sampling = _sampled(context, config, selections, memories, is_live, problem, engine, stopwatch)
 
     @contextmanager
     def session() -> Iterator[None]:
@@ -400,7 +393,7 @@ def _sampled(
     config: SamplerConfig,
     selections: Mapping[str, Selection],
     memories: Mapping[str, Memory],
-    keeps_chains: bool,
+    is_live: bool,
     problem: Problem,
     engine: Engine,
     stopwatch: Stopwatch,
@@ -418,6 +411,7 @@ def _sampled(
             generator=context.generator,
             adaptive=config.step_size is None,
             num_chains=config.num_chains,
+            num_outside=config.num_chains // 2,
             mask=mask_of(problem.layout, part, problem.device),
             pick=pick,
             control=config.scheme == "lm",
@@ -428,16 +422,15 @@ def _sampled(
     for name, run in runs.items():
         memory = memories[name]
         memory.move_to(problem.layout)
-        yield from run.prepare(memory.sharpest, memory.sharpness)
-        if memory.displacement is not None:
-            yield from run.resume(memory.displacement, memory.heat)
-    judged = yield from _sample(list(runs.values()), config, context.n_samples)
+        yield from run.prepare(memory.sharpest, memory.sharpness, memory.displacement, memory.heat)
+    pace = Pace(config, context.n_samples, stopwatch, is_live)
+    judged = yield from _sample(list(runs.values()), pace)
     seconds = stopwatch.seconds / len(runs)
     estimates = {}
     for (name, run), (summary, burnin) in zip(runs.items(), judged, strict=True):
         estimate = _estimate(context, config, run, summary, burnin, seconds)
         memories[name].displacement = None
-        if keeps_chains and _sound(run, estimate):
+        if is_live and config.warm_start and _sound(run, estimate):
             memories[name].displacement, memories[name].heat = run.chains.x, run.heat()
         if run.latest is not None:
             memories[name].sharpest = run.latest.top.clone()
@@ -453,13 +446,6 @@ def _sound(run: Run, estimate: Estimate) -> bool:
     return fits and all(run.alive) and estimate.status is not EstimateStatus.NEGATIVE
 
 
-def _first_look(config: SamplerConfig, warm: bool) -> int:
-    """Draws after which the chains are judged for the first time."""
-    if not warm:
-        return config.num_draws
-    return max(math.ceil(WARM_SHARE * config.num_draws), min(MIN_DRAWS, config.num_draws))
-
-
 PREPARATION = 12
 """Gradients of each chain before its first draw, about: centre and sharpness."""
 
@@ -471,7 +457,7 @@ def sampling_work(config: SamplerConfig, *, warm: bool = False) -> Work:
         config: How is sampled.
         warm: Whether they go on from where earlier ones stood.
     """
-    draws = _first_look(config, warm) + PREPARATION
+    draws = first_look(config, warm=warm) + PREPARATION
     return Work(gradients=float(config.num_chains * draws))
 
 
@@ -540,20 +526,19 @@ def _picker(
     return pick
 
 
-def _sample(
-    runs: Sequence[Run], config: SamplerConfig, n_samples: int
-) -> Steps[list[tuple[Summary | None, int]]]:
-    """Draw; then draw on while more draws could mend an estimate and there is time for it.
+def _sample(runs: Sequence[Run], pace: Pace) -> Steps[list[tuple[Summary | None, int]]]:
+    """Draw; then draw on while more draws would mend an estimate and there is work left for it.
 
     Returns:
         For each run, what its draws say, and how many were dropped as burn-in.
     """
-    targets = [_first_look(config, run.warm) for run in runs]
+    targets = [pace.first(run) for run in runs]
+    began = pace.stopwatch.seconds
     while True:
         yield from _extend(runs, targets)
-        judged = [_judged(run, config) for run in runs]
+        judged = [_judged(run, pace.config) for run in runs]
         wanted = [
-            _wanted(run, summary, n_samples, config, target)
+            pace.next(run, summary, target, pace.stopwatch.seconds - began)
             for run, (summary, _), target in zip(runs, judged, targets, strict=True)
         ]
         if wanted == targets:
@@ -575,35 +560,11 @@ def _judged(run: Run, config: SamplerConfig) -> tuple[Summary | None, int]:
     return _summarise(run, burnin), burnin
 
 
-def _wanted(
-    run: Run, summary: Summary | None, n_samples: int, config: SamplerConfig, drawn: int
-) -> int:
-    """Draws that this run shall have; `drawn` if it is done."""
-    if summary is None or len(run.record) < drawn:  # lost, or out of time
-        return drawn
-    more = _draws_wanted(summary, n_samples, config, drawn)
-    return max(drawn, more, _first_look(config, run.warm))
-
-
-def _draws_wanted(summary: Summary, n_samples: int, config: SamplerConfig, drawn: int) -> int:
-    """How many draws would mend the estimate; `drawn` or less if none would."""
-    weak = diagnostics.weaknesses(summary, n_samples).keys() - diagnostics.NOT_BY_DRAWS
-    if diagnostics.is_negative(summary):
-        return 0
-    if not weak:
-        return 0
-    longer = min(2 * drawn, SLOW_GROWTH * config.num_draws, config.max_draws)
-    if weak != {"stderr"}:
-        return longer
-    # The error falls with the root of the draws; a fifth more, as the error has an error too.
-    excess = summary.relative_stderr / diagnostics.MAX_RELATIVE_STDERR
-    needed = 1.2 * drawn * excess**2
-    return math.ceil(needed) if needed <= config.max_draws else longer
-
-
 def _burnin(run: Run, config: SamplerConfig) -> int:
+    """Draws until both sides are on their plateau."""
     if config.burnin_fraction is None:
-        return plateau(run.record.excess()[run.alive])
+        excess, alive, outside = run.record.excess(), np.array(run.alive), np.array(run.outside)
+        return max(plateau(excess[alive & side]) for side in (outside, ~outside))
     return min(int(len(run.record) * config.burnin_fraction), max(len(run.record) - 1, 0))
 
 
@@ -617,7 +578,8 @@ def _summarise(run: Run, burnin: int) -> Summary | None:
         run.record.virial.after(burnin, alive),
         run.record.work.mean(burnin, alive),
         run.inflation(burnin),
-        run.descent(burnin),
+        run.descent(),
+        [beyond for beyond, lives in zip(run.outside, alive, strict=True) if lives],
     )
 
 

@@ -4,14 +4,15 @@ With C chains of d parameters, S = d s the bytes of one vector of state (s bytes
 wider), W = d p those of the weights themselves, and a the bytes that one chain's forward pass keeps
 for its backward pass, a measurement takes beyond its context, which holds w* (S):
 
-    vmap:     5 C S + 2 C S + S + C a   all chains at once
-    vmap, k:  5 C S + 3 k S + S + k a   k chains at a time, for k < C
-    loop:     5 C S + 3 S + S + a       one chain at a time
-    inplace:  5 S + G + a               one chain from beginning to end, then the next
+    vmap:     5 C S + 2 C S + 5 S + C a   all chains at once
+    vmap, k:  5 C S + 3 k S + 5 S + k a   k chains at a time, for k < C
+    loop:     5 C S + 3 S + 5 S + a       one chain at a time
+    inplace:  5 S + 4 S + G + a           one chain from beginning to end, then the next
 
 The five are displacement, velocity, sharpest direction, and two gradients while the sharpness is
 measured. Then, for the chains that are evaluated together: their weights, the gradient of each
-parameter, and these joined; and w* once more, flat. In place the weights are moved where they
+parameter, and these joined; and w* once more, flat. Four vectors are the mass of each weight: √P,
+the squares of the forces, and two while it is renewed. In place the weights are moved where they
 are, so only the gradient of the largest parameter (G) is added, and W where no weights are lent.
 A probe of several batches adds one gradient of the chains that are evaluated together. With
 minibatches, "lm" keeps the gradient of each of the probe's M batches at w*: M S more. Where the
@@ -33,7 +34,7 @@ from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.sampling.engine import Wanted
 from phasewatch.monitor.sampling.posterior import Problem
 
-STATE_COPIES = 5
+STATE_COPIES, MASS_COPIES = 5, 4
 FREE_SHARE = 0.25
 """Share of the free memory that a measurement may take: training goes on in the same process."""
 
@@ -74,6 +75,8 @@ def plan_memory(problem: Problem, config: SamplerConfig, num_restrictions: int =
     if config.scheme == "lm" and config.batch_size is not None:
         limit -= len(problem.batches) * problem.state_bytes
         hard -= len(problem.batches) * problem.state_bytes
+    masses = (num_restrictions - 1) * MASS_COPIES * problem.state_bytes
+    limit, hard = limit - masses, hard - masses
     num_chains = num_restrictions * config.num_chains
     said = "the configuration asks for it" if wanted != "auto" else ""
     smallest = inplace_bytes(problem)
@@ -133,13 +136,13 @@ def inplace_bytes(problem: Problem) -> int:
     widths = [dtype.itemsize for dtype in problem.layout.dtypes]
     sizes = [size * width for size, width in zip(problem.layout.sizes, widths, strict=True)]
     own = 0 if problem.lent else sum(sizes)
-    vectors = (STATE_COPIES + _several(problem)) * problem.state_bytes
+    vectors = (STATE_COPIES + MASS_COPIES + _several(problem)) * problem.state_bytes
     return vectors + own + max(sizes) + problem.kept_bytes
 
 
 def _stacked(problem: Problem, num_chains: int, copies: int) -> int:
     """Bytes of the chains' own state, `copies` more vectors, and w*."""
-    return (STATE_COPIES * num_chains + copies + 1) * problem.state_bytes
+    return (STATE_COPIES * num_chains + copies + MASS_COPIES + 1) * problem.state_bytes
 
 
 def _several(problem: Problem) -> int:

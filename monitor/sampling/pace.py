@@ -1,75 +1,100 @@
-"""The time a measurement takes, where it is spread over the training: only its own counts."""
+"""How many draws are enough, and how many are too many."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 
-from phasewatch.monitor.core.types import Steps, T
+from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.sampling import diagnostics
+from phasewatch.monitor.sampling.chains import MIN_DRAWS, OneByOne, Run
+from phasewatch.monitor.sampling.diagnostics import NUM_SIGMAS, Summary
+from phasewatch.monitor.sampling.stopwatch import Stopwatch
 
+SLOW_GROWTH, NOISE_GROWTH = 4, 8
+"""In a live run chains that have not settled go on up to this many times `num_draws`, and those
+that are only noisy up to the second: the next measurement goes on where they stand, and a run is
+better served by two numbers than by one that is twice as exact."""
 
-class Stopwatch:
-    """Seconds that a measurement was at work, pauses left out.
+WARM_SHARE = 0.5
+"""Share of `num_draws` after which warm chains look at their error for the first time."""
 
-    Args:
-        deadline_seconds: How many it should take at most.
-        over: Whether it is to end at once, with what it has.
-        clock: Monotonic seconds.
-    """
+MARGIN = 1.2
+"""The error falls with the root of the draws; a fifth more, as the error has an error too."""
 
-    def __init__(
-        self,
-        deadline_seconds: float = math.inf,
-        over: Callable[[], bool] = lambda: False,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.deadline_seconds = deadline_seconds
-        self.over = over
-        self._clock = clock
-        self._before = 0.0
-        self._since: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Seconds at work so far."""
-        running = 0.0 if self._since is None else self._clock() - self._since
-        return self._before + running
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Count the time inside."""
-        self._since = self._clock()
-        try:
-            yield
-        finally:
-            self._before, self._since = self.seconds, None
+WORTH = 1.25
+"""Factor on the draws below which going on is not worth another look."""
 
 
-def paced(
-    steps: Steps[T],
-    pause: Callable[[], bool],
-    session: Callable[[], AbstractContextManager[None]],
-) -> Steps[T]:
-    """Take steps within a session, which is left at each pause.
+def first_look(config: SamplerConfig, *, warm: bool) -> int:
+    """Draws after which chains are judged for the first time.
 
     Args:
-        steps: The measurement.
-        pause: Asked after each step; then the session ends and the measurement waits.
-        session: What must be in force while steps are taken.
-
-    Returns:
-        The same measurement, which yields only where it is asked to pause.
+        config: The budget.
+        warm: Whether they go on from where earlier ones stood.
     """
-    while True:
-        with session():
-            while True:
-                try:
-                    next(steps)
-                except StopIteration as done:
-                    result: T = done.value
-                    return result
-                if pause():
-                    break
-        yield
+    if not warm:
+        return config.num_draws
+    return max(math.ceil(WARM_SHARE * config.num_draws), min(MIN_DRAWS, config.num_draws))
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """When the chains of one measurement are looked at.
+
+    Attributes:
+        config: The budget.
+        n_samples: n.
+        stopwatch: Seconds that the measurement was at work.
+        is_live: Another measurement of the same run will follow.
+    """
+
+    config: SamplerConfig
+    n_samples: int
+    stopwatch: Stopwatch
+    is_live: bool
+
+    def first(self, run: Run) -> int:
+        """Draws at the first look."""
+        return first_look(self.config, warm=run.warm)
+
+    def next(self, run: Run, summary: Summary | None, drawn: int, seconds: float) -> int:
+        """Draws at the next look; `drawn` if this was the last.
+
+        Args:
+            run: The chains.
+            summary: What they say; None if nothing is left of them.
+            drawn: Draws asked for so far.
+            seconds: Time the draws have taken.
+        """
+        if summary is None or len(run.record) < drawn:  # lost, or out of time
+            return drawn
+        wanted = max(self._wanted(summary, drawn), self.first(run))
+        if wanted <= drawn:
+            return drawn
+        left = self.config.max_seconds - self.stopwatch.seconds
+        a_draw = seconds / drawn
+        if isinstance(run, OneByOne):  # begins again
+            return wanted if wanted * a_draw <= left else drawn
+        wanted = min(wanted, drawn + int(left / a_draw) if a_draw > 0.0 else wanted)
+        return wanted if wanted >= WORTH * drawn or wanted >= self.first(run) > drawn else drawn
+
+    def _wanted(self, summary: Summary, drawn: int) -> int:
+        """How many draws would mend the estimate; `drawn` or less if none would."""
+        if diagnostics.is_negative(summary):
+            return 0
+        weak = diagnostics.weaknesses(summary, self.n_samples).keys() - diagnostics.NOT_BY_DRAWS
+        error, limit = summary.relative_stderr, diagnostics.MAX_RELATIVE_STDERR
+        if not self.is_live:
+            limit = min(limit, self.config.target_error / NUM_SIGMAS)
+        if not weak and error <= limit:
+            return 0
+        growth = (SLOW_GROWTH, NOISE_GROWTH) if self.is_live else (math.inf, math.inf)
+        slow, noisy = (min(g * self.config.num_draws, self.config.max_draws) for g in growth)
+        longer = int(min(2 * drawn, slow))
+        if weak - {"stderr"}:
+            return longer
+        needed = MARGIN * drawn * (error / limit) ** 2
+        if self.is_live and needed > noisy:
+            return longer
+        return int(min(math.ceil(needed), 4 * drawn, noisy))

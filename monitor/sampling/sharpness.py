@@ -57,6 +57,7 @@ def measure_sharpness(
     guess: float | None = None,
     allowed: float = 0.0,
     max_iterations: int = 10,
+    root: Tensor | None = None,
 ) -> Steps[Sharpness]:
     """Largest curvature of L_n at the displacements `x`, a step for each gradient.
 
@@ -70,6 +71,8 @@ def measure_sharpness(
         guess: A curvature known before; it sets the first length.
         allowed: A curvature that the step suits already: what is below it needs no more digits.
         max_iterations: Gradient evaluations at most.
+        root: √P of a diagonal metric: the curvature is then that of √P ∇²L √P, whose vectors v
+            are displacements √P v. None is the identity.
     """
     _normalise(vectors)
     length = 1.0 if guess is None else 1.0 / _kappa(n_beta, guess, localization) ** 0.5
@@ -78,9 +81,14 @@ def measure_sharpness(
     value, sharpest = 0.0, 0
     for _ in range(max_iterations):
         # Large models have no room for one more copy: step away and back in the same memory.
+        if root is not None:
+            vectors.mul_(root)
         products = gradient(vectors.mul_(length).add_(x)).sub_(base).div_(length)
         vectors.sub_(x).div_(length)
         yield
+        if root is not None:
+            vectors.div_(root)
+            products.mul_(root)
         sizes = products.norm(dim=1)
         found, index = (float(part) for part in sizes.max(dim=0))
         if not math.isfinite(found):  # stepped over a cliff: look closer

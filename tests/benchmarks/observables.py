@@ -11,6 +11,11 @@ long as the sampler's defaults make them where nothing asks for more draws. Of t
 - the rest are timed, and the median is taken: processor time, which does not mind other work on the
   machine, and wall time. Chains are warm then.
 
+What an observable says it takes (`work`: forwards, gradients, Hessian products, passes over the
+weights) is put into seconds by timing one of each on the same context, and held to the median: the
+column "said" is what was said over what was measured. Below a millisecond the calls themselves
+take most of the time, which nobody predicts.
+
 A pass is a forward and backward pass of a training batch of 64 samples, in processor time. Not
 counted is what all that is measured at a step has in common: the copy of the model, the guard, and
 the look at gradients and weights before the optimizer steps.
@@ -51,8 +56,13 @@ from torch.utils.data import DataLoader
 from phasewatch.callbacks import TransitionMonitor
 from phasewatch.monitor import observables as registry
 from phasewatch.monitor.config.monitor import MonitorConfig
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observable
+from phasewatch.monitor.core.types import Cost, MeasureContext, Observable, SharedWork, Work
 from phasewatch.monitor.observables import costs
+from phasewatch.monitor.observables.curvature.krylov import hessian_of
+from phasewatch.monitor.observables.evaluation import at_weights
+from phasewatch.monitor.observables.weights.norms import l2_norm
+from phasewatch.monitor.sampling.engine import evaluate
+from phasewatch.monitor.sampling.engine_choice import working_loop
 from support.observable_cases import SIZES, ObservableCase, every_case
 
 RESULT = Path(registry.__file__).parent / costs.TABLE
@@ -101,6 +111,7 @@ class Metered:
         self._observable = observable
         self.bytes: int | None = None
         self.spent: list[tuple[float, float]] = []  # processor and wall time
+        self.said: list[float] = []  # processor time, predicted
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._observable, name)
@@ -119,10 +130,49 @@ class Metered:
             found: list[Any] = []
             self.bytes = peak_bytes(lambda: found.append(self._observable.measure(context)))
             return found[0]
+        if hasattr(self._observable, "work"):
+            self.said.append(predicted_seconds(context, self._observable.work(context)))
         wall, cpu = time.perf_counter(), time.process_time()
         result = self._observable.measure(context)
         self.spent.append((time.process_time() - cpu, time.perf_counter() - wall))
         return result
+
+
+def predicted_seconds(context: MeasureContext, work: Work) -> float:
+    """Processor time of so much work, by timing one evaluation of each kind."""
+    alone = replace(context, shared=SharedWork())
+    units: dict[str, Callable[[], Any]] = {
+        "weight_passes": lambda: l2_norm(context.params.values())
+    }
+    if work.forwards:
+        units["forwards"] = lambda: all_losses(alone)
+    if work.gradients or work.hessian_products:
+        hessian = hessian_of(alone)
+        problem, loop = hessian.problem, working_loop(hessian.problem)
+        vector = problem.center()
+        hessian(vector)  # finds out how
+        still, indices = problem.displacements(1), range(len(problem.batches))
+        units["gradients"] = lambda: evaluate(loop, problem, still, indices)
+        units["hessian_products"] = lambda: hessian(vector)
+    return sum(getattr(work, kind) * fastest(call) for kind, call in units.items())
+
+
+def all_losses(context: MeasureContext) -> None:
+    """A forward pass over the probe."""
+    assert context.loss_fn is not None
+    with torch.no_grad():
+        for batch in context.batches:
+            at_weights(context, context.loss_fn, batch)
+
+
+def fastest(call: Callable[[], Any], times: int = 3) -> float:
+    """Processor time of a call, the least of some."""
+    spent = []
+    for _ in range(times):
+        begin = time.process_time()
+        call()
+        spent.append(time.process_time() - begin)
+    return min(spent)
 
 
 class StopWhenDone(pl.Callback):
@@ -191,6 +241,7 @@ def meter(case: ObservableCase, size: int, folder: Path) -> dict[str, float]:
         "cpu_seconds": cpu,
         "seconds": wall,
         "passes": cpu / one_pass,
+        "said": statistics.median(metered.said) / cpu if metered.said else math.nan,
         "bytes": metered.bytes,
     }
 
@@ -208,7 +259,8 @@ def write(found: dict[str, list[dict[str, float]]]) -> None:
     if RESULT.exists():
         known = json.loads(RESULT.read_text(encoding="utf-8"))["observables"]
     for name, rows in found.items():
-        known[name] = {key: [rounded(row[key]) for row in rows] for key in rows[0]}
+        shipped = [key for key in rows[0] if key != "said"]
+        known[name] = {key: [rounded(row[key]) for row in rows] for key in shipped}
     head = {
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__.partition("+")[0],
@@ -234,7 +286,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     cases = [c for c in every_case() if not options.only or c.name in options.only]
     sizes = SIZES if options.write else [s for s in SIZES if s in options.sizes]
-    table = Table("observable", "cost", "parameters", "CPU", "wall", "passes", "memory")
+    table = Table("observable", "cost", "parameters", "CPU", "wall", "passes", "said", "memory")
     entries = {entry.name: entry for entry in registry.catalogue()}
     found: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -249,6 +301,7 @@ def main() -> None:
                     costs.in_words([row["cpu_seconds"]], costs.DURATIONS),
                     costs.in_words([row["seconds"]], costs.DURATIONS),
                     f"{row['passes']:.2g}" if row["passes"] < 10 else f"{row['passes']:,.0f}",
+                    "–" if math.isnan(row["said"]) else f"{row['said']:.2g}",
                     costs.in_words([row["bytes"]], costs.SIZES),
                 )
             if options.write:

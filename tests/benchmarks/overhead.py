@@ -145,10 +145,10 @@ def main() -> None:
     """Run one after another, and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="which")
-    parser.add_argument("--seconds", nargs="+", type=float, default=SECONDS, help="run lengths")
+    parser.add_argument("--seconds", nargs="+", type=float, default=SECONDS[:2], help="run lengths")
     parser.add_argument("--observables", nargs="+", choices=("default", "all"),
                         default=("default", "all"), help="what is measured")  # fmt: skip
-    parser.add_argument("--all", action="store_true", help="every model, length and setting")
+    parser.add_argument("--all", action="store_true", help="also the ten-minute runs")
     parser.add_argument("--quick", action="store_true", help="15 s of three models, defaults")
     parser.add_argument("--full-bare", action="store_true", help="train bare runs to their end")
     arguments = parser.parse_args()

@@ -33,6 +33,9 @@ from phasewatch.monitor.observables.work import DIAGONALISED, MULTIPLIED, reads
 
 OLSSON = "Olsson et al. 2022, arXiv 2209.11895"
 ELHAGE = "Elhage et al. 2021, transformer-circuits.pub/2021/framework"
+SHOWN = 1.7
+"""What a forward pass that shows its attention takes, over one that does not."""
+
 BLOCK = 25
 """Tokens of a random block, where the probe's sequences leave room for two of them."""
 
@@ -116,7 +119,8 @@ class _PatternScore:
         words = self._words(context)
         if context.shared.has(("patterns", self._drawn_as), *self._about(context)):
             return Work()
-        return Work(forwards=self._sequences * (2 * words.length + 1) / words.num_tokens)
+        drawn = self._sequences * (2 * words.length + 1)
+        return Work(forwards=SHOWN * drawn / words.num_tokens)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """The maximum over the heads, then each head, with the error of the random sequences.
@@ -372,7 +376,7 @@ class Composition:
         shapes = [heads.w_v.shape for heads in heads_at_weights(context, self._attention)]
         pairs = [(a, b) for index, b in enumerate(shapes) for a in shapes[:index]]
         total = sum(
-            3 * MULTIPLIED * first * last * e * (f * d + 2 * e * f)
+            6 * MULTIPLIED * first * last * e * (f * d + 2 * e * f)
             for (first, e, d), (last, f, _) in pairs
         )
         return reads(context, total)

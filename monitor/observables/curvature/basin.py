@@ -34,6 +34,9 @@ NUM_RADII = 12
 USUAL_RADII = 2.4
 """So many radii of a ray are looked at where the loss rises by a tenth of a nat or so."""
 
+MOVED = 8.0
+"""Passes over the weights that it takes to stand at another place."""
+
 RELATIVE_RADIUS = 0.1
 """Radius where none is given, as a share of ‖w*‖."""
 
@@ -118,7 +121,10 @@ class BasinBroadness:
     def work(self, context: MeasureContext) -> Work:
         """As many losses as the last measurement took; before the first, as many as usual."""
         losses = self._num_losses or USUAL_RADII * self._num_rays
-        return Work(forwards=forwards_to_pose(context) + 1.0 + losses)
+        return Work(
+            forwards=forwards_to_pose(context) + 1.0 + losses,
+            weight_passes=MOVED * losses,
+        )
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Walk along the rays, within `context.deadline_seconds`.

@@ -32,8 +32,7 @@ from phasewatch.monitor.observables.curvature.krylov import (
     Lanczos,
     Ritz,
     Spectrum,
-    forwards_to_pose,
-    steps_done,
+    work_of_steps,
 )
 from phasewatch.monitor.observables.sharing import random_of
 from phasewatch.monitor.observables.weights.norms import observed
@@ -135,7 +134,7 @@ class HessianTrace(_Curvature):
     unit = UNIT
     cost = Cost.GRADIENT
     needs = "a probe loss"
-    source = "Meyer et al. 2021 (Hutch++), arXiv 2010.09649; probes: Epperly et al. 2024, §2.3"
+    source = "Hutch++: Meyer et al. 2021, arXiv 2010.09649; Epperly et al. 2024, arXiv 2301.07825"
     streams: ClassVar = {"hessian_trace": SUPPORTING}
 
     def __init__(self, tolerance: float = 0.15, max_probes: int = MAX_PRODUCTS) -> None:
@@ -149,9 +148,7 @@ class HessianTrace(_Curvature):
     def work(self, context: MeasureContext) -> Work:
         """The directions that are not known yet, and as many probes as the last time."""
         deflated = min(DEFLATED, self._max_probes // 2)
-        new = max(deflated - steps_done(context), 0)
-        probes = min(self._usual, self._max_probes - deflated)
-        return Work(forwards=forwards_to_pose(context), hessian_products=float(new + probes))
+        return work_of_steps(context, deflated, min(self._usual, self._max_probes - deflated))
 
     def measure(self, context: MeasureContext) -> Observation:
         """Probe until the error is small enough, within `context.deadline_seconds`.
@@ -263,8 +260,7 @@ class HessianTop(_Curvature):
 
     def work(self, context: MeasureContext) -> Work:
         """As many steps as the last measurement took, less those that are known already."""
-        new = max(min(self._usual, self._max_products) - steps_done(context), 0)
-        return Work(forwards=forwards_to_pose(context), hessian_products=float(new))
+        return work_of_steps(context, min(self._usual, self._max_products))
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Iterate until the residuals are small enough, within `context.deadline_seconds`.
@@ -368,9 +364,9 @@ class HessianRank(_Curvature):
 
     def work(self, context: MeasureContext) -> Work:
         """As many steps as the last measurement took, less those that are known already."""
-        known = min(steps_done(context), self._usual // self._num_probes)
-        products = float(self._usual - known)
-        return Work(forwards=forwards_to_pose(context), hessian_products=products)
+        steps, others = self._usual // self._num_probes, self._num_probes - 1
+        first = work_of_steps(context, steps, self._usual - steps)
+        return replace(first, weight_passes=first.weight_passes + 2.0 * others * steps**2)
 
     def measure(self, context: MeasureContext) -> Observation:
         """Count, within `context.deadline_seconds`.

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from phasewatch.monitor.core.types import MeasureContext
+from phasewatch.monitor.core.types import MeasureContext, Work
 from phasewatch.monitor.observables.sharing import Stopwatch, random_of
 from phasewatch.monitor.sampling.hessian import MAX_PRODUCTS, Hessian, Way
 
@@ -203,6 +203,24 @@ def forwards_to_pose(context: MeasureContext) -> float:
     """Forward passes that are still to be made before the first product."""
     about = (context.params, context.loss_fn, context.batches)
     return 0.0 if context.shared.has("hessian", *about) else 1.0
+
+
+def work_of_steps(context: MeasureContext, num: int, others: float = 0.0) -> Work:
+    """What is still to be done for so many of the shared steps, and for other products.
+
+    Step m is made orthogonal to the m vectors before it twice, with two passes over each.
+
+    Args:
+        context: The measurement's context.
+        num: Lanczos steps that are needed.
+        others: Products beside them.
+    """
+    known = min(steps_done(context), num)
+    return Work(
+        forwards=forwards_to_pose(context),
+        hessian_products=num - known + others,
+        weight_passes=2.0 * (num**2 - known**2) + 20.0 * (num - known + others),
+    )
 
 
 def steps_done(context: MeasureContext) -> int:

@@ -33,7 +33,7 @@ from phasewatch.monitor.observables.toy_models.modular_addition import (
 from phasewatch.monitor.observables.weights.norms import MAX_GROUPS, l2_norm, observed
 from phasewatch.monitor.observables.work import of_probe, reads
 
-LOSS_READS = 60.0
+LOSS_READS = 15.0
 """Reads for each logit, in double precision, of a loss without a frequency."""
 
 KEY_SHARE = 0.25

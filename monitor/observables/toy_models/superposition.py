@@ -18,13 +18,10 @@ from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Wor
 from phasewatch.monitor.observables.evaluation import finite, named_weight
 from phasewatch.monitor.observables.weights.matrices import matrix, wide
 from phasewatch.monitor.observables.weights.norms import MAX_GROUPS, OTHER, observed
-from phasewatch.monitor.observables.work import MULTIPLIED, reads
+from phasewatch.monitor.observables.work import reads
 
 REPRESENTED = 0.5
 """A feature is represented where ‖W_i‖ is above this."""
-
-READS = 30.0
-"""Reads for each entry of the matrix."""
 
 MIN_CORNERS = 3
 RIGID_CORNERS = 5
@@ -89,6 +86,7 @@ class _Features:
     """Finds the matrix whose vectors are the features."""
 
     name: str
+    _reads: float  # for each entry of the matrix
 
     def __init__(self, weight: str | None = None, *, features: str | None = None) -> None:
         if features not in (None, "rows", "columns"):
@@ -108,11 +106,8 @@ class _Features:
 
     def work(self, context: MeasureContext) -> Work:
         """The matrix in double precision, and some dozen looks at it."""
-        vectors = self._shape(context)
-        return reads(context, vectors.numel() * (READS + MULTIPLIED * 2 * min(vectors.shape)))
-
-    def _shape(self, context: MeasureContext) -> Tensor:
-        return matrix(context, self._weight, self.name)[1]
+        weight = matrix(context, self._weight, self.name)[1]
+        return reads(context, self._reads * weight.numel())
 
     def _find(self, context: MeasureContext) -> Tensor:
         """W_i as rows, shape (features, hidden), float64 or complex128."""
@@ -161,6 +156,7 @@ class FeatureDimensionality(_Features):
     unit = "1"
     cost = Cost.WEIGHTS
     reads_live = True
+    _reads = 110.0
     needs = "one weight matrix, or the name of one"
     source = "Elhage et al. 2022, Toy Models of Superposition, §Geometry"
     streams: ClassVar = {"feature_dimensionality": SUPPORTING}
@@ -210,6 +206,7 @@ class RepresentedFeatures(_Features):
     unit = "1"
     cost = Cost.WEIGHTS
     reads_live = True
+    _reads = 36.0
     needs = "one weight matrix, or the name of one"
     source = "Elhage et al. 2022, Toy Models of Superposition, §Geometry"
     streams: ClassVar = {"represented_features": FORMATION}
@@ -266,6 +263,7 @@ class Polygon(_Features):
     unit = "corners"
     cost = Cost.WEIGHTS
     reads_live = True
+    _reads = 600.0
     needs = "one weight matrix with two hidden dimensions, or the name of one"
     source = "Chen et al. 2023, arXiv 2310.06301, §3"
     streams: ClassVar = {"polygon": FORMATION}

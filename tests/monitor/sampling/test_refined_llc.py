@@ -90,7 +90,7 @@ def test_one_gradient_call_serves_all_parts(monkeypatch):
     monkeypatch.setattr(VmapEngine, "batch", counted)
     refined({"soft": "soft", "hard": "hard", "all": None}, engine="vmap")
     assert rows.count(12) >= 250
-    assert len(rows) < 400
+    assert len([row for row in rows if row != 12]) < 300  # each side's start is its own
 
 
 def test_the_coordinates_outside_stay_where_they_are(monkeypatch):

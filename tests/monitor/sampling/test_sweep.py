@@ -285,7 +285,7 @@ def shell(phasewatch, monkeypatch, tmp_path):
     sys.modules.pop("sweep_probe", None)
 
 
-GRID = ("--steps", "4e-3,1.6e-2", "--localizations", "1", "--n-betas", "40", "--draws", "256")
+GRID = ("--steps", "4e-3,1.6e-2", "--localizations", "1", "--n-betas", "40", "--draws", "1024")
 
 
 def test_the_command_writes_the_page_and_says_what_to_use(shell, tmp_path):

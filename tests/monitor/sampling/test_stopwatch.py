@@ -9,7 +9,7 @@ import torch
 from phasewatch.monitor.core.types import run_through
 from phasewatch.monitor.sampling import measure, measure_llc
 from phasewatch.monitor.sampling.measure import llc_steps
-from phasewatch.monitor.sampling.pace import Stopwatch, paced
+from phasewatch.monitor.sampling.stopwatch import Stopwatch, paced
 
 
 def taken(steps, pauses=None):

