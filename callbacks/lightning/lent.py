@@ -19,7 +19,7 @@ from phasewatch.callbacks.lightning.views import (
     InertOptimizer,
     InertScheduler,
     NullLogger,
-    Sink,
+    NullObject,
     Sized,
     View,
 )
@@ -148,8 +148,8 @@ class Lent:
             "optimizers": lambda: self.optimizers,
             "precision_plugin": lambda: View(live.precision_plugin, "precision_plugin", plain=True),
             "print": lambda: _nothing,
-            "profiler": Sink,
-            "progress_bar_callback": lambda: Sink() if live.progress_bar_callback else None,
+            "profiler": NullObject,
+            "progress_bar_callback": lambda: NullObject() if live.progress_bar_callback else None,
             "strategy": lambda: self.strategy,
         }
         for name in ("checkpoint_callback", "early_stopping_callback"):
