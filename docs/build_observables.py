@@ -22,7 +22,7 @@ COSTS = {
 def definition(observable: object) -> str:
     """What the docstring says before it comes to arguments and errors."""
     text = inspect.getdoc(observable) or ""
-    for heading in ("\nArgs:", "\nAttributes:", "\nRaises:"):
+    for heading in ("\nArgs:", "\nAttributes:", "\nRaises:", "\nExample:"):
         text = text.partition(heading)[0]
     return text.strip()
 

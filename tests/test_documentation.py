@@ -17,6 +17,8 @@ import phasewatch
 import phasewatch.callbacks
 import phasewatch.detectors
 import phasewatch.monitor
+from phasewatch import detectors
+from phasewatch.monitor import observables, sampling
 
 DOCS = Path(__file__).parents[1] / "docs"
 PACKAGES = (phasewatch, phasewatch.callbacks, phasewatch.detectors, phasewatch.monitor)
@@ -78,6 +80,19 @@ def test_every_public_function_of_three_arguments_says_what_they_are() -> None:
         for line in lacking(ast.parse(path.read_text(encoding="utf-8")), path)
     ]
     assert found == []
+
+
+ENTRIES = [
+    *((name, observables.factory_of(name)) for name in sorted(observables.BUILTIN)),
+    *((name, type(detectors.create(name))) for name in detectors.names()),
+    *((name, getattr(sampling, name)) for name in sampling.__all__ if name != "Reweighted"),
+    *((name, getattr(phasewatch, name)) for name in ("detect", "estimate_llc")),
+]
+
+
+@pytest.mark.parametrize(("name", "entry"), ENTRIES, ids=[name for name, _ in ENTRIES])
+def test_every_observable_detector_and_entry_of_the_sampler_has_an_example(name, entry) -> None:
+    assert ">>>" in (inspect.getdoc(entry) or "")  # it runs above, with those of its module
 
 
 @pytest.mark.parametrize("builder", sorted(path.name for path in DOCS.glob("build_*.py")))

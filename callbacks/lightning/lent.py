@@ -18,8 +18,8 @@ from phasewatch.callbacks.lightning.views import (
     Disguised,
     InertOptimizer,
     InertScheduler,
-    LoggerSink,
-    Sink,
+    NullLogger,
+    NullObject,
     Sized,
     View,
 )
@@ -97,7 +97,7 @@ class Lent:
         """What stands for each live object that a module may refer to, by its identity."""
         live = self._live
         found: dict[int, object] = {id(live): self.trainer, id(live.strategy): self.strategy}
-        found |= {id(logger): LoggerSink(logger) for logger in live.loggers}
+        found |= {id(logger): NullLogger(logger) for logger in live.loggers}
         found |= {id(callback): self._callback(callback) for callback in live.callbacks}
         wrapped = getattr(live.strategy, "_lightning_optimizers", [])
         for optimizers in (live.optimizers, wrapped):
@@ -141,15 +141,15 @@ class Lent:
             "fit_loop": self._fit_loop,
             "lightning_module": self._module,
             "log_dir": self._log_dir,
-            "logger": lambda: LoggerSink(live.logger) if live.logger is not None else None,
-            "loggers": lambda: [LoggerSink(logger) for logger in live.loggers],
+            "logger": lambda: NullLogger(live.logger) if live.logger is not None else None,
+            "loggers": lambda: [NullLogger(logger) for logger in live.loggers],
             "lr_scheduler_configs": self._scheduler_configs,
             "model": self._module,
             "optimizers": lambda: self.optimizers,
             "precision_plugin": lambda: View(live.precision_plugin, "precision_plugin", plain=True),
             "print": lambda: _nothing,
-            "profiler": Sink,
-            "progress_bar_callback": lambda: Sink() if live.progress_bar_callback else None,
+            "profiler": NullObject,
+            "progress_bar_callback": lambda: NullObject() if live.progress_bar_callback else None,
             "strategy": lambda: self.strategy,
         }
         for name in ("checkpoint_callback", "early_stopping_callback"):

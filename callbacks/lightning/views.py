@@ -102,7 +102,7 @@ class Disguised(View):
         return type(vars(self)["_view_of"][0])
 
 
-class Sink:
+class NullObject:
     """Takes any call and any attribute, and does nothing: a logger, an experiment, a bar."""
 
     def __getattr__(self, name: str) -> Any:
@@ -120,7 +120,7 @@ class Sink:
     def __setitem__(self, key: Any, value: Any) -> None:
         return None
 
-    def __enter__(self) -> Sink:
+    def __enter__(self) -> NullObject:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -130,7 +130,7 @@ class Sink:
         return iter(())
 
 
-class LoggerSink(Sink):
+class NullLogger(NullObject):
     """A logger that logs nothing, and says of the live one where and as what it logs."""
 
     _READABLE = frozenset({"log_dir", "name", "root_dir", "save_dir", "version"})

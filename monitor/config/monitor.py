@@ -75,6 +75,10 @@ class SamplerConfig(_Model):
         max_bytes: Memory that chains and their gradients may take; None is a quarter of what is
             free.
         seed: Seed of the chains' own generators.
+
+    Example:
+        >>> SamplerConfig(num_chains=4, num_draws=200).num_chains
+        4
     """
 
     scheme: Literal["baoab", "lm", "sgld", "rmsprop_sgld"] = "baoab"

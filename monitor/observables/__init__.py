@@ -81,7 +81,7 @@ BUILTIN: Mapping[str, tuple[str, str]] = {
 }
 """Module and class of each, by name. A parameter `config` is given the run's `SamplerConfig`.
 
-"all" begins with the first: what is dear waits for those before it, so λ̂ comes early.
+"all" begins with the first: what is expensive waits for those before it, so λ̂ comes early.
 """
 
 _registered: dict[str, Factory] = {}

@@ -28,7 +28,7 @@ class Budget:
         >>> budget.start()
         >>> with budget.spending():
         ...     now[0] += 3.0
-        >>> budget.level, budget.seconds
+        >>> round(budget.level, 3), budget.seconds
         (-0.85, 3.0)
     """
 

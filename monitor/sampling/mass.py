@@ -41,7 +41,14 @@ class Mass:
         self._count = 0
 
     def add(self, x: Tensor, grad: Tensor, n_beta: float, localization: float) -> None:
-        """Take in the forces nβ∇L + γx at the points of the chains, shapes (chains, d)."""
+        """Take in the forces nβ∇L + γx at the points of the chains.
+
+        Args:
+            x: Positions of the chains less w*, shape (chains, d).
+            grad: ∇L there, shape (chains, d), nats per unit of weight.
+            n_beta: nβ.
+            localization: γ.
+        """
         for point, slope in zip(x, grad, strict=True):
             force = (slope * n_beta).add_(point, alpha=localization)
             self._squares.addcmul_(force, force)

@@ -73,6 +73,9 @@ class Memory:
         displacement: Where the chains ended, relative to the weights of then, shape (chains, d).
         heat: Their mean virial there.
         layout: How these vectors are cut: other parts measured beside this one change it.
+
+    Example:
+        >>> memory = Memory()  # given to each `measure_llc` of one run
     """
 
     verdicts: Verdicts = field(default_factory=Verdicts)
@@ -179,6 +182,19 @@ def estimate_refined_llc(
     Raises:
         RefusedError: It cannot be measured safely; says why and what to do.
         MeasurementError: The loss at w* is not finite.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(3, 1)
+        >>> x = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+        >>> batch = (x, model(x).detach())
+        >>> def loss(model, batch):
+        ...     return 0.5 * (model(batch[0]) - batch[1]).square().sum(dim=1)
+        >>> parts = {"weight": "weight", "bias": "bias"}
+        >>> found = estimate_refined_llc(model, [batch], loss, parts, n_samples=500)
+        >>> bias = found["bias"]
+        >>> abs(bias.lambda_hat - 0.5) < 4 * bias.lambda_stderr
+        True
     """
     config = config or SamplerConfig()
     selections = {name: resolve(model, part) for name, part in restrictions.items()}
@@ -213,6 +229,22 @@ def measure_llc(
     Raises:
         RefusedError: It cannot be measured safely; says why and what to do.
         MeasurementError: The loss at w* is not finite.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(3, 1)
+        >>> x = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+        >>> batch = (x, model(x).detach())
+        >>> def loss(model, batch):
+        ...     return 0.5 * (model(batch[0]) - batch[1]).square().sum(dim=1)
+        >>> from phasewatch.monitor.isolation import guard, measure_context
+        >>> with guard(model, seed=0):
+        ...     context = measure_context(
+        ...         model, step=0, loss_fn=loss, batches=[batch], n_samples=500
+        ...     )
+        ...     estimate = measure_llc(context, SamplerConfig())
+        >>> abs(estimate.lambda_hat - 2.0) < 4 * estimate.lambda_stderr
+        True
     """
     return run_through(llc_steps(context, config, parameters=parameters, memory=memory))
 
@@ -254,6 +286,22 @@ def measure_refined_llc(
     Raises:
         RefusedError: It cannot be measured safely; says why and what to do.
         MeasurementError: The loss at w* is not finite.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(3, 1)
+        >>> x = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+        >>> batch = (x, model(x).detach())
+        >>> def loss(model, batch):
+        ...     return 0.5 * (model(batch[0]) - batch[1]).square().sum(dim=1)
+        >>> from phasewatch.monitor.isolation import guard, measure_context
+        >>> with guard(model, seed=0):
+        ...     context = measure_context(
+        ...         model, step=0, loss_fn=loss, batches=[batch], n_samples=500
+        ...     )
+        ...     found = measure_refined_llc(context, SamplerConfig(), {"bias": "bias"})
+        >>> abs(found["bias"].lambda_hat - 0.5) < 4 * found["bias"].lambda_stderr
+        True
     """
     return run_through(refined_llc_steps(context, config, selections, memories))
 

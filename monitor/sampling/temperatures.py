@@ -53,6 +53,19 @@ def reweight(estimate: Estimate, n_beta: float) -> Reweighted:
     Raises:
         RefusedError: There are no draws, or the temperatures are too far apart: then measure at
             nβ′ itself.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.sampling import estimate_llc
+        >>> model = torch.nn.Linear(3, 1)
+        >>> x = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+        >>> batch = (x, model(x).detach())
+        >>> def loss(model, batch):
+        ...     return 0.5 * (model(batch[0]) - batch[1]).square().sum(dim=1)
+        >>> estimate = estimate_llc(model, [batch], loss, n_samples=500)
+        >>> other = reweight(estimate, 0.9 * estimate.n_beta)
+        >>> abs(other.lambda_hat - 2.0) < 4 * other.lambda_stderr
+        True
     """
     if not (math.isfinite(n_beta) and n_beta > 0.0):
         raise RefusedError(f"n_beta is {n_beta}; it must be finite and above zero")

@@ -29,9 +29,10 @@ class Met:
         self._tops = tuple(f"{root}/{part}/" for part in ("callbacks", "detectors", "monitor"))
         self._folder = folder
         self.functions: set[str] = set()
+        self.is_noting = False
 
     def start(self) -> None:
-        """Begin to note."""
+        """Listen from now on, also in threads to come; what is met counts once `is_noting`."""
         threading.setprofile(self._note)
         sys.setprofile(self._note)
 
@@ -44,7 +45,9 @@ class Met:
 
     def _note(self, frame: Any, event: str, _: Any) -> None:
         code = frame.f_code
-        if event == "call" and code.co_flags & INSIDE and code.co_filename.startswith(self._tops):
+        if not self.is_noting or event != "call":
+            return
+        if code.co_flags & INSIDE and code.co_filename.startswith(self._tops):
             self.functions.add(f"{code.co_filename}:{code.co_qualname}")
 
 
@@ -52,6 +55,7 @@ def attend() -> None:
     """Note everything this process does, from now to its end; for the process that sends."""
     met = Met(*os.environ[VARIABLE].split(os.pathsep))
     atexit.register(met.write)
+    met.is_noting = True
     met.start()
 
 
@@ -82,8 +86,7 @@ def train(root: str, folder: str) -> None:
 
     class Walk(pl.Callback):
         def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-            if trainer.global_step == 2:
-                met.start()
+            met.is_noting |= trainer.global_step == 2
 
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
             watch = monitor.watch
@@ -93,7 +96,7 @@ def train(root: str, folder: str) -> None:
                 watch.drain()
                 time.sleep(0.05)
             if target.seen:
-                sys.setprofile(None)
+                met.is_noting = False
                 trainer.should_stop = True
 
     with http_target() as target:
@@ -105,6 +108,7 @@ def train(root: str, folder: str) -> None:
                 "alerts": {"targets": [target.url], "picture": False},
             }
         )
+        met.start()
         data = torch.utils.data.TensorDataset(torch.zeros(200, 1))
         trainer = pl.Trainer(
             max_epochs=1,

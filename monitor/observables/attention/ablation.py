@@ -39,6 +39,18 @@ class HeadAblation:
 
     Raises:
         ConfigError: `replacement` is something else.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> _ = torch.manual_seed(0)
+        >>> layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+        >>> model = nn.Sequential(nn.Embedding(16, 8), layer, nn.Linear(8, 16))
+        >>> tokens = torch.randint(16, (4, 12))
+        >>> loss = lambda model, x: nn.functional.cross_entropy(model(x).flatten(0, 1), x.flatten())
+        >>> [o.name for o in measure_once(HeadAblation(), model, [tokens], loss)]
+        ['head_ablation', 'head_ablation/L0H0', 'head_ablation/L0H1']
     """
 
     name = "head_ablation"

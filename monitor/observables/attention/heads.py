@@ -202,6 +202,18 @@ class PrefixMatching(_PatternScore):
     Σ_{j≤i, token_{j−1}=token_i} A[i, j], for each head; in total their maximum. One for a perfect
     induction head; even attention has about 2/(3T), where no token comes again in a block. The row
     of BOS is left out. See `_PatternScore` for the arguments.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> _ = torch.manual_seed(0)
+        >>> layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+        >>> model = nn.Sequential(nn.Embedding(16, 8), layer, nn.Linear(8, 16))
+        >>> tokens = torch.randint(16, (4, 12))
+        >>> found = measure_once(PrefixMatching(), model, [tokens])
+        >>> [o.name for o in found]
+        ['prefix_matching', 'prefix_matching/L0H0', 'prefix_matching/L0H1']
     """
 
     name = "prefix_matching"
@@ -217,6 +229,18 @@ class PreviousToken(_PatternScore):
 
     On [BOS] + a random block of length T, repeated: mean over i ≥ 1 of A[i, i−1]. The row of BOS,
     which can attend to nothing else, is left out. See `_PatternScore` for the arguments.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> _ = torch.manual_seed(0)
+        >>> layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+        >>> model = nn.Sequential(nn.Embedding(16, 8), layer, nn.Linear(8, 16))
+        >>> tokens = torch.randint(16, (4, 12))
+        >>> found = measure_once(PreviousToken(), model, [tokens])
+        >>> [o.name for o in found]
+        ['previous_token', 'previous_token/L0H0', 'previous_token/L0H1']
     """
 
     name = "previous_token"
@@ -235,6 +259,17 @@ class CopyingScore:
 
     Args:
         attention: Who speaks for the model's attention, where its layers are of no known structure.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> _ = torch.manual_seed(0)
+        >>> layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+        >>> model = nn.Sequential(nn.Embedding(16, 8), layer, nn.Linear(8, 16))
+        >>> found = measure_once(CopyingScore(), model)
+        >>> [o.name for o in found]
+        ['copying_score', 'copying_score/L0H0', 'copying_score/L0H1']
     """
 
     name = "copying_score"
@@ -307,6 +342,15 @@ class Composition:
 
     Args:
         attention: Who speaks for the model's attention, where its layers are of no known structure.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> layers = (nn.TransformerEncoderLayer(8, 2, 8, batch_first=True) for _ in range(2))
+        >>> model = nn.Sequential(nn.Embedding(16, 8), *layers)
+        >>> [o.name for o in measure_once(Composition(), model)]
+        ['composition', 'composition/q', 'composition/k', 'composition/v']
     """
 
     name = "composition"

@@ -68,6 +68,17 @@ class BasinBroadness:
 
     Raises:
         ConfigError: An argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(model.weight, 1.0)
+        >>> x = torch.arange(1.0, 5.0)[:, None]
+        >>> loss = lambda model, batch: 0.5 * (model(batch[0]) - batch[1]).square().sum(dim=1)
+        >>> found = measure_once(BasinBroadness(), model, [(x, x)], loss)
+        >>> found[0].name, found[0].value > 0
+        ('basin_broadness', True)
     """
 
     name = "basin_broadness"

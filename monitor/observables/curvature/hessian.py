@@ -117,6 +117,17 @@ class HessianTrace(_Curvature):
 
     Raises:
         ConfigError: An argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(model.weight, 1.0)
+        >>> x = torch.arange(1.0, 5.0)[:, None]
+        >>> loss = lambda model, batch: 0.5 * (model(batch[0]) - batch[1]).square().sum(dim=1)
+        >>> found = measure_once(HessianTrace(), model, [(x, x)], loss)
+        >>> found[0].name, round(found[0].value, 3)  # the mean of x²
+        ('hessian_trace', 7.5)
     """
 
     name = "hessian_trace"
@@ -214,6 +225,17 @@ class HessianTop(_Curvature):
 
     Raises:
         ConfigError: An argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(model.weight, 1.0)
+        >>> x = torch.arange(1.0, 5.0)[:, None]
+        >>> loss = lambda model, batch: 0.5 * (model(batch[0]) - batch[1]).square().sum(dim=1)
+        >>> found = measure_once(HessianTop(), model, [(x, x)], loss)
+        >>> found[0].name, round(found[0].value, 3)
+        ('hessian_top', 7.5)
     """
 
     name = "hessian_top"
@@ -312,6 +334,17 @@ class HessianRank(_Curvature):
 
     Raises:
         ConfigError: An argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(model.weight, 1.0)
+        >>> x = torch.arange(1.0, 5.0)[:, None]
+        >>> loss = lambda model, batch: 0.5 * (model(batch[0]) - batch[1]).square().sum(dim=1)
+        >>> found = measure_once(HessianRank(), model, [(x, x)], loss)
+        >>> found[0].name, round(found[0].value, 3)
+        ('hessian_rank', 1.0)
     """
 
     name = "hessian_rank"

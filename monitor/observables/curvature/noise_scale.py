@@ -76,6 +76,19 @@ class GradientNoiseScale:
 
     Raises:
         ConfigError: An argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(model.weight, 1.0)
+        >>> x = torch.arange(1.0, 5.0)[:, None]
+        >>> loss = lambda model, batch: 0.5 * (model(batch[0]) - batch[1]).square().sum(dim=1)
+        >>> y = torch.tensor([[2.0], [1.0], [4.0], [3.0]])
+        >>> halves = [(x[:2], y[:2]), (x[2:], y[2:])]
+        >>> found = measure_once(GradientNoiseScale(), model, halves, loss)
+        >>> found[0].name
+        'gradient_noise_scale'
     """
 
     name = "gradient_noise_scale"

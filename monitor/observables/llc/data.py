@@ -51,6 +51,10 @@ class LLCValidation(LLC):
 
     Args:
         config: How the local posterior is sampled.
+
+    Example:
+        >>> LLCValidation().name  # needs val_probe= of the monitor or of `Watch`
+        'llc_validation'
     """
 
     needs = "a probe loss; validation data (val_probe)"

@@ -56,6 +56,18 @@ class LLC:
         config: How the local posterior is sampled.
         parameters: Names, shell patterns or masks; restricts sampling to part of the weights.
         name: Name of the stream.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(model.weight, 1.0)
+        >>> x = torch.arange(1.0, 5.0)[:, None]
+        >>> loss = lambda model, batch: 0.5 * (model(batch[0]) - batch[1]).square().sum(dim=1)
+        >>> config = SamplerConfig(num_draws=200, max_draws=200)
+        >>> found = measure_once(LLC(config), model, [(x, x)], loss)
+        >>> found[0].name, found[0].value > 0, found[0].stderr > 0
+        ('llc', True, True)
     """
 
     unit = "1"
@@ -163,6 +175,18 @@ class RefinedLLC:
 
     Raises:
         ConfigError: There are no parts, or `max_parts` is below 2.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(model.weight, 1.0)
+        >>> x = torch.arange(1.0, 5.0)[:, None]
+        >>> loss = lambda model, batch: 0.5 * (model(batch[0]) - batch[1]).square().sum(dim=1)
+        >>> config = SamplerConfig(num_draws=200, max_draws=200)
+        >>> found = measure_once(RefinedLLC({"weights": "weight"}, config), model, [(x, x)], loss)
+        >>> [o.name for o in found]
+        ['refined_llc/weights']
     """
 
     unit = "1"

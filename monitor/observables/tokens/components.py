@@ -83,6 +83,15 @@ class ComponentLoss:
         ConfigError: A name is empty, double or holds a "/".
 
     Source: Nanda et al. 2023, arXiv 2301.05217, appendix on 5-digit addition.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model, batch = torch.nn.Linear(1, 1), (torch.zeros(4, 1), torch.tensor([0, 0, 1, 1]))
+        >>> losses = lambda model, batch: torch.tensor([1.0, 1.0, 2.0, 3.0])
+        >>> half = ComponentLoss(losses=losses, by=lambda batch: batch[1])
+        >>> [(o.name, o.value) for o in measure_once(half, model, [batch])]
+        [('loss_0', 1.0), ('loss_1', 2.5)]
     """
 
     unit = "nats"

@@ -162,6 +162,18 @@ class EssentialDynamics:
         name: Start of the streams' names.
 
     Source: Hoogland et al. 2024, arXiv 2402.02364, "essential dynamics".
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> losses = lambda model, batch: model(batch)[:, 0]
+        >>> angle, batch = EssentialDynamics(losses=losses), torch.ones(4, 1)
+        >>> for step, weight in enumerate([1.0, 2.0, 3.0, 4.0, 5.0]):
+        ...     _ = torch.nn.init.constant_(model.weight, weight)
+        ...     found = measure_once(angle, model, [batch], step=step)
+        >>> [o.name for o in found][:1]
+        ['essential_dynamics']
     """
 
     unit = "rad"

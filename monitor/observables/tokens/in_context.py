@@ -176,6 +176,15 @@ class IclScore(_BetweenPositions):
     and 500, and "icl_score_<early>_<late>" at others.
 
     Source: Olsson et al. 2022, arXiv 2209.11895, "In-context learning score".
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model, batch = torch.nn.Linear(1, 1), torch.zeros(4, 8)
+        >>> falling = lambda model, batch: torch.linspace(2.0, 0.6, 8).expand(4, 8)
+        >>> found = measure_once(IclScore(losses=falling, late=8, early=1), model, [batch])
+        >>> [(o.name, round(o.value, 3)) for o in found]
+        [('icl_score_1_8', -1.4), ('icl_score_1_8/stderr', 0.0)]
     """
 
     name = "icl_score"
@@ -191,6 +200,15 @@ class DlossDlogToken(_BetweenPositions):
     positions 50 and 500, and "dloss_dlog_token_<early>_<late>" at others.
 
     Source: Olsson et al. 2022, arXiv 2209.11895, "loss derivative with respect to log token index".
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model, batch = torch.nn.Linear(1, 1), torch.zeros(4, 8)
+        >>> falling = lambda model, batch: torch.linspace(2.0, 0.6, 8).expand(4, 8)
+        >>> found = measure_once(DlossDlogToken(losses=falling, late=8, early=1), model, [batch])
+        >>> [(o.name, round(o.value, 3)) for o in found]
+        [('dloss_dlog_token_1_8', -0.673), ('dloss_dlog_token_1_8/stderr', 0.0)]
     """
 
     name = "dloss_dlog_token"
@@ -216,6 +234,15 @@ class TokenLoss(_TokenLosses):
         ConfigError: A position is below 1, or there are more than `MAX_GROUPS`.
 
     Source: Olsson et al. 2022, arXiv 2209.11895, "per-token losses".
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model, batch = torch.nn.Linear(1, 1), torch.zeros(4, 8)
+        >>> falling = lambda model, batch: torch.linspace(2.0, 0.6, 8).expand(4, 8)
+        >>> found = measure_once(TokenLoss(losses=falling, positions=[1, 8]), model, [batch])
+        >>> [(o.name, round(o.value, 3)) for o in found[2:]]
+        [('token_loss/1', 2.0), ('token_loss/8', 0.6)]
     """
 
     name = "token_loss"

@@ -53,6 +53,11 @@ class FrequencyEntropy:
 
     Raises:
         ConfigError: `keep` is no share.
+
+    Example:
+        >>> names = {part: f"{part}.weight" for part in ("embed", "hidden", "unembed")}
+        >>> FrequencyEntropy(**names).name
+        'frequency_entropy'
     """
 
     name = "frequency_entropy"

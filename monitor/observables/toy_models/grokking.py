@@ -90,6 +90,24 @@ class GrokkingProgress:
 
     Raises:
         ConfigError: `p` is below 3, `key_from` unknown, or the unembedding it needs left out.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> class Adder(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.embed, self.unembed = nn.Embedding(11, 8), nn.Linear(16, 11, bias=False)
+        ...
+        ...     def forward(self, pairs):
+        ...         return self.unembed(self.embed(pairs).flatten(start_dim=-2).square())
+        >>> _ = torch.manual_seed(0)
+        >>> pairs = torch.cartesian_prod(torch.arange(11), torch.arange(11))[::2]
+        >>> loss = lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1])
+        >>> batch = (pairs, pairs.sum(dim=1) % 11)
+        >>> [o.name for o in measure_once(GrokkingProgress(), Adder(), [batch], loss)][:3]
+        ['restricted_loss', 'excluded_loss', 'excluded_loss_max']
     """
 
     name = "grokking"
@@ -244,6 +262,14 @@ class SquaredWeights:
 
     Of complex parameters |w|². With weight decay it shrinks slowly while circuits form, and falls
     sharply in the cleanup that makes a network generalise.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(model.weight, 3.0)
+        >>> [(o.name, round(o.value, 3)) for o in measure_once(SquaredWeights(), model)]
+        [('squared_weights', 18.0)]
     """
 
     name = "squared_weights"

@@ -140,6 +140,16 @@ class FeatureDimensionality(_Features):
 
     Raises:
         ConfigError: `features` is something else.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model = torch.nn.Linear(4, 2, bias=False)
+        >>> pairs = [[1.0, -1.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0]]
+        >>> _ = model.weight.data.copy_(torch.tensor(pairs))
+        >>> found = measure_once(FeatureDimensionality(), model)
+        >>> [(o.name, round(o.value, 3)) for o in found[:2]]  # two antipodal pairs
+        [('feature_dimensionality', 2.0), ('feature_dimensionality/0', 0.5)]
     """
 
     name = "feature_dimensionality"
@@ -181,6 +191,15 @@ class RepresentedFeatures(_Features):
 
     Raises:
         ConfigError: `features` is something else.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model = torch.nn.Linear(4, 2, bias=False)
+        >>> _ = model.weight.data.copy_(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]))
+        >>> found = measure_once(RepresentedFeatures(), model)
+        >>> [(o.name, o.value) for o in found]
+        [('represented_features', 2.0), ('represented_features/count', 2.0)]
     """
 
     name = "represented_features"
@@ -228,6 +247,16 @@ class Polygon(_Features):
 
     Raises:
         ConfigError: `features` is something else, or `tolerance` is not between 0 and 1.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model = torch.nn.Linear(3, 2, bias=False)
+        >>> angles = 2 * torch.pi * torch.arange(3) / 3
+        >>> _ = model.weight.data.copy_(torch.stack([angles.cos(), angles.sin()]))
+        >>> found = measure_once(Polygon(bias=None), model)
+        >>> found[0].name, found[0].value
+        ('polygon', 3.0)
     """
 
     name = "polygon"

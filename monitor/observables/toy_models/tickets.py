@@ -169,6 +169,18 @@ class MaskOverlap(_Masked):
 
     Raises:
         ConfigError: `keep` is no share.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model = torch.nn.Linear(4, 1, bias=False)
+        >>> _ = model.weight.data.copy_(torch.tensor([[4.0, 3.0, 2.0, 1.0]]))
+        >>> overlap = MaskOverlap(keep=0.5)
+        >>> _ = measure_once(overlap, model, step=1)
+        >>> _ = model.weight.data.copy_(torch.tensor([[4.0, 1.0, 2.0, 3.0]]))
+        >>> found = measure_once(overlap, model, step=2)
+        >>> found[0].name, round(found[0].value, 3)  # one of three
+        ('mask_overlap', 0.333)
     """
 
     name = "mask_overlap"
@@ -254,6 +266,15 @@ class KeptWeights(_Masked):
 
     Raises:
         ConfigError: `keep` is no share.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model = torch.nn.Linear(4, 1, bias=False)
+        >>> _ = model.weight.data.copy_(torch.tensor([[4.0, 3.0, 2.0, 1.0]]))
+        >>> found = measure_once(KeptWeights(keep=0.5), model)
+        >>> found[0].name, found[0].value
+        ('kept_weights', 5.0)
     """
 
     name = "kept_weights"

@@ -29,6 +29,18 @@ class DistanceFromInit:
     weights before the first step, or when first seen: a plain loop calls `Watch.check` before it.
     What began at zero has no relative distance once it has moved, and is marked so. Copies of up to
     2¹⁸ weights are kept, sketches of more, with their standard error.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(model.weight, 3.0)
+        >>> distance = DistanceFromInit()
+        >>> _ = measure_once(distance, model, step=1)
+        >>> _ = torch.nn.init.constant_(model.weight, 4.0)
+        >>> found = measure_once(distance, model, step=2)
+        >>> found[0].name, round(found[0].value, 3)
+        ('distance_from_init', 1.414)
     """
 
     name = "distance_from_init"
@@ -106,6 +118,18 @@ class DistanceMoved:
     In units of a weight, in total and for each parameter group. It grows with Δ: give it an
     `every_n_steps` of its own where values are to be compared. Copies of up to 2¹⁸ weights are
     kept, sketches of more, with their standard error.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(model.weight, 3.0)
+        >>> distance = DistanceMoved()
+        >>> _ = measure_once(distance, model, step=1)
+        >>> _ = torch.nn.init.constant_(model.weight, 4.0)
+        >>> found = measure_once(distance, model, step=2)
+        >>> found[0].name, round(found[0].value, 3)
+        ('distance_moved', 1.414)
     """
 
     name = "distance_moved"
@@ -163,6 +187,20 @@ class UpdateAngle:
     on, π/2 a random walk, π to and fro. In total and for each parameter group; one that did not
     move has no angle and is marked so. Copies of up to 2¹⁸ weights are kept, sketches of more: the
     angle θ then has a standard error of sin θ/√4096, and that of rounding.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(model.weight, 3.0)
+        >>> angle = UpdateAngle()
+        >>> _ = measure_once(angle, model, step=1)
+        >>> _ = model.weight.data.copy_(torch.tensor([[4.0, 3.0]]))
+        >>> _ = measure_once(angle, model, step=2)
+        >>> _ = model.weight.data.copy_(torch.tensor([[4.0, 4.0]]))
+        >>> found = measure_once(angle, model, step=3)
+        >>> found[0].name, round(found[0].value, 3)  # a right angle
+        ('update_angle', 1.571)
     """
 
     name = "update_angle"

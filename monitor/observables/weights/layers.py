@@ -55,6 +55,15 @@ class SpectralNorm:
     the last measurement, each round of which takes the best vector of all of span(v, WᵀWv, …,
     (WᵀW)¹¹v) (Lanczos), until ‖WᵀWv − σ²v‖ ≤ 0.001 σ² with σ = ‖Wv‖. What is not that far after
     ten rounds is UNCONVERGED. A resumed run starts from random vectors.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(model.weight, 3.0)
+        >>> found = measure_once(SpectralNorm(), model)
+        >>> found[0].name, round(found[0].value, 3)
+        ('spectral_norm', 4.243)
     """
 
     name = "spectral_norm"
@@ -161,6 +170,16 @@ class DeadUnits:
     found by type: `nn.ReLU`, `nn.ReLU6`, `nn.GELU`, `nn.SiLU`; one that is called as a function is
     not seen. One that is used in several places counts as several. Units are features, the last
     axis, but channels after a convolution. A path is that of the module, two levels deep.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 4, bias=False), torch.nn.ReLU())
+        >>> _ = model[0].weight.data.copy_(torch.tensor([[1.0], [-1.0], [2.0], [0.0]]))
+        >>> loss = lambda model, batch: model(batch).sum(dim=1)
+        >>> found = measure_once(DeadUnits(), model, [torch.ones(3, 1)], loss)
+        >>> found[0].name, found[0].value
+        ('dead_units', 0.5)
     """
 
     name = "dead_units"

@@ -172,6 +172,16 @@ class GradientNorm:
 
     ‖g‖ = (Σ_i g_i²)^½, as it stands just before the optimizer step: accumulated over
     micro-batches, unscaled, unclipped. Unit: nats per unit of weight.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> (3 * model.weight).sum().backward()
+        >>> record = record_step(1, model.named_parameters(), keep_params=True)
+        >>> (found,) = measure_once(GradientNorm(), model, step=1, record=record)
+        >>> found.name, round(found.value, 3)
+        ('gradient_norm', 4.243)
     """
 
     name = "gradient_norm"
@@ -202,6 +212,14 @@ class WeightNorm:
     ‖w‖ = (Σ_i w_i²)^½ over all, as "weight_norm", and over each group, as "weight_norm/<group>".
     A group is the path of the module that owns the parameter, two levels deep. Each measurement
     also records where the groups are, so that `locate` can tell which of them a transition moved.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(model.weight, 3.0)
+        >>> [(o.name, round(o.value, 3)) for o in measure_once(WeightNorm(), model)]
+        [('weight_norm', 4.243), ('weight_norm/weight', 4.243)]
     """
 
     name = "weight_norm"
@@ -250,6 +268,18 @@ class UpdateRatio:
     """Update-to-weight ratio of the last optimizer step.
 
     r = ‖w_t − w_{t−1}‖ / ‖w_{t−1}‖ over all trainable parameters, dimensionless.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(model.weight, 3.0)
+        >>> model.weight.grad = torch.ones(1, 2)
+        >>> record = record_step(1, model.named_parameters(), keep_params=True)
+        >>> _ = torch.nn.init.constant_(model.weight, 3.3)
+        >>> (found,) = measure_once(UpdateRatio(), model, step=1, record=record)
+        >>> found.name, round(found.value, 3)
+        ('update_ratio', 0.1)
     """
 
     name = "update_ratio"

@@ -232,6 +232,16 @@ class SingularValues:
 
     Raises:
         ConfigError: `layers` and `input_size` are both given, or an argument makes no sense.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> layers = [torch.nn.Linear(2, 2, bias=False) for _ in range(2)]
+        >>> _ = layers[0].weight.data.copy_(torch.diag(torch.tensor([3.0, 0.5])))
+        >>> _ = layers[1].weight.data.copy_(torch.eye(2))
+        >>> found = measure_once(SingularValues(), torch.nn.Sequential(*layers), [torch.ones(1, 2)])
+        >>> [(o.name, round(o.value, 3)) for o in found[:2]]
+        [('singular_value_1', 3.0), ('singular_value_2', 0.5)]
     """
 
     name = "singular_values"
@@ -320,6 +330,15 @@ class EffectiveRank:
 
     Raises:
         ConfigError: `layers` and `input_size` are both given, or an argument makes no sense.
+
+    Example:
+        >>> import torch
+        >>> from phasewatch.monitor.observables.once import measure_once
+        >>> model = torch.nn.Linear(2, 2, bias=False)
+        >>> _ = model.weight.data.copy_(torch.eye(2))
+        >>> found = measure_once(EffectiveRank(), model, [torch.ones(1, 2)])
+        >>> found[0].name, round(found[0].value, 3)
+        ('effective_rank', 2.0)
     """
 
     name = "effective_rank"

@@ -9,7 +9,7 @@ from torch import nn
 from phasewatch.callbacks.lightning.lent import Lent
 from phasewatch.callbacks.lightning.losses import ProbeLoss, RefusingCollectives, takes_batch_idx
 from phasewatch.callbacks.lightning.muted import Resettable
-from phasewatch.callbacks.lightning.views import Sink
+from phasewatch.callbacks.lightning.views import NullObject
 from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.isolation import guard, measure_context
 from phasewatch.monitor.observables.evaluation import at_weights
@@ -320,9 +320,9 @@ def test_a_step_that_takes_the_iterator_is_refused():
 
 
 def test_a_sink_takes_anything():
-    with Sink().experiment.run() as run:
+    with NullObject().experiment.run() as run:
         run.log(1)
-    assert list(Sink()) == []
+    assert list(NullObject()) == []
 
 
 def test_communication_between_processes_is_refused_before_it_begins(tmp_path):
