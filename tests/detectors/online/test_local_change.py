@@ -11,6 +11,7 @@ import pytest
 from phasewatch.detectors import Direction, create
 from phasewatch.detectors.evaluation import simulated_runs
 from phasewatch.detectors.online import local_change
+from phasewatch.detectors.statistics import boosted
 from phasewatch.detectors.statistics.boosted import BoostedTrees
 from phasewatch.detectors.statistics.local_features import NAMES, Past, look
 
@@ -120,7 +121,7 @@ def test_the_state_of_a_long_stream_stays_small():
 
 
 def test_the_shipped_model_knows_the_features_and_is_small():
-    path = Path(local_change.__file__).with_name(local_change.MODEL)
+    path = Path(boosted.__file__).with_name(local_change.MODEL)
     assert path.stat().st_size < 16_000
     content = json.loads(path.read_text())
     assert max(f for tree in content["features"] for f in tree) < len(NAMES)
