@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class ProcessIdentity:
         return _start(self.pid) == self.start
 
 
+@functools.cache
 def _machine() -> str:
     boot = Path("/proc/sys/kernel/random/boot_id")
     try:

@@ -213,13 +213,16 @@ class Reader:
         with self._database.reading() as connection:
             spans = _spans(connection, run_id, attempt, superseded=superseded)
             query = _of_streams(select(*columns), _streams(connection, name, spans), spans)
-            rows = connection.execute(query.order_by(*_BY_STEP)).all()
+            # The driver gives plain tuples; rows of SQLAlchemy would take most of the time.
+            rows = connection.execute(query.order_by(*_BY_STEP)).cursor.fetchall()
         # Millions of rows: column by column, and only the few odd ones one by one.
         steps, values, stderrs, codes = zip(*rows, strict=True) if rows else ((), (), (), ())
         value_array = np.array(values, dtype=np.float64)  # None becomes NaN
         stderr_array = np.array(stderrs, dtype=np.float64)
-        for index, code in enumerate(codes):
-            if code is not None:
+        if any(codes):
+            for index, code in enumerate(codes):
+                if code is None:
+                    continue
                 value, stderr = decode_numbers(values[index], stderrs[index], code)
                 value_array[index] = value
                 stderr_array[index] = math.nan if stderr is None else stderr

@@ -6,10 +6,18 @@ from alembic import context
 
 from phasewatch.monitor.migrations import VERSION_TABLE
 
-context.configure(
-    connection=context.config.attributes["connection"],
-    version_table=VERSION_TABLE,
-    transaction_per_migration=False,
-)
-# The store's own transaction holds all of it: `begin_transaction` would commit it.
-context.run_migrations()
+__all__: list[str] = []
+
+
+def _run() -> None:
+    context.configure(
+        connection=context.config.attributes["connection"],
+        version_table=VERSION_TABLE,
+        transaction_per_migration=False,
+    )
+    # The store's own transaction holds all of it: `begin_transaction` would commit it.
+    context.run_migrations()
+
+
+if hasattr(context, "config"):  # only while Alembic runs it
+    _run()

@@ -169,8 +169,10 @@ def test_runs_are_found_by_id_by_name_and_by_the_beginning_of_the_id(store):
     assert store.run("demo").id == latest
     assert store.run("bbbb").id == "bbbb-1"
     assert [info.id for info in store.runs()] == ["bbbb-1", "aaaa-2", "aaaa-1"]
-    with pytest.raises(StoreError, match=r"no run 'aaaa' .*known runs: other, demo"):
-        store.run("aaaa")  # two begin like this
+    with pytest.raises(StoreError, match=r"2 ids begin with 'aaaa': aaaa-2 \(demo\), aaaa-1"):
+        store.run("aaaa")
+    with pytest.raises(StoreError, match=r"no run 'cccc' .*known runs: other, demo"):
+        store.run("cccc")
 
 
 def test_runs_do_not_mix(store, run):
