@@ -222,7 +222,8 @@ def name_of(detector: Detector) -> str:
 
 def parameters_of(detector: Detector) -> Mapping[str, Any]:
     """The arguments it was made with, if it tells them."""
-    return dict(getattr(detector, "parameters", {}))
+    given = getattr(detector, "parameters", {})  # of a user's own detector it may be anything
+    return dict(given) if isinstance(given, Mapping) else {}
 
 
 def create_detector(settings: DetectorConfig) -> Detector | None:

@@ -118,6 +118,8 @@ def one_case(rng: random.Random, lane: str, folder: Path) -> Counter[str]:
                 counted["not killed"] += 1
                 if done.returncode:
                     print(done.stderr[-2000:], file=sys.stderr)
+                elif "finished" in done.stdout:
+                    break  # it came to its end first: to resume it again would be a branch
         elif "finished" not in done.stdout:
             counted["not finished"] += 1
             print(done.stderr[-2000:], file=sys.stderr)
