@@ -18,9 +18,9 @@ ENTRY_POINT_GROUP = "phasewatch.detectors"
 StreamKind = Literal["loss", "measured", "scalar"]
 
 _DEFAULTS: dict[StreamKind, str] = {
-    "loss": "local_change",
+    "loss": "slope_shift",
     "measured": "level_shift",
-    "scalar": "local_change",
+    "scalar": "ruptures_window",
 }
 
 
@@ -41,11 +41,11 @@ _FACTORIES: dict[str, Callable[..., Detector]] = {
         ("cusum", "online.cusum", "Cusum"),
         ("focus", "online.focus", "Focus"),
         ("level_shift", "online.level_shift", "LevelShift"),
-        ("local_change", "online.local_change", "LocalChange"),
         ("page_hinkley", "online.page_hinkley", "PageHinkley"),
         ("precursor", "online.early_warning", "Precursor"),
         ("ruptures_window", "online.ruptures_window", "RupturesWindow"),
         ("slope_shift", "online.slope_shift", "SlopeShift"),
+        ("local_change", "online.local_change", "LocalChange"),
     )
 }
 

@@ -1,11 +1,12 @@
-"""Abrupt changes of any scalar, both ways, at any time scale: the detector of logged streams.
+"""Abrupt changes of any scalar, both ways, at any time scale. Not a default: chosen by name.
 
 The stream is kept at levels: single points, and robust means of 4, 16, 64, … of them. At each level
 a running forecast says cheaply whether anything may have happened; where it may have, the latest 1
 to 14 values are compared with what the values before them were doing (`local_features`), at once
 and again a few values later, and boosted trees (`boosted`) turn the comparison into log-odds that
 an experienced eye would call it an abrupt change. The trees were fitted to recorded curves of many
-repositories and to simulated ones; `docs/detection.md` says how and what they reach.
+repositories and to simulated ones. On repositories that were left out of the fit they find 58 % of
+the transitions, at 0.08 false alarms in 1000 points; on long smooth losses `slope_shift` is better.
 
 Everything forgets: the forecast, its errors and the range are those of the recent past, and what
 lies before a change is not compared with what comes after it. No name, unit or length of the run
@@ -363,7 +364,7 @@ class LocalChange(BaseDetector):
     def _alarm(
         self, step: int, level: _Level, looks: Looks, best: int, log_odds: float, stride: int
     ) -> Alarm:
-        m = looks.sizes[best]
+        m = looks.sizes[best] - self._still_old(level, looks, best)
         last_before, first = level.steps[-m - 1], level.steps[-m]
         before, after = float(looks.before[best]), float(looks.after[best])
         return Alarm(
@@ -381,6 +382,14 @@ class LocalChange(BaseDetector):
             probability=1.0 / (1.0 + math.exp(-log_odds)),
             rule=f"{m} of {stride} points, {'log10' if looks.log else 'linear'}",
         )
+
+    def _still_old(self, level: _Level, looks: Looks, best: int) -> int:
+        """How many of the new values are still where the old ones were."""
+        m = looks.sizes[best]
+        new, before = np.array(level.values[-m:]), looks.before[best]
+        off = np.log10(new / before) if looks.log else new - before
+        away = min(0.5 * abs(looks.change[best]), 4.0 * looks.sigma[best])
+        return int(np.argmax(np.sign(looks.change[best]) * off >= away))
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -196,12 +196,11 @@ def look(values: Array, far: Array, *, level: int, seen: int, since: int, past: 
 
 
 def _back(y: Array, *, log: bool) -> Array:
-    return 10.0 ** np.clip(y, -300.0, 300.0) if log else y
+    return np.asarray(10.0 ** np.clip(y, -300.0, 300.0)) if log else y
 
 
 def _log_ratio(a: Array, b: Array) -> Array:
     """log10 of a / b, cut at ±4; a and b of at least 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         found = np.log10(a) - np.log10(b)
-    cut: Array = np.clip(np.nan_to_num(found, nan=0.0, posinf=4.0, neginf=-4.0), -4.0, 4.0)
-    return cut
+    return np.clip(np.nan_to_num(found, nan=0.0, posinf=4.0, neginf=-4.0), -4.0, 4.0)

@@ -13,7 +13,6 @@ from phasewatch.detectors.types import Alarm, AlarmKind
 from phasewatch.monitor.core.meaning import Role
 from phasewatch.monitor.core.types import Transition, TransitionKind, TransitionStatus
 from phasewatch.monitor.transitions.classification import displacement, progress
-from phasewatch.monitor.transitions.life import Event
 
 SLACK = 0.25
 """Alarms within this share of an episode's length outside it still belong to it."""
@@ -31,12 +30,9 @@ HORIZON = 0.25
 """What was foretold must begin within this share of the steps so far, or it is withdrawn."""
 
 QUIET = 0.1
-"""An instability is over once it was quiet for this share of the steps so far, and for as long as
-it lasted, whichever is longer; and for as long as it took to come back after the one before, but
-for no more than `LONGER` times that share. With it, spikes at a steady distance are ten episodes at
-most, however many they are, and two that are far apart are two."""
-
-LONGER = 1.5
+"""An instability is over once it was quiet for this share of the steps so far, for as long as it
+lasted, and for as long as it took to come back after the one before: whichever is longest. With it,
+spikes at any steady distance are one or two episodes, however many they are."""
 
 BEYOND = 0.1
 """A fall that ends lower than before the spike by so much (dex, or relative) is no way back from
@@ -179,20 +175,16 @@ class Episode:
     @property
     def hold(self) -> float:
         """Steps of quiet after which an instability is over."""
-        quiet = QUIET * self.end
-        return max(quiet, self.end - self.start, min(self.quiet_before, LONGER * quiet))
+        return max(QUIET * self.end, self.end - self.start, self.quiet_before)
 
-    def overlaps(self, alarm: Alarm, *, same: bool = False) -> bool:
+    def overlaps(self, alarm: Alarm) -> bool:
         """Whether a change lies close in step: within a quarter of the length or two points.
-
-        Of the same stream (`same`), within the length: a wide change is told in pieces.
 
         A stream of few points says only that it changed between two of them, so the step between
         its points is added on either side.
         """
         lead = self.transition.evidence[self.lead]
-        length = self.end - self.start
-        slack = max((1.0 if same else SLACK) * length, cadence(alarm), cadence(lead))
+        slack = max(SLACK * (self.end - self.start), cadence(alarm), cadence(lead))
         return earliest(alarm) <= self.end + slack and alarm.detected_step >= self.start - slack
 
     def continues(self, alarm: Alarm) -> bool:
@@ -212,20 +204,13 @@ class Episode:
             return False
         if self.waiting:
             return earliest(alarm) <= self.until and alarm.onset_step >= self.start
+        if not self.overlaps(alarm) or self._is_followed_by(held_out, alarm):
+            return False
         first = self.transition.evidence.get(name)
-        same = first is not None and first.direction is alarm.direction
-        if not self.overlaps(alarm, same=same) or self._is_followed_by(held_out, alarm):
-            return False
-        if self._is_behind(alarm) and not same:
-            return False
         if first is None or first.direction is alarm.direction:
             return True
         undone = displacement(alarm.value_before, alarm.value_after)
         return abs(undone) < UNDONE * abs(displacement(first.value_before, first.value_after))
-
-    def _is_behind(self, alarm: Alarm) -> bool:
-        """Whether a change began after this transition had ended."""
-        return self.transition.end_step is not None and earliest(alarm) > self.transition.end_step
 
     def _is_followed_by(self, held_out: bool, alarm: Alarm) -> bool:
         """Whether held-out data tell of what comes after the circuits formed: the next phase."""
@@ -253,37 +238,23 @@ class Episode:
         went = displacement(alarm.value_before, alarm.value_after)
         return moved * went > 0.0 and abs(moved) >= BEYOND
 
-    def judge(self, point: Point) -> Event | None:
-        """Whether the change of the lead stream held or went back; None while that is open."""
+    def judge(self, point: Point) -> TransitionStatus:
+        """Whether the change of the lead stream held, went back, or is still open."""
         alarm = self.transition.evidence[self.lead]
         if point.step <= alarm.detected_step:
-            return None
+            return TransitionStatus.SUSPECTED
         share = progress(alarm.value_before, alarm.value_after, point.value)
         if not math.isfinite(share):
-            return None
+            return TransitionStatus.SUSPECTED
         self.held_sum += share
         self.held_count += 1
         delay = alarm.detected_step - alarm.onset_step
         if self.held_count < 2 or point.step < alarm.detected_step + PERSISTENCE * delay:
-            return None
+            return TransitionStatus.SUSPECTED
         mean = self.held_sum / self.held_count
         if mean >= HELD:
-            return Event.HELD
-        return Event.RETURNED if mean < RETURNED else None
-
-    @property
-    def leaning(self) -> Event:
-        """What the values after a suspected change say so far: that it held, if there are none."""
-        held = not self.held_count or self.held_sum >= RETURNED * self.held_count
-        return Event.HELD if held else Event.RETURNED
-
-    def is_peak(self, point: Point) -> bool:
-        """Whether a value lies farther from where the stream came from than any before it."""
-        before = self.transition.before.get(point.name)
-        if before is None or not math.isfinite(point.value):
-            return False
-        away = abs(displacement(before, point.value))
-        return away > abs(displacement(before, self.transition.after[point.name]))
+            return TransitionStatus.CONFIRMED
+        return TransitionStatus.WITHDRAWN if mean < RETURNED else TransitionStatus.SUSPECTED
 
     def ended(self, transition: Transition, step: int) -> Transition:
         """The transition, over at `step`; an instability was over when it was last active."""

@@ -68,9 +68,6 @@ ONSET_RIGHT, END_RIGHT = 0.25, 0.1
 """An onset, or an end, that is off by less than this share of the change was right. A curve bends
 at its onset, which no rule places sharply."""
 
-LOOKING_BACK = 1.5
-"""Log-odds by which a change may be less certain in hindsight than live: nobody is woken by it."""
-
 STANDS_OUT, LOOK, MIDDLE = 4.0, 15, 5
 """A jump of a point or two that nobody told of counts only if it is so many times the scatter of so
 many points on both sides, between the medians of the nearest: no step of a noisy slope."""
@@ -132,21 +129,6 @@ class _Curve:
         return [
             _Found(self.name, c.onset_step, c.end_step, c.direction, c.score, c.open, gap)
             for c in found
-        ]
-
-    def local_changes(self) -> list[_Found]:
-        """What the detector of logged streams says where it may be less certain than live."""
-        if self.stderrs is not None:
-            return []
-        from phasewatch.detectors.online.local_change import LocalChange
-
-        detector = LocalChange(strictness=-LOOKING_BACK)
-        alarms = map(detector.update, self.steps.tolist(), self.values.tolist())
-        gap = float(self.steps[-1] - self.steps[0]) / max(self.steps.size - 1, 1)
-        return [
-            _Found(self.name, a.onset_step, a.detected_step, a.direction, a.score, False, gap)
-            for a in (*alarms, detector.finish())
-            if a is not None
         ]
 
     def stands_out(self, change: _Found) -> bool:
@@ -218,16 +200,12 @@ def review(
     leads = [s.name for s in by_name.values() if s.detector is not None and s.role is Role.LEADING]
     told = [n for t in known for n in t.evidence if by_name.get(n) is None or n in leads]
     meanings = Meanings(declared={s.name: s.meaning for s in by_name.values()})
-    from phasewatch.detectors.online.local_change import LocalChange
-
     curves: dict[str, _Curve] = {}
-    short: dict[str, _Curve] = {}
     deadline = time.monotonic() + seconds
     for name in dict.fromkeys([*told, *leads]):
         if time.monotonic() > deadline:
             break
         curve = _Curve.of(name, history(name), meanings.of(name))
-        short[name] = curve
         if curve.steps.size >= MIN_POINTS:
             curves[name] = curve
     lenient = {name: curves[name].changes(LENIENCY) for name in dict.fromkeys(told) & curves.keys()}
@@ -242,11 +220,8 @@ def review(
         for change in full.get(name, ())
         if not change.still_open and curves[name].stands_out(change)
     ]
-    for name in leads:
-        if name in short and isinstance(by_name[name].detector, LocalChange):
-            missed += _uncovered(short[name].local_changes(), missed)
     found = [
-        _found(group, short, run, attempt, ordinal, meanings, has_validation=has_validation)
+        _found(group, curves, run, attempt, ordinal, meanings, has_validation=has_validation)
         for ordinal, group in enumerate(
             _groups(missed, spans),
             start=1 + sum(t.hindsight is not None and t.hindsight.streamed is None for t in known),
@@ -299,16 +274,10 @@ def _judged(
         for found, alarm in looked_at
         if (change := _counterpart(found, alarm.direction, span)) is not None
     ]
-    if not seen and (sure := [a for _, a in looked_at if a.probability is not None]):
-        return _stands(transition, streamed, sure)
     if not seen:
         if going_on or len(looked_at) < sum(name not in supporting for name in transition.evidence):
             return None
-        verdict = Hindsight(
-            verdict=HindsightVerdict.WITHDRAWN,
-            streamed=streamed,
-            reason="no stream's full history shows an abrupt change there",
-        )
+        verdict = Hindsight(verdict=HindsightVerdict.WITHDRAWN, streamed=streamed)
         return replace(transition, status=TransitionStatus.WITHDRAWN, hindsight=verdict)
     onset, end = _joint_span(seen)
     still_open = any(c.still_open and c.end == end for c in seen)
@@ -336,23 +305,6 @@ def _judged(
             score=max(c.score for c in seen),
         ),
     )
-
-
-def _stands(
-    transition: Transition, streamed: TransitionStatus | None, alarms: Sequence[Alarm]
-) -> Transition | None:
-    """A change that was judged by what is near it stands, whatever the rest of the history is."""
-    if streamed is TransitionStatus.WITHDRAWN:
-        return None
-    verdict = Hindsight(
-        verdict=HindsightVerdict.CONFIRMED,
-        streamed=streamed,
-        onset_step=transition.onset_step,
-        end_step=transition.end_step,
-        score=max(alarm.score for alarm in alarms),
-        reason="judged by the values around it",
-    )
-    return replace(transition, hindsight=verdict)
 
 
 def _joint_span(changes: Sequence[_Found]) -> tuple[int, int]:
@@ -383,19 +335,6 @@ def _groups(changes: Sequence[_Found], taken: Sequence[tuple[int, int]]) -> Iter
                 group.append(change)
                 left.remove(change)
         yield group
-
-
-def _uncovered(changes: Sequence[_Found], known: Sequence[_Found]) -> list[_Found]:
-    """Changes that do not overlap a known one of the same stream."""
-    spans = [(one.name, (one.onset, one.end)) for one in known]
-    return [
-        change
-        for change in changes
-        if not any(
-            name == change.name and _overlaps(span, (change.onset, change.end))
-            for name, span in spans
-        )
-    ]
 
 
 def _found(

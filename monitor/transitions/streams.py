@@ -14,7 +14,7 @@ from phasewatch.detectors.error_control.alpha_spending import Budgeted
 from phasewatch.detectors.types import Alarm
 from phasewatch.monitor.config.monitor import DetectorConfig
 from phasewatch.monitor.core.errors import ConfigError, UnknownNameError
-from phasewatch.monitor.core.meaning import DetectorKind, Meanings, Role, StreamMeaning
+from phasewatch.monitor.core.meaning import DetectorKind, Meanings, Panel, Role, StreamMeaning
 from phasewatch.monitor.core.ownership import is_ours
 
 log = logging.getLogger("phasewatch")
@@ -22,14 +22,15 @@ log = logging.getLogger("phasewatch")
 Override = Callable[[str, Detector | None], Detector | None]
 """From a stream's name, and the detector it would have, to the one it gets."""
 
+SCORE_EFFECT = 0.1
+"""Smallest change of a score that counts. An accuracy lies between 0 and 1 and stands near one end
+for long, where any little thing is a large share of its range so far."""
 
 SHARES = 8
-"""So many measured streams share half of a run's false alarms equally; as many again half of the
-rest."""
+"""So many streams share half of a run's false alarms equally; as many again half of the rest."""
 
-FALSE_ALARMS = 0.1
-"""Expected false alarms of a run at which logged streams are watched as the benchmarks are: where a
-run asks for fewer, alarms must be as much more certain."""
+HORIZON = 1e5
+"""Points of a stream where nobody knows how long the run will be."""
 
 MEASURED_POINTS = 200
 """Points of a measured stream such as λ̂: each costs too much for there to be many."""
@@ -100,7 +101,7 @@ class Streams:
         self._meanings = meanings or Meanings()
         self.horizon: tuple[int, float] | None = None
         self._false_alarms = false_alarms
-        self._num_measured = 0
+        self._num_defaults = 0
         self._override = override
         self._given: dict[str, Detector] = {}
         self._chosen = dict(chosen)
@@ -117,23 +118,26 @@ class Streams:
     def __iter__(self) -> Iterator[Stream]:
         return iter(self._streams.values())
 
-    def get(self, name: str, stderr: float | None = None, *, measured: bool = False) -> Stream:
+    def get(
+        self, name: str, stderr: float | None = None, *, step: int = 1, measured: bool = False
+    ) -> Stream:
         """The stream of that name, made on first use.
 
         Args:
             name: Its name.
             stderr: Standard error of its first value, if that has one.
+            step: Step of its first value.
             measured: Whether an observable measures it; "total/part" is then a part, which is
                 shown beside its total and not watched. A logged "train/loss" is no part.
         """
         stream = self._streams.get(name)
         if stream is None:
             stream = self._streams[name] = self._make(
-                name, stderr, is_part=measured and "/" in name
+                name, stderr, step, is_part=measured and "/" in name
             )
         return stream
 
-    def _make(self, name: str, stderr: float | None, *, is_part: bool) -> Stream:
+    def _make(self, name: str, stderr: float | None, step: int, *, is_part: bool) -> Stream:
         detector: Detector | None
         meaning = self._meanings.of(name)
         role = Role.LEADING  # of who chose a detector for it
@@ -144,7 +148,7 @@ class Streams:
         elif is_part or meaning.role is Role.DIAGNOSTIC:
             detector = None
         else:
-            detector = self._default(meaning, stderr)
+            detector = self._default(meaning, stderr, step)
             role = meaning.role
         if self._override is not None:
             detector = self._override(name, detector)
@@ -152,18 +156,24 @@ class Streams:
             self._restore(name, detector)
         return Stream(name, detector, role, meaning)
 
-    def _default(self, meaning: StreamMeaning, stderr: float | None) -> Detector:
-        """The default detector, as strict as the run's false alarms ask.
+    def _default(self, meaning: StreamMeaning, stderr: float | None, step: int) -> Detector:
+        """The default detector, as strict as the stream's share of the false alarms asks.
 
-        A logged stream needs more certain alarms the longer it gets; nobody need know how long.
+        What is logged every n steps comes first at step n: that tells how many points to expect.
+        `Budgeted` keeps to its share where there are more.
         """
-        kind = kind_of(meaning, stderr)
-        if kind != "measured":
-            strictness = math.log(FALSE_ALARMS / self._false_alarms)
-            return detectors.default(kind, strictness=strictness)
-        share = self._false_alarms * 0.5 ** (self._num_measured // SHARES + 1) / SHARES
-        self._num_measured += 1
-        return Budgeted(detectors.default_name(kind), share, MEASURED_POINTS)
+        kind, parameters = kind_of(meaning, stderr), {}
+        if kind == "scalar" and meaning.panel is Panel.FRACTIONS:
+            parameters["min_effect"] = SCORE_EFFECT
+        share = self._false_alarms * 0.5 ** (self._num_defaults // SHARES + 1) / SHARES
+        self._num_defaults += 1
+        points = HORIZON
+        if kind == "measured":
+            points = MEASURED_POINTS
+        elif self.horizon is not None:
+            start, end = self.horizon
+            points = (end - start) / max(step - start, 1)
+        return Budgeted(detectors.default_name(kind), share, points, **parameters)
 
     def _restore(self, name: str, detector: Detector) -> None:
         """Go on from a saved state; one of another detector is no reason to stop a run."""

@@ -87,10 +87,10 @@ def spikes(period: int):
 
 @pytest.mark.parametrize("detector", ["slope_shift", "cusum", "focus"])
 @pytest.mark.parametrize("period", [100, 300, 1000])
-def test_a_run_that_spikes_for_ever_has_a_few_instabilities(detector, period) -> None:
+def test_a_run_that_spikes_for_ever_has_one_or_two_instabilities(detector, period) -> None:
     found = watched({"train_loss": (STEPS, spikes(period))}, detectors={"train_loss": detector})
     assert set(kinds(found)) == {K.INSTABILITY}
-    assert len(found) <= 8
+    assert len(found) <= 2
 
 
 def test_losses_that_are_not_numbers_are_one_instability() -> None:
@@ -106,8 +106,7 @@ def test_losses_that_are_not_numbers_are_one_instability() -> None:
     )
     assert only.kind is K.INSTABILITY
     assert only.status is TransitionStatus.CONFIRMED  # it never came back
-    assert only.onset_step == 3001
-    assert only.detected_step <= 3003
+    assert (only.onset_step, only.detected_step) == (3001, 3003)
     assert {"train_loss", "val_loss"} <= set(only.evidence)
     assert only.severity == math.inf
 
@@ -141,8 +140,8 @@ def test_slingshots_hide_no_generalisation_and_are_none(detector) -> None:
         detectors={"train_loss": detector},
     )
     assert kinds(found).count(K.GENERALISATION) == 1
-    assert 1 <= kinds(found).count(K.INSTABILITY) <= 8
-    assert len(found) <= 9
+    assert 1 <= kinds(found).count(K.INSTABILITY) <= 2
+    assert len(found) <= 3
 
 
 def test_a_spike_that_ends_far_below_is_an_instability_and_an_acquisition() -> None:
