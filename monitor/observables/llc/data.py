@@ -134,10 +134,10 @@ class LLCSlices:
         config = at_temperature_of(context, self._config)
         with refusals():  # what is wrong with the loss itself is said of the whole probe
             check_llc(context, config)
-        for part in self._memories:
+        for part, memory in self._memories.items():
             own = on_data(context, self._batches(context, part))
             with refusals():
-                check_llc(own, config)
+                check_llc(own, config, memory=memory)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Measure slices at `context.step`, as many as `context.deadline_seconds` reach for.

@@ -101,7 +101,7 @@ class LLC:
         """
         context, config = self._posed(context)
         with refusals():
-            check_llc(context, config, parameters=self._parameters)
+            check_llc(context, config, parameters=self._parameters, memory=self._memory)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Measure at `context.step`, within `context.deadline_seconds`; λ̂ comes first.
@@ -246,7 +246,8 @@ class RefinedLLC:
 
     def _check_part(self, context: MeasureContext, part: str) -> None:
         with refusals():
-            check_llc(context, self._config, parameters=self._parts[part])
+            memory = self._memories.setdefault(part, Memory())
+            check_llc(context, self._config, parameters=self._parts[part], memory=memory)
 
     def _find(self, context: MeasureContext) -> None:
         self._parts = find_parts(context, self._wanted, self._max_parts)

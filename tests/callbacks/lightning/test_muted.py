@@ -69,7 +69,7 @@ def survey(trainer, module, loss_fn=None, batches=(BATCH,)):
         module, step=1, batches=batches, n_samples=3, substitutes=loss.substitutes()
     )
     context = replace(context, loss_fn=loss.attach(context.model))
-    terms = loss.survey(context)
+    terms, _ = loss.survey(context)
     return loss, context, terms
 
 
