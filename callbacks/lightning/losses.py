@@ -149,17 +149,16 @@ class ProbeLoss:
                 f"{self.source} failed on a probe batch ({told_with_place(error)}){way_out}"
             ) from error
         self._recorder.ends_step = self._manual
-        if losses[0].ndim:
-            number = sum(map(len, losses))
+        given = [_terms_given(found) for found in losses]
+        if given[0] is not None:
+            number = sum(filter(None, given))
             return number, context.sample_unit if number == context.n_samples else "term"
         number, count = counted(context.batches)
         if count == SAMPLES:
             return context.n_samples, context.sample_unit
         return number, count.unit
 
-    def _look(
-        self, context: MeasureContext, attached: AttachedLoss, first: Any
-    ) -> list[torch.Tensor]:
+    def _look(self, context: MeasureContext, attached: AttachedLoss, first: Any) -> list[Any]:
         given = clone_batch(first)
         loss = _evaluated(context, attached, given, SURVEY_SEEDS[0])
         self._clones = not same_batch(given, first)
@@ -223,17 +222,28 @@ class AttachedLoss:
         return self._loss.evaluate_unfrozen(model, batch, self.resettable)
 
 
-def _evaluated(context: MeasureContext, loss: AttachedLoss, batch: Any, seed: int) -> torch.Tensor:
+def _evaluated(context: MeasureContext, loss: AttachedLoss, batch: Any, seed: int) -> Any:
+    """What the loss gives, without a graph: a tensor, or a sum and a count."""
     RngState().seed(seed)
-    found: torch.Tensor = averaged(at_weights(context, loss, batch))
+    found = at_weights(context, loss, batch)
+    if is_sum_and_count(found):
+        return found[0].detach(), found[1]
     return found.detach()
+
+
+def _terms_given(found: Any) -> int | None:
+    """How many terms the loss itself tells that it has; None for a mean."""
+    if is_sum_and_count(found):
+        return int(found[1])
+    return len(found) if found.ndim else None
 
 
 def _probe_loss(model: Any, batch: Any) -> Any:
     return model.probe_loss(batch)
 
 
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+def _same(first: Any, second: Any) -> bool:
+    a, b = averaged(first), averaged(second)
     return a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
 
 

@@ -51,7 +51,11 @@ class Examination:
         if not self.noise:
             return context
         context = replace(context, loss_fn=noise.drawing_loss(context.loss_fn))
-        return noise.repeated(context, 1 if self.noise == FROZEN else config.noise_draws)
+        return noise.repeated(context, self.repeats(config))
+
+    def repeats(self, config: SamplerConfig) -> int:
+        """Evaluations of the probe that make one of L_n."""
+        return config.noise_draws if self.noise == AVERAGED else 1
 
     def afresh(self, context: MeasureContext, config: SamplerConfig) -> MeasureContext | None:
         """The same with draws that no chain has seen; None where nothing is averaged."""

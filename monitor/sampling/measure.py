@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -515,15 +515,19 @@ PREPARATION = 12
 """Gradients of each chain before its first draw, about: centre and sharpness."""
 
 
-def sampling_work(config: SamplerConfig, *, warm: bool = False) -> Work:
+def sampling_work(config: SamplerConfig, memories: Iterable[Memory]) -> Work:
     """What the chains of one model take up to the first look at them.
 
     Args:
         config: How is sampled.
-        warm: Whether they go on from where earlier ones stood.
+        memories: Of its parts: whether chains go on from where earlier ones stood, and whether each
+            gradient is a mean over draws of the loss.
     """
-    draws = first_look(config, warm=warm) + PREPARATION
-    return Work(gradients=float(config.num_chains * draws))
+    known = list(memories)
+    draws = first_look(config, warm=any(memory.warm for memory in known)) + PREPARATION
+    found = [memory.examination for memory in known if memory.examination is not None]
+    repeats = max((examination.repeats(config) for examination in found), default=1)
+    return Work(gradients=float(config.num_chains * draws * repeats))
 
 
 def check_llc(

@@ -152,7 +152,7 @@ class LLCSlices:
         """Gradients of all slices' chains, each on its share of the samples."""
         parts = (self._batches(context, part) for part in self._memories)
         sizes = sum(map(_num_samples, parts)) / max(_num_samples(context.batches), 1)
-        one = sampling_work(self._config, warm=any(m.warm for m in self._memories.values()))
+        one = sampling_work(self._config, self._memories.values())
         return replace(one, gradients=sizes * one.gradients)
 
     def measure_in_steps(self, context: MeasureContext) -> Steps[list[Observation]]:
