@@ -31,6 +31,8 @@ from phasewatch.monitor.isolation.batches import clone_batch, same_batch
 from phasewatch.monitor.isolation.places import told_with_place
 from phasewatch.monitor.isolation.rng import RngState
 from phasewatch.monitor.observables.evaluation import at_weights
+from phasewatch.monitor.sampling.posterior import averaged, is_sum_and_count
+from phasewatch.monitor.sampling.terms import SAMPLES, counted
 
 log = logging.getLogger("phasewatch")
 
@@ -85,7 +87,7 @@ class ProbeLoss:
             mute_metrics(copied)
         return AttachedLoss(self, Resettable(copied))
 
-    def evaluate(self, model: nn.Module, batch: Any, resettable: Resettable | None) -> torch.Tensor:
+    def evaluate(self, model: nn.Module, batch: Any, resettable: Resettable | None) -> Any:
         """Evaluate the loss; the copy and the batch are afterwards as before.
 
         Args:
@@ -96,10 +98,19 @@ class ProbeLoss:
         Raises:
             RefusedError: The step gives no loss, or asks for what a copy must not have.
         """
-        if self._clones:
-            batch = clone_batch(batch)
         if self._seeds is not None:
             self._seeds.seed(SURVEY_SEEDS[0])
+        return self.evaluate_unfrozen(model, batch, resettable)
+
+    @property
+    def draws(self) -> bool:
+        """Whether the loss draws random numbers."""
+        return self._seeds is not None
+
+    def evaluate_unfrozen(self, model: nn.Module, batch: Any, resettable: Resettable | None) -> Any:
+        """As `evaluate`, with whatever random numbers come next, as training sees it."""
+        if self._clones:
+            batch = clone_batch(batch)
         self._recorder.losses = []
         try:
             with self._trainer.precision_plugin.train_step_context():
@@ -109,14 +120,15 @@ class ProbeLoss:
             if resettable is not None:
                 resettable.restore()
 
-    def survey(self, context: MeasureContext) -> int:
+    def survey(self, context: MeasureContext) -> tuple[int, str]:
         """Look at the loss once on the whole probe, and adapt to what is found.
 
         A step that changes its batch gets a copy each time; one that draws random numbers gets the
         same ones each time; metrics that the loss does not depend on are not computed.
 
         Returns:
-            Number of terms the loss averages over: of per-sample losses their count, else
+            Number of terms the loss averages over, and what one is. Of per-sample losses their
+            count; of a mean what its batches tell (graphs, labels that are not ignored), else
             `context.n_samples`.
 
         Raises:
@@ -137,11 +149,16 @@ class ProbeLoss:
                 f"{self.source} failed on a probe batch ({told_with_place(error)}){way_out}"
             ) from error
         self._recorder.ends_step = self._manual
-        return sum(map(len, losses)) if losses[0].ndim else context.n_samples
+        given = [_terms_given(found) for found in losses]
+        if given[0] is not None:
+            number = sum(filter(None, given))
+            return number, context.sample_unit if number == context.n_samples else "term"
+        number, count = counted(context.batches)
+        if count == SAMPLES:
+            return context.n_samples, context.sample_unit
+        return number, count.unit
 
-    def _look(
-        self, context: MeasureContext, attached: AttachedLoss, first: Any
-    ) -> list[torch.Tensor]:
+    def _look(self, context: MeasureContext, attached: AttachedLoss, first: Any) -> list[Any]:
         given = clone_batch(first)
         loss = _evaluated(context, attached, given, SURVEY_SEEDS[0])
         self._clones = not same_batch(given, first)
@@ -188,7 +205,7 @@ class AttachedLoss:
         self._loss = loss
         self.resettable = resettable
 
-    def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
+    def __call__(self, model: nn.Module, batch: Any) -> Any:
         """Evaluate the loss; the copy and the batch are afterwards as before.
 
         Raises:
@@ -196,18 +213,37 @@ class AttachedLoss:
         """
         return self._loss.evaluate(model, batch, self.resettable)
 
+    @property
+    def unfrozen(self) -> LossFn | None:
+        """The loss as training sees it, where it draws random numbers; else None."""
+        return self._unfrozen if self._loss.draws else None
 
-def _evaluated(context: MeasureContext, loss: AttachedLoss, batch: Any, seed: int) -> torch.Tensor:
+    def _unfrozen(self, model: nn.Module, batch: Any) -> Any:
+        return self._loss.evaluate_unfrozen(model, batch, self.resettable)
+
+
+def _evaluated(context: MeasureContext, loss: AttachedLoss, batch: Any, seed: int) -> Any:
+    """What the loss gives, without a graph: a tensor, or a sum and a count."""
     RngState().seed(seed)
-    found: torch.Tensor = at_weights(context, loss, batch)
+    found = at_weights(context, loss, batch)
+    if is_sum_and_count(found):
+        return found[0].detach(), found[1]
     return found.detach()
+
+
+def _terms_given(found: Any) -> int | None:
+    """How many terms the loss itself tells that it has; None for a mean."""
+    if is_sum_and_count(found):
+        return int(found[1])
+    return len(found) if found.ndim else None
 
 
 def _probe_loss(model: Any, batch: Any) -> Any:
     return model.probe_loss(batch)
 
 
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+def _same(first: Any, second: Any) -> bool:
+    a, b = averaged(first), averaged(second)
     return a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
 
 
@@ -222,9 +258,11 @@ def _only(losses: Sequence[torch.Tensor]) -> torch.Tensor:
     return first
 
 
-def _as_loss(result: Any, source: str) -> torch.Tensor:
+def _as_loss(result: Any, source: str) -> Any:
     if isinstance(result, dict):
         result = result.get("loss")
+    if is_sum_and_count(result):
+        return result
     if result is None:
         raise RefusedError(f"{source} gave no loss for a probe batch; {WAY_OUT}")
     if not isinstance(result, torch.Tensor):

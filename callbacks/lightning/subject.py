@@ -172,8 +172,8 @@ class Subject:
     def _survey(self) -> None:
         if self._loss is None or self._probe is None:
             return
-        terms = self._loss.survey(self.context(0))
-        self._probe = with_terms(self._probe, self._n_samples or terms)
+        terms, unit = self._loss.survey(self.context(0))
+        self._probe = with_terms(self._probe, self._n_samples or terms, unit)
 
     def _size(self, build: Build) -> None:
         """Grow the probe while it pays, in batches of a shape that the loss takes."""

@@ -63,6 +63,9 @@ class SamplerConfig(_Model):
         burnin_fraction: Share of the draws dropped at the start; None finds where the plateau
             begins.
         warm_start: Chains of a live run go on from where they stood at the measurement before.
+        noise: Of a loss that draws random numbers: "average" measures the expected loss, over
+            `noise_draws` draws; "frozen" one draw of it, which is another quantity.
+        noise_draws: Draws that are averaged.
         n_beta: nβ; None takes n / log n from the probe's n.
         localization: γ, the strength of the pull back to w*. It is part of the number: keep it
             fixed through a run.
@@ -89,6 +92,8 @@ class SamplerConfig(_Model):
     target_error: PositiveFloat = 0.1
     burnin_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     warm_start: bool = True
+    noise: Literal["average", "frozen"] = "average"
+    noise_draws: Annotated[int, Field(ge=2)] = 16
     n_beta: PositiveFloat | None = None
     localization: NonNegativeFloat = 1.0
     step_size: PositiveFloat | None = None

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 LossFn = Callable[["nn.Module", Any], "torch.Tensor"]
-"""`loss_fn(model, batch)` -> per-sample losses of shape `(B,)`, or their mean, in nats."""
+"""`loss_fn(model, batch)` -> per-sample losses of shape `(B,)`, their mean, or the pair (their sum,
+their number), in nats."""
 
 
 class EstimateStatus(StrEnum):
@@ -207,6 +208,11 @@ class Estimate:
         localization: γ.
         n_data: Size of the training dataset, if known.
         sample_unit: What one term of the loss is: "sample", "token", ...
+        counted: How the terms of each batch were counted, in words.
+        noise: "" for a loss that is a function of the weights; "averaged" or "frozen" for one that
+            draws random numbers.
+        lambda_within: λ̂ of the chains from w* alone.
+        lambda_outside: λ̂ of the chains from outside alone; NaN if there are none.
         num_chains: Chains started.
         num_draws: Kept draws of each chain.
         num_burnin: Draws of each chain that were dropped as burn-in.
@@ -257,6 +263,10 @@ class Estimate:
     )
     n_data: int | None = None
     sample_unit: str = "sample"
+    counted: str = ""
+    noise: str = ""
+    lambda_within: float = float("nan")
+    lambda_outside: float = float("nan")
     rhat: float = float("nan")
     ess: float = float("nan")
     num_diverged: int = 0

@@ -13,16 +13,16 @@ from phasewatch.monitor.core.errors import ConfigError
 
 
 def count_samples(batch: Any) -> int:
-    """Samples in a batch: the first dimension of the first tensor found in it.
+    """Samples in a batch: its graphs, or the first dimension of the first tensor found in it.
 
     Raises:
         ConfigError: There is no tensor with a dimension.
     """
+    if isinstance(graphs := getattr(batch, "num_graphs", None), int):
+        return graphs
     for leaf in _leaves(batch):
         if isinstance(leaf, (torch.Tensor, np.ndarray)) and leaf.ndim > 0:
             return int(leaf.shape[0])
-    if isinstance(graphs := getattr(batch, "num_graphs", None), int):
-        return graphs
     raise ConfigError(
         f"probe: no tensor with a batch dimension in a {type(batch).__name__}; "
         "say how many terms the loss averages over with n_samples="

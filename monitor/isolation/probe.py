@@ -371,6 +371,8 @@ def _indices(loader: DataLoader[Any]) -> Sequence[int] | None:
     return None
 
 
-def with_terms(probe: Probe, terms: int) -> Probe:
+def with_terms(probe: Probe, terms: int, unit: str) -> Probe:
     """The same probe, its number of loss terms corrected by what the loss returned."""
-    return probe if terms == probe.n_samples else replace(probe, n_samples=terms)
+    if terms == probe.n_samples:
+        return probe
+    return replace(probe, n_samples=terms, sample_unit=unit)

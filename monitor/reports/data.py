@@ -168,11 +168,16 @@ def _series(store: Store, run_id: str, name: str, meaning: StreamMeaning) -> Ser
     return Series(name, unit, steps, values, stderrs, meaning, observations)
 
 
+def is_coefficient(series: Series) -> bool:
+    """Whether it shares an axis with λ̂: WBIC, in hundreds of nats, would flatten it to a line."""
+    return series.is_llc and series.unit in ("", "1")
+
+
 def panels(series: Iterable[Series]) -> list[Panel]:
     """Sort streams into panels: losses, λ̂, norms, fractions, then each other stream alone."""
     drawn = [s for s in series if s.finite.any() or s.is_measured]
     losses = [s for s in drawn if s.meaning.panel is PanelKind.LOSSES and not s.is_measured]
-    llc = [s for s in drawn if s.is_llc]
+    llc = [s for s in drawn if is_coefficient(s)]
     norms = [s for s in drawn if s.meaning.panel is PanelKind.NORMS]
     taken = {s.name for s in (*losses, *llc, *norms)}
     rest = [s for s in drawn if s.name not in taken]

@@ -270,6 +270,9 @@ def chain_trace(title: str, estimate: Estimate) -> dict[str, Any]:
         "λ̂": f"{estimate.lambda_hat:.4g} ± {estimate.lambda_stderr:.2g}",
         "status": f"{estimate.status}" + (f" ({estimate.reason})" if estimate.reason else ""),
         "loss at w*": f"{estimate.init_loss:.4g} nats",
+        "from w*": f"{estimate.lambda_within:.4g}",
+        "from outside": f"{estimate.lambda_outside:.4g}",
+        "noise of the loss": estimate.noise or "none",
         "virial": f"{estimate.virial:.3g}",
         "drift": f"{estimate.drift:.2g}",
         "predicted heat": f"{estimate.step_inflation:.2g} from the step, "
@@ -278,7 +281,8 @@ def chain_trace(title: str, estimate: Estimate) -> dict[str, Any]:
         "ESS": f"{estimate.ess:.3g}",
         "R-hat": f"{estimate.rhat:.3g}",
         "nβ": f"{estimate.n_beta:.4g}",
-        "n": f"{estimate.n_samples:,} × {estimate.sample_unit}",
+        "n": f"{estimate.n_samples:,} × {estimate.sample_unit}"
+        + (f" ({estimate.counted})" if estimate.counted else ""),
         "γ": f"{estimate.localization:.4g}",
         "step size": f"{estimate.step_size:.3g}",
         "draws": f"{estimate.num_chains} chains × {estimate.num_draws}, "

@@ -17,6 +17,7 @@ from phasewatch.monitor.reports.data import (
     LINE_COLOURS,
     RunRecord,
     Series,
+    is_coefficient,
     is_fraction,
     read_run,
     span,
@@ -87,7 +88,7 @@ def _plain(text: str, length: int = 40) -> str:
 def _rows(record: RunRecord) -> list[tuple[str, list[Series]]]:
     series = sorted(record.series.values(), key=lambda s: s.name)
     losses = [s for s in series if "loss" in s.name.lower() and not s.is_measured]
-    llc = [s for s in series if s.is_llc]
+    llc = [s for s in series if is_coefficient(s)]
     fractions = [s for s in series if not s.is_measured and is_fraction(s)]
     rows = [("losses", losses), ("llc", llc), ("fractions", fractions)]
     return [row for row in rows if row[1]] or [("losses", [])]

@@ -16,6 +16,7 @@ from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.core.types import MeasureContext
 from phasewatch.monitor.isolation.probe import Probe, build_probe, num_available
 from phasewatch.monitor.observables.evaluation import at_weights
+from phasewatch.monitor.sampling.posterior import averaged
 
 log = logging.getLogger("phasewatch")
 
@@ -118,4 +119,4 @@ def mean_loss(context: MeasureContext, batch: Any) -> float:
     """Mean loss of a batch at the present weights, in nats."""
     if context.loss_fn is None:
         raise RefusedError("there is no probe loss; give loss_fn=")
-    return float(at_weights(context, context.loss_fn, batch).detach().mean())
+    return float(averaged(at_weights(context, context.loss_fn, batch)).detach().mean())

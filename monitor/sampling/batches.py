@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A probe batch, and the seed of what the loss draws on it."""
+
+    batch: Any
+    seed: int
 
 
 def tensors_in(batch: Any) -> Iterator[Tensor]:
@@ -24,8 +33,17 @@ def tensors_in(batch: Any) -> Iterator[Tensor]:
         yield from tensors_in(vars(batch))
 
 
+def graphs_in(batch: Any) -> int | None:
+    """Graphs in a batch of graphs, whose tensors lead with nodes or edges; None if it is none."""
+    count = getattr(batch, "num_graphs", None)
+    return count if isinstance(count, int) and not isinstance(count, bool) else None
+
+
 def leading_size(batch: Any) -> int:
-    """Samples in a batch: the leading dimension of its first tensor that has one."""
+    """Samples in a batch: its graphs, or the leading dimension of its first tensor that has one."""
+    graphs = graphs_in(batch)
+    if graphs is not None:
+        return graphs
     return next((t.shape[0] for t in tensors_in(batch) if t.ndim > 0), 1)
 
 

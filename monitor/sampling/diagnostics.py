@@ -11,7 +11,7 @@ nets, 128 to 1024 draws), with it in 94 to 96 %.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,8 +30,8 @@ MAX_GAP = 0.25
 """Share of λ̂ by which the chains from w* and those from outside may differ. The truth lies between
 them, so an OK is off by half of that at most."""
 
-MAX_RELATIVE_STDERR = 0.12
-"""Two standard errors are then within a quarter of λ̂."""
+MAX_RELATIVE_STDERR = 0.1
+"""Two standard errors are then within a fifth of λ̂."""
 
 MAX_DRIFT = 0.15
 """Largest share of λ̂ that the last doubling of the draws may have changed."""
@@ -292,7 +292,11 @@ def _cause_of_fall(summary: Summary) -> str:
 
 
 def judge(
-    summary: Summary | None, n_samples: int, num_diverged: int, num_chains: int
+    summary: Summary | None,
+    n_samples: int,
+    num_diverged: int,
+    num_chains: int,
+    faults: Mapping[str, str] | None = None,
 ) -> tuple[EstimateStatus, str]:
     """Status and reason.
 
@@ -301,13 +305,14 @@ def judge(
         n_samples: n, terms of the loss.
         num_diverged: Chains that diverged.
         num_chains: Chains in all.
+        faults: What is wrong with the loss itself, by short name: told first.
     """
     if summary is None or not math.isfinite(summary.value):
         return EstimateStatus.DIVERGED, (
             f"all {num_chains} chains left the neighbourhood of w* and nothing finite is left; "
             "lower step_size, or raise localization"
         )
-    lost = []
+    lost = list((faults or {}).values())
     if num_diverged:
         lost.append(f"{num_diverged} of {num_chains} chains diverged and were excluded")
     if is_negative(summary):

@@ -108,7 +108,8 @@ class VmapEngine:
             values = {**problem.fixed, **dict(zip(names, tensors, strict=True))}
             return checked_terms(problem.call(values, batch))
 
-        terms = torch.func.vmap(one, randomness="different")(*swapped.values())
+        randomness = "same" if problem.noise_is_shared else "different"
+        terms = torch.func.vmap(one, randomness=randomness)(*swapped.values())
         terms = terms.to(problem.layout.state_dtype)
         (grad,) = torch.autograd.grad(terms.mean(dim=1).sum(), leaf)
         return terms.detach(), grad

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -31,6 +31,7 @@ from phasewatch.monitor.sampling.chains import OneByOne, Run, extend_together
 from phasewatch.monitor.sampling.diagnostics import Summary
 from phasewatch.monitor.sampling.engine import Engine
 from phasewatch.monitor.sampling.engine_choice import Verdicts, check_gradient
+from phasewatch.monitor.sampling.examination import Examination, examine
 from phasewatch.monitor.sampling.integrators import (
     Baoab,
     Integrator,
@@ -39,6 +40,7 @@ from phasewatch.monitor.sampling.integrators import (
     Sgld,
 )
 from phasewatch.monitor.sampling.memory_budget import Plan, plan_memory
+from phasewatch.monitor.sampling.noise import optimism
 from phasewatch.monitor.sampling.pace import Pace, first_look
 from phasewatch.monitor.sampling.pointwise import pointwise
 from phasewatch.monitor.sampling.posterior import Layout, Problem, pose
@@ -52,6 +54,9 @@ from phasewatch.monitor.sampling.restrictions import (
 from phasewatch.monitor.sampling.stopwatch import Stopwatch, paced
 
 logger = logging.getLogger("phasewatch.monitor.sampling")
+
+MAX_ROUNDING = 0.1
+"""Share of λ̂ that the last digit of the loss may be worth."""
 
 MAX_WARM_BYTES = 2**28
 """Chains larger than this are not kept between two measurements."""
@@ -68,6 +73,7 @@ class Memory:
 
     Attributes:
         verdicts: Which engine to use.
+        examination: What the loss is.
         sharpest: Unit vector near the sharpest direction, shape (d,).
         sharpness: The sharpness found there.
         displacement: Where the chains ended, relative to the weights of then, shape (chains, d).
@@ -79,6 +85,7 @@ class Memory:
     """
 
     verdicts: Verdicts = field(default_factory=Verdicts)
+    examination: Examination | None = None
     sharpest: Tensor | None = None
     sharpness: float | None = None
     displacement: Tensor | None = None
@@ -122,9 +129,11 @@ def estimate_llc(
     Args:
         model: The model at w*.
         batches: The probe: batches as `loss_fn` takes them. All of them together are one data
-            set; how it is cut does not change the result. Batches of a part of the data give the
-            data-refined coefficient of that part; compare parts at the same nβ.
-        loss_fn: `loss_fn(model, batch)` -> per-sample losses (B,), or their mean, in nats.
+            set; how it is cut does not change the result, or the estimate says that it does.
+            Batches of a part of the data give the data-refined coefficient of that part; compare
+            parts at the same nβ.
+        loss_fn: `loss_fn(model, batch)` -> per-sample losses (B,), their mean, or the pair (their
+            sum, their number), in nats.
         n_samples: n, the number of terms that the loss averages over all batches.
         config: How to sample; the defaults need no tuning.
         parameters: Restricts sampling to a part of the weights, the rest stay at w*: names or
@@ -327,33 +336,60 @@ def refined_llc_steps(
     is_live = memories is not None
     if memories is None:
         memories = {name: Memory() for name in selections}
-    if len(selections) > 1 and not _fit_together(context, config, selections):
+    stopwatch = Stopwatch()
+    examining = _examined(context, config, [memories[name] for name in selections])
+    examination = yield from paced(examining, _pause_of(context), stopwatch.running)
+    left = max(context.deadline_seconds - stopwatch.seconds, 0.0)
+    context = replace(context, deadline_seconds=left)
+    fresh = examination.afresh(context, config)
+    context = examination.apply(context, config)
+    if len(selections) > 1 and not _fit_together(context, config, selections, examination):
         found: dict[str, Estimate] = {}
-        left = context.deadline_seconds
         for name, part in selections.items():
             own = replace(context, deadline_seconds=left / (len(selections) - len(found)))
-            one = yield from _measured(own, config, {name: part}, memories, is_live)
+            one = yield from _measured(
+                own, config, {name: part}, memories, is_live, examination, fresh
+            )
             left = max(left - one[name].duration_seconds, 0.0)
             found |= one
         return found
-    return (yield from _measured(context, config, selections, memories, is_live))
+    return (
+        yield from _measured(context, config, selections, memories, is_live, examination, fresh)
+    )
+
+
+def _examined(
+    context: MeasureContext, config: SamplerConfig, memories: Sequence[Memory]
+) -> Steps[Examination]:
+    """What the loss is; looked at once."""
+    known = next((m.examination for m in memories if m.examination is not None), None)
+    found = known or (yield from examine(context, config))
+    for memory in memories:
+        memory.examination = found
+    return found
 
 
 def _plan(
-    context: MeasureContext, config: SamplerConfig, selections: Sequence[Selection]
+    context: MeasureContext,
+    config: SamplerConfig,
+    selections: Sequence[Selection],
+    examination: Examination,
 ) -> tuple[Problem, Plan]:
     """The problem of all these parts together, and how its chains fit into memory."""
     touched = {name for part in selections for name in names_of(context.params, part)}
-    problem = pose(context, sorted(touched))
+    problem = pose(context, sorted(touched), examination.count)
     return problem, plan_memory(problem, config, len(selections))
 
 
 def _fit_together(
-    context: MeasureContext, config: SamplerConfig, selections: Mapping[str, Selection]
+    context: MeasureContext,
+    config: SamplerConfig,
+    selections: Mapping[str, Selection],
+    examination: Examination,
 ) -> bool:
     """Whether one vmap can hold the chains of all parts; less would save nothing."""
     try:
-        _, plan = _plan(context, config, list(selections.values()))
+        _, plan = _plan(context, config, list(selections.values()), examination)
     except RefusedError:  # too large together; each alone may fit, or says why not
         return False
     return plan.width == len(selections) * config.num_chains
@@ -365,16 +401,29 @@ def _measured(
     selections: Mapping[str, Selection],
     memories: Mapping[str, Memory],
     is_live: bool,
+    examination: Examination,
+    fresh: MeasureContext | None,
 ) -> Steps[dict[str, Estimate]]:
     """All parts side by side."""
     stopwatch = Stopwatch(context.deadline_seconds, context.over)
     with stopwatch.running():
-        problem, plan = _plan(context, config, list(selections.values()))
+        problem, plan = _plan(context, config, list(selections.values()), examination)
     choosing = memories[next(iter(selections))].verdicts.engine_for(problem, plan)
-    # Weights that are lent must be back in place when training goes on: there is no pause then.
-    pause = _never if context.lent else context.pause
+    pause = _pause_of(context)
     engine = yield from paced(choosing, pause, stopwatch.running)
-    sampling = _sampled(context, config, selections, memories, is_live, problem, engine, stopwatch)
+    sampling = _sampled(
+        context,
+        config,
+        selections,
+        memories,
+        is_live,
+        problem,
+        plan,
+        engine,
+        stopwatch,
+        examination,
+        fresh,
+    )
 
     @contextmanager
     def session() -> Iterator[None]:
@@ -382,6 +431,11 @@ def _measured(
             yield
 
     return (yield from paced(sampling, pause, session))
+
+
+def _pause_of(context: MeasureContext) -> Callable[[], bool]:
+    """Weights that are lent must be back in place when training goes on: there is no pause then."""
+    return _never if context.lent else context.pause
 
 
 def _never() -> bool:
@@ -395,8 +449,11 @@ def _sampled(
     memories: Mapping[str, Memory],
     is_live: bool,
     problem: Problem,
+    plan: Plan,
     engine: Engine,
     stopwatch: Stopwatch,
+    examination: Examination,
+    fresh: MeasureContext | None,
 ) -> Steps[dict[str, Estimate]]:
     """The chains of all parts; steps are taken within the engine's session."""
     n_beta = _n_beta(context, config)
@@ -425,10 +482,18 @@ def _sampled(
         yield from run.prepare(memory.sharpest, memory.sharpness, memory.displacement, memory.heat)
     pace = Pace(config, context.n_samples, stopwatch, is_live)
     judged = yield from _sample(list(runs.values()), pace)
+    if fresh is not None:
+        beside = pose(fresh, problem.layout.names, examination.count)
+        yield
+        verdicts = memories[next(iter(selections))].verdicts
+        fresh_engine = yield from verdicts.engine_for(beside, plan)
+        for index, run in enumerate(runs.values()):
+            summary, burnin = judged[index]
+            judged[index] = (yield from _paid(run, summary, fresh_engine, beside)), burnin
     seconds = stopwatch.seconds / len(runs)
     estimates = {}
     for (name, run), (summary, burnin) in zip(runs.items(), judged, strict=True):
-        estimate = _estimate(context, config, run, summary, burnin, seconds)
+        estimate = _estimate(context, config, run, summary, burnin, seconds, examination)
         memories[name].displacement = None
         if is_live and config.warm_start and _sound(run, estimate):
             memories[name].displacement, memories[name].heat = run.chains.x, run.heat()
@@ -450,21 +515,29 @@ PREPARATION = 12
 """Gradients of each chain before its first draw, about: centre and sharpness."""
 
 
-def sampling_work(config: SamplerConfig, *, warm: bool = False) -> Work:
+def sampling_work(config: SamplerConfig, memories: Iterable[Memory]) -> Work:
     """What the chains of one model take up to the first look at them.
 
     Args:
         config: How is sampled.
-        warm: Whether they go on from where earlier ones stood.
+        memories: Of its parts: whether chains go on from where earlier ones stood, and whether each
+            gradient is a mean over draws of the loss.
     """
-    draws = first_look(config, warm=warm) + PREPARATION
-    return Work(gradients=float(config.num_chains * draws))
+    known = list(memories)
+    draws = first_look(config, warm=any(memory.warm for memory in known)) + PREPARATION
+    found = [memory.examination for memory in known if memory.examination is not None]
+    repeats = max((examination.repeats(config) for examination in found), default=1)
+    return Work(gradients=float(config.num_chains * draws * repeats))
 
 
 def check_llc(
-    context: MeasureContext, config: SamplerConfig, *, parameters: Selection = None
+    context: MeasureContext,
+    config: SamplerConfig,
+    *,
+    parameters: Selection = None,
+    memory: Memory | None = None,
 ) -> None:
-    """Everything that `measure_llc` may refuse, by one gradient of each probe batch.
+    """Everything that `measure_llc` may refuse, by a few evaluations of the probe.
 
     Which engine is quickest is found out by the first measurement.
 
@@ -472,12 +545,16 @@ def check_llc(
         context: The measurement's context.
         config: How the posterior is sampled.
         parameters: Names, modules or masks of the part; None is the whole model.
+        memory: Given the same one, `measure_llc` need not look at the loss again.
 
     Raises:
         RefusedError: It cannot be measured safely; says why and what to do.
         MeasurementError: The loss at w* is not finite.
     """
-    problem, plan = _plan(context, config, [parameters])
+    memory = memory if memory is not None else Memory()
+    examination = run_through(_examined(context, config, [memory]))
+    context = examination.apply(context, config)
+    problem, plan = _plan(context, config, [parameters], examination)
     _n_beta(context, config)
     mask_of(problem.layout, parameters, problem.device)
     _picker(problem, config, context.generator)
@@ -583,6 +660,36 @@ def _summarise(run: Run, burnin: int) -> Summary | None:
     )
 
 
+def _paid(
+    run: Run, summary: Summary | None, engine: Engine, fresh: Problem
+) -> Steps[Summary | None]:
+    """λ̂ with the optimism of chains that knew their draws taken out, and paid into the error."""
+    if summary is None:
+        return None
+    found = yield from optimism(run.engine, engine, (run.problem, fresh), run.chains.x)
+    gaps = found * (run.n_beta / 2)
+    added = gaps[run.alive] if len(gaps) == len(run.alive) else gaps
+    spread = float(added.std()) / math.sqrt(len(added)) if len(added) > 1 else 0.0
+    share = float(added.mean())
+    stderr = math.hypot(summary.stderr, share, spread)
+    return replace(summary, value=summary.value + share, stderr=stderr)
+
+
+def _rounding(run: Run, summary: Summary | None) -> dict[str, str]:
+    """A large constant in the loss, in which what the chains differ by is lost."""
+    if summary is None:
+        return {}
+    level = abs(run.baseline(range(len(run.problem.batches))))
+    grain = level * torch.finfo(run.problem.layout.state_dtype).eps
+    if run.n_beta * grain <= MAX_ROUNDING * abs(summary.value):
+        return {}
+    return {
+        "rounding": f"the loss at w* is {level:.3g} nats, so that its last digit is worth "
+        f"{run.n_beta * grain:.2g} nats of λ̂: take the constant out of the loss, or compute it "
+        "in float64"
+    }
+
+
 def _estimate(
     context: MeasureContext,
     config: SamplerConfig,
@@ -590,9 +697,11 @@ def _estimate(
     summary: Summary | None,
     burnin: int,
     seconds: float,
+    examination: Examination,
 ) -> Estimate:
     num_chains, num_diverged = len(run.alive), run.alive.count(False)
-    status, reason = diagnostics.judge(summary, context.n_samples, num_diverged, num_chains)
+    faults = {**examination.faults, **_rounding(run, summary)}
+    status, reason = diagnostics.judge(summary, context.n_samples, num_diverged, num_chains, faults)
     terms = pointwise(run.record.terms, burnin, run.center_terms, run.n_beta, context.n_samples)
     nan = math.nan
     init_loss = run.baseline(range(len(run.problem.batches)))
@@ -616,6 +725,10 @@ def _estimate(
         localization=config.localization,
         n_data=context.n_data,
         sample_unit=context.sample_unit,
+        counted=examination.counted,
+        noise=examination.noise,
+        lambda_within=summary.sides.within if summary else nan,
+        lambda_outside=summary.sides.outside if summary else nan,
         num_chains=num_chains,
         num_draws=len(run.record) - burnin,
         num_burnin=burnin,

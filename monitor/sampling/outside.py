@@ -33,6 +33,10 @@ DAMPING = 0.15
 CAUTION = 1.2
 """Factor on the sharpness met, as on the chains; four times as much after each loss of a chain."""
 
+LOST_PER_PARAMETER, LOST = 10.0, 100.0
+"""A chain is lost when U exceeds 10 d + 100 nats at the nβ of its level; it is about d there. A
+step that is too long throws chains far out, where a saturated loss is flat and they would stay."""
+
 MAX_LEVELS = 40
 MAX_ATTEMPTS = 4
 MAX_HALVINGS = 8
@@ -174,7 +178,10 @@ def _cooled(
             restrict(chains.velocity)
             found = evaluate(chains.x)
             yield
-        if not bool(torch.isfinite(found.loss).all() and torch.isfinite(found.grad).all()):
+        energies = (found.loss.double() - center_loss) * now
+        energies += torch.linalg.vecdot(chains.x, chains.x) * (localization / 2)
+        # Not finite fails the comparison, too.
+        if not bool((energies < LOST_PER_PARAMETER * num_sampled + LOST).all()):
             return None
         if now >= n_beta:
             return sharpness, float(found.loss.double().max()) - center_loss

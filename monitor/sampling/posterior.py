@@ -19,11 +19,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from phasewatch.monitor.core.errors import MeasurementError, RefusedError
 from phasewatch.monitor.core.types import LossFn, MeasureContext
 from phasewatch.monitor.isolation.places import told_with_place
-from phasewatch.monitor.sampling.batches import describe, in_double, leading_size, same, tensors_in
+from phasewatch.monitor.sampling.batches import (
+    Draw,
+    describe,
+    in_double,
+    leading_size,
+    same,
+    tensors_in,
+)
+from phasewatch.monitor.sampling.terms import GIVEN, GIVEN_COUNT, Count, candidates
 
 PREFIX = "model."
 
@@ -136,7 +145,8 @@ class ProbeLoss(nn.Module):
         leaf: Tensor | None = None,
         backward: bool = False,
         direction: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor | None]:
+        raw: bool = False,
+    ) -> Any:
         """Losses of `batch`; with the gradient for `leaf`, or the Hessian times `direction`.
 
         Args:
@@ -144,8 +154,12 @@ class ProbeLoss(nn.Module):
             leaf: The point, flat, shape (parameters,), that the gradient is wanted for.
             backward: Whether a gradient is wanted.
             direction: Shape (parameters,); the Hessian is multiplied with it.
+            raw: Give what the loss returned, a sum and a count included.
         """
         losses = self._loss_fn[0](self.model, batch)
+        if raw:
+            return losses
+        losses = averaged(losses)
         if leaf is None:
             return losses
         total = losses.mean()
@@ -160,6 +174,23 @@ class ProbeLoss(nn.Module):
             total.backward()
             return losses.detach(), leaf.grad
         return losses.detach(), torch.autograd.grad(total, leaf, allow_unused=True)[0]
+
+
+def is_sum_and_count(losses: Any) -> bool:
+    """Whether a loss returned the sum of its terms, and their number."""
+    return (
+        isinstance(losses, tuple)
+        and len(losses) == 2
+        and isinstance(losses[0], Tensor)
+        and isinstance(losses[1], (Tensor, int, float))
+    )
+
+
+def averaged(losses: Any) -> Any:
+    """The mean of a (sum, count); anything else as it is."""
+    if is_sum_and_count(losses):
+        return losses[0].sum() / losses[1]
+    return losses
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +214,9 @@ class Problem:
         kept_bytes: What one chain's forward pass keeps for its backward pass, at most.
         max_bytes: What chains should take at most beside the training; None: no word of it.
         precision: Unit roundoff of the coarsest floating dtype it keeps (bf16 under autocast).
+        count: How the terms of a batch were counted.
+        left_out: Batches without a term, which are not among `batches`.
+        noise_is_shared: All chains shall get the same draws of a loss that draws.
     """
 
     loss: ProbeLoss
@@ -199,6 +233,14 @@ class Problem:
     kept_bytes: int = 0
     precision: float = 0.0
     max_bytes: int | None = None
+    count: Count = GIVEN
+    left_out: int = 0
+    noise_is_shared: bool = False
+
+    @property
+    def gives_terms(self) -> bool:
+        """Whether the loss itself tells how many terms it has."""
+        return self.count in (GIVEN, GIVEN_COUNT)
 
     @property
     def device(self) -> torch.device:
@@ -275,12 +317,15 @@ def checked_terms(losses: Any) -> Tensor:
     return losses.reshape(-1)
 
 
-def pose(context: MeasureContext, names: Sequence[str] | None = None) -> Problem:
+def pose(
+    context: MeasureContext, names: Sequence[str] | None = None, count: Count | None = None
+) -> Problem:
     """Put together the problem of a measurement, and check that it can be measured.
 
     Args:
         context: Model copy, weights, loss and probe.
         names: Parameters to sample, the rest stay at w*; None takes all.
+        count: How to count the terms of a mean; None takes the likeliest way.
 
     Raises:
         RefusedError: No loss, no data, no parameters, or a batch that the loss cannot take.
@@ -314,8 +359,9 @@ def pose(context: MeasureContext, names: Sequence[str] | None = None) -> Problem
         aliases=_aliases(context.model),
         lent=context.lent,
         max_bytes=context.max_bytes,
+        noise_is_shared=getattr(context.loss_fn, "noise_is_shared", False),
     )
-    return _inspected(problem)
+    return _inspected(problem, count)
 
 
 def _prefixed(context: MeasureContext, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -339,41 +385,67 @@ def _aliases(model: nn.Module) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def _inspected(problem: Problem) -> Problem:
+def _inspected(problem: Problem, count: Count | None) -> Problem:
     """Look at each batch once, on copies: terms, finiteness, memory, and what is written into."""
+    batches = [batch.batch if isinstance(batch, Draw) else batch for batch in problem.batches]
+    reading = count or candidates(batches)[0]
     counts: list[int] = []
     kept, precision = 0, 0.0
     writes_batch = False
     written: set[str] = set()
     moved: set[str] = set()
+    used: list[Any] = []
     for index, pristine in enumerate(problem.batches):
         batch, constants = problem.batch(index), problem.constants()
         leaf = problem.center().requires_grad_()
         weights = problem.weights_of(leaf)
-        terms, size, coarsest = _tried(problem, index, batch, constants, leaf, weights)
-        mean = float(terms.cpu().double().mean())
+        result, size, coarsest = _tried(problem, index, batch, constants, leaf, weights)
+        number, way = _number_of_terms(result, batches[index], reading)
+        if number == 0 and len(problem.batches) > 1:
+            continue
+        reading = way
+        mean = float(checked_terms(averaged(result)).cpu().double().mean())
         if not math.isfinite(mean):
             raise MeasurementError(
                 f"the probe loss at the current weights is {mean} on batch {index}; the learning "
                 "coefficient needs a finite loss. Check the weights and the probe data"
             )
-        counts.append(terms.numel() if terms.numel() > 1 else leading_size(pristine))
+        used.append(pristine)
+        counts.append(max(number, 1))  # a batch alone has all the weight
         kept, precision = max(kept, size), max(precision, coarsest)
         writes_batch = writes_batch or not same(batch, pristine)
         written |= {n for n in problem.written if not same(constants[n], problem.fixed[n])}
         before = problem.layout.unflatten(leaf.detach())
         moved |= {n for n in problem.moved if not same(weights[n].detach(), before[n])}
         del leaf, weights, before
+    if not used:
+        raise RefusedError(
+            "the loss has no terms on any probe batch: all of them are masked; give it samples"
+        )
     total = sum(counts)
     return replace(
         problem,
+        batches=used,
         weights=tuple(count / total for count in counts),
         kept_bytes=kept,
         precision=precision,
         written=frozenset(written),
         moved=frozenset(moved),
         copies_batch=writes_batch,
+        count=reading,
+        left_out=len(problem.batches) - len(used),
     )
+
+
+def _number_of_terms(result: Any, batch: Any, reading: Count) -> tuple[int, Count]:
+    """Terms of one batch, and how they were counted."""
+    if is_sum_and_count(result):
+        return int(result[1]), GIVEN_COUNT
+    if isinstance(result, Tensor) and (
+        result.numel() != 1 or (result.ndim and leading_size(batch) == 1)
+    ):
+        return result.numel(), GIVEN
+    return reading.of(batch) or 0 if reading not in (GIVEN, GIVEN_COUNT) else 1, reading
 
 
 def _tried(
@@ -383,8 +455,8 @@ def _tried(
     constants: Mapping[str, Tensor],
     leaf: Tensor,
     weights: Mapping[str, Tensor],
-) -> tuple[Tensor, int, float]:
-    """Loss terms of one batch at w*; bytes and coarsest roundoff of what its graph keeps."""
+) -> tuple[Any, int, float]:
+    """What the loss returns at w*; bytes and coarsest roundoff of what its graph keeps."""
     seen: dict[int, int] = {}
     coarsest = torch.finfo(torch.float64).eps
 
@@ -403,7 +475,7 @@ def _tried(
     known = {t.untyped_storage().data_ptr() for t in held if t.layout is torch.strided}
     try:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, _as_is):
-            result = problem.call({**constants, **weights}, batch)
+            result = problem.call({**constants, **weights}, batch, None, False, None, True)
     except RefusedError:  # it says why by itself
         raise
     except Exception as error:
@@ -411,7 +483,12 @@ def _tried(
             f"the loss cannot take probe batch {index} ({describe(problem.batches[index])}): "
             f"{told_with_place(error)}. Give loss_fn= or probe= so that loss_fn(model, batch) works"
         ) from error
-    return checked_terms(result).detach(), sum(seen.values()), coarsest
+    # Without its graph, which would be kept beside that of the next batch.
+    return tree_map(_without_graph, result), sum(seen.values()), coarsest
+
+
+def _without_graph(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def _as_is(tensor: Tensor) -> Tensor:

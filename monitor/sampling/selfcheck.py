@@ -1,4 +1,4 @@
-"""The estimator against models of known λ, on the user's own device."""
+"""The estimator against models of known λ, and of known long-run λ̂, on the user's own device."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from phasewatch.monitor.core.errors import ConfigError
 from phasewatch.monitor.core.types import Estimate, EstimateStatus
 from phasewatch.monitor.sampling.closed_forms import Case, all_cases, squared_error
 from phasewatch.monitor.sampling.measure import estimate_llc
+from phasewatch.monitor.sampling.net_cases import net_cases
 
 MAX_DRAWS = 16_384
 """The monomials have λ of a quarter, and need more draws than the default allows to know it to a
@@ -32,7 +33,7 @@ class Check:
 
     Attributes:
         name: The case.
-        truth: λ in closed form.
+        truth: λ in closed form; NaN where only a long-run value is known.
         expected: What a perfect sampler finds at the case's n; λ itself for n → ∞.
         n_samples: n.
         lambda_hat: λ̂.
@@ -97,7 +98,7 @@ def run_selfcheck(
         One check a case, as soon as it is done.
     """
     config = config or SamplerConfig(max_draws=MAX_DRAWS)
-    for case in all_cases() if cases is None else cases:
+    for case in [*all_cases(), *net_cases()] if cases is None else cases:
         started = time.monotonic()
         try:
             here = case.to(device)

@@ -25,17 +25,19 @@ class TrainedNet:
         model: The net, in float32.
         batch: Its data, whole.
         loss: Negative log-likelihood of each sample, in nats.
+        num_terms: n, where it is not the number of rows.
     """
 
     name: str
     model: nn.Module = field(repr=False)
     batch: tuple[Tensor, Tensor] = field(repr=False)
     loss: LossFn = field(repr=False)
+    num_terms: int = 0
 
     @property
     def num_samples(self) -> int:
         """n."""
-        return len(self.batch[0])
+        return self.num_terms or len(self.batch[0])
 
     def potential(self) -> tuple[Potential, int]:
         """K and its gradient at displacements from w*, and d; in float32, as the model is."""

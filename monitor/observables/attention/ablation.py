@@ -23,6 +23,7 @@ from phasewatch.monitor.observables.attention.heads import OLSSON, by_head
 from phasewatch.monitor.observables.attention.layers import Heads
 from phasewatch.monitor.observables.attention.model import WAY_OUT, Attention, heads_at_weights
 from phasewatch.monitor.observables.evaluation import at_weights, named_weight
+from phasewatch.monitor.sampling.posterior import is_sum_and_count
 
 
 class HeadAblation:
@@ -173,8 +174,9 @@ class _Ablation:
         with torch.no_grad():
             for batch in self._batches:
                 losses = at_weights(self._context, loss, batch, params=params)
-                total += float(losses.double().sum())
-                terms += losses.numel()
+                part, count = losses if is_sum_and_count(losses) else (losses, losses.numel())
+                total += float(part.double().sum())
+                terms += int(count)
         return total / terms
 
 

@@ -134,10 +134,10 @@ class LLCSlices:
         config = at_temperature_of(context, self._config)
         with refusals():  # what is wrong with the loss itself is said of the whole probe
             check_llc(context, config)
-        for part in self._memories:
+        for part, memory in self._memories.items():
             own = on_data(context, self._batches(context, part))
             with refusals():
-                check_llc(own, config)
+                check_llc(own, config, memory=memory)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Measure slices at `context.step`, as many as `context.deadline_seconds` reach for.
@@ -152,7 +152,7 @@ class LLCSlices:
         """Gradients of all slices' chains, each on its share of the samples."""
         parts = (self._batches(context, part) for part in self._memories)
         sizes = sum(map(_num_samples, parts)) / max(_num_samples(context.batches), 1)
-        one = sampling_work(self._config, warm=any(m.warm for m in self._memories.values()))
+        one = sampling_work(self._config, self._memories.values())
         return replace(one, gradients=sizes * one.gradients)
 
     def measure_in_steps(self, context: MeasureContext) -> Steps[list[Observation]]:

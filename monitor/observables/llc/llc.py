@@ -101,7 +101,7 @@ class LLC:
         """
         context, config = self._posed(context)
         with refusals():
-            check_llc(context, config, parameters=self._parameters)
+            check_llc(context, config, parameters=self._parameters, memory=self._memory)
 
     def measure(self, context: MeasureContext) -> list[Observation]:
         """Measure at `context.step`, within `context.deadline_seconds`; λ̂ comes first.
@@ -123,7 +123,7 @@ class LLC:
     def work(self, context: MeasureContext) -> Work:
         """Gradients of all chains to the first look at them, of the data it is measured on."""
         _, config = self._posed(context)
-        return sampling_work(config, warm=self._memory.warm)
+        return sampling_work(config, [self._memory])
 
     def _posed(self, context: MeasureContext) -> tuple[MeasureContext, SamplerConfig]:
         """On what data, and how, is sampled."""
@@ -242,11 +242,16 @@ class RefinedLLC:
         for part, reason in refused.items():
             log.info("%s/%s is not measured: %s", self.name, part, reason)
             del self._parts[part]
+            self._memories.pop(part, None)
         self._turns = None
 
     def _check_part(self, context: MeasureContext, part: str) -> None:
         with refusals():
-            check_llc(context, self._config, parameters=self._parts[part])
+            memory = self._memories.setdefault(part, Memory())
+            if memory.examination is None:  # the loss is that of all parts
+                known = (other.examination for other in self._memories.values())
+                memory.examination = next(filter(None, known), None)
+            check_llc(context, self._config, parameters=self._parts[part], memory=memory)
 
     def _find(self, context: MeasureContext) -> None:
         self._parts = find_parts(context, self._wanted, self._max_parts)
@@ -264,7 +269,7 @@ class RefinedLLC:
         """Gradients of all parts' chains."""
         if not self._parts:
             self._find(context)
-        one = sampling_work(self._config, warm=any(m.warm for m in self._memories.values()))
+        one = sampling_work(self._config, self._memories.values())
         return replace(one, gradients=len(self._parts) * one.gradients)
 
     def measure_in_steps(self, context: MeasureContext) -> Steps[list[Observation]]:

@@ -13,6 +13,7 @@ from phasewatch.monitor.core.types import MeasureContext
 from phasewatch.monitor.isolation.batches import clone_batch
 from phasewatch.monitor.observables.evaluation import at_weights
 from phasewatch.monitor.observables.work import of_probe, samples_in
+from phasewatch.monitor.sampling.posterior import averaged
 
 METHOD = "probe_token_losses"
 
@@ -144,7 +145,7 @@ def evaluated(context: MeasureContext, function: LossesFn, batch: Any, what: str
         RefusedError: It gives no real tensor.
     """
     with torch.no_grad():
-        result = at_weights(context, function, clone_batch(batch))
+        result = averaged(at_weights(context, function, clone_batch(batch)))
     if not isinstance(result, Tensor) or result.is_complex():
         kind = result.dtype if isinstance(result, Tensor) else type(result).__name__
         raise RefusedError(f"{what} gives {kind}; it must give a tensor of real numbers")

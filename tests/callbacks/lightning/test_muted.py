@@ -10,9 +10,15 @@ from phasewatch.callbacks.lightning.lent import Lent
 from phasewatch.callbacks.lightning.losses import ProbeLoss, RefusingCollectives, takes_batch_idx
 from phasewatch.callbacks.lightning.muted import Resettable
 from phasewatch.callbacks.lightning.views import NullObject
+from phasewatch.monitor.config.monitor import SamplerConfig
 from phasewatch.monitor.core.errors import RefusedError
+from phasewatch.monitor.core.types import run_through
 from phasewatch.monitor.isolation import guard, measure_context
 from phasewatch.monitor.observables.evaluation import at_weights
+from phasewatch.monitor.run.probe_size import mean_loss
+from phasewatch.monitor.sampling.examination import examine
+from phasewatch.monitor.sampling.posterior import pose
+from phasewatch.monitor.sampling.terms import GIVEN_COUNT
 
 BATCH = (torch.linspace(-1, 1, 6).reshape(3, 2), torch.tensor([0, 1, 0]))
 
@@ -69,7 +75,7 @@ def survey(trainer, module, loss_fn=None, batches=(BATCH,)):
         module, step=1, batches=batches, n_samples=3, substitutes=loss.substitutes()
     )
     context = replace(context, loss_fn=loss.attach(context.model))
-    terms = loss.survey(context)
+    terms, _ = loss.survey(context)
     return loss, context, terms
 
 
@@ -233,6 +239,23 @@ def test_per_sample_losses_count_the_terms():
     assert in_fit(Net(), look).result == 24
 
 
+def test_a_sum_and_a_count_are_their_mean_and_count_the_terms():
+    def pair(model, batch):
+        losses = model.net(batch[0]).square().flatten()
+        return losses.sum(), len(losses)
+
+    def look(trainer, live):
+        _, context, terms = survey(trainer, live, loss_fn=pair, batches=(BATCH, BATCH))
+        expected = live.net(BATCH[0]).square().mean().item()
+        return terms, mean_loss(context, BATCH), expected, pose(context)
+
+    terms, mean, expected, problem = in_fit(Net(), look).result
+    assert mean == pytest.approx(expected)
+    assert sum(problem.weights) == pytest.approx(1.0)
+    assert problem.count is GIVEN_COUNT
+    assert terms == 2 * BATCH[0].shape[0] * 2
+
+
 class Mutating(Net):
     def training_step(self, batch, batch_idx):
         batch[0].add_(1.0)
@@ -253,6 +276,15 @@ class Noisy(Net):
 def test_a_noisy_step_is_given_the_same_noise_each_time():
     first, _ = value(Noisy())
     assert first > 0
+
+
+def test_a_step_that_draws_is_seen_unfrozen_by_the_chains():
+    def look(trainer, live):
+        _, context, _ = survey(trainer, live)
+        return run_through(examine(context, SamplerConfig())).noise
+
+    assert in_fit(Noisy(), look).result == "averaged"
+    assert in_fit(Net(), look).result == ""
 
 
 class WithMetric(Net):

@@ -242,6 +242,15 @@ def test_streams_are_sorted_into_panels(store: Store) -> None:
     assert [panel.scale for panel in found] == ["log", "linear", "log", "linear", "linear"]
 
 
+def test_what_is_in_nats_does_not_flatten_the_coefficient(store: Store) -> None:
+    fill(store)
+    wbic = Observation(name="llc/wbic", step=10, value=737.5, unit="nats")
+    store.add_observation(RUN_ID, 1, wbic)
+    found = panels(read_run(store, RUN_ID).series.values())
+    assert [[s.name for s in panel.series] for panel in found if "λ̂" in panel.title] == [["llc"]]
+    assert "llc/wbic" in [panel.title for panel in found]
+
+
 def test_a_loss_that_is_not_positive_gets_a_linear_axis(store: Store) -> None:
     fill(store)
     store.add_observation(RUN_ID, 1, Observation(name="elbo_loss", step=10, value=-3.0))
