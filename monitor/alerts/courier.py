@@ -18,6 +18,7 @@ from phasewatch.monitor.alerts.delivery import TOTAL_SECONDS, DeliveryError
 from phasewatch.monitor.alerts.message import Alert, write_alert
 from phasewatch.monitor.config.alerts import AlertsConfig, Target, masked, quiet_seconds
 from phasewatch.monitor.store.outbox import Mailbox, Message, Outbox
+from phasewatch.monitor.store.schema import reason_of
 from phasewatch.monitor.store.store import Store
 
 log = logging.getLogger("phasewatch")
@@ -257,7 +258,7 @@ class Courier:
 
     def stumble(self, error: Exception) -> None:
         """Put off what failed before it reached the target: a busy store, a faulty message."""
-        said = masked(f"{type(error).__name__}: {error}", self.target.url)[:200]
+        said = masked(f"{type(error).__name__}: {reason_of(error)}", self.target.url)[:200]
         self._put_off(f"an alert for {self.target.name} could not be sent: {said}")
 
     def _put_off(self, what: str) -> None:

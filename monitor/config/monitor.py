@@ -359,6 +359,8 @@ class MonitorConfig(_Model):
         if isinstance(value, Mapping):
             return {name: settings or {} for name, settings in value.items()}
         if isinstance(value, (list, tuple)):
+            if not all(isinstance(name, str) for name in value):
+                raise ValueError("give a list of names; settings of one go into a mapping")
             return {name: {} for name in value}
         return value
 
@@ -447,7 +449,12 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
             f"configuration file {str(path)!r} cannot be read ({error.strerror}); "
             "give the path of a YAML file"
         ) from error
-    except yaml.YAMLError as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"configuration file {str(path)!r} is not text ({error.reason}); it must be "
+            "YAML in UTF-8"
+        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"configuration file {str(path)!r} is not YAML: {error}") from error
     if content is None:
         return {}

@@ -153,7 +153,7 @@ def test_a_sender_outlives_a_killed_training_for_what_is_left_and_then_ends(tmp_
     child = start_python(KILLED, json.dumps(settings(tmp_path, target.url)), "training")
     child.communicate(timeout=60)
     wait_until(lambda: len(target.taken) == 2, what="the alerts", **PATIENCE)
-    assert target.ids == ["a", "b"]
+    assert sorted(target.ids) == ["a", "b"]  # one that is refused holds up no other
 
 
 FAULTS = {
@@ -172,7 +172,7 @@ def test_nothing_is_lost_where_a_target_fails_for_a_while(tmp_path, target, faul
     with Watch(settings(tmp_path, target.url, grace_seconds=40.0)) as watch:
         confirm(watch, "a", "b", "c")
         wait_until(lambda: len(target.taken) == 3, what="the alerts", **PATIENCE)
-    assert target.ids == ["a", "b", "c"]
+    assert sorted(target.ids) == ["a", "b", "c"]
     assert len(target.seen) == 3 + num_faults  # tried again only where no answer came, or a no
     assert watch.health.alert_failures == num_faults
     if fault == "429":
