@@ -10,7 +10,7 @@ EXAMPLES := $(filter-out examples/common.py examples/terminal.py,$(wildcard exam
 SEEDS  := 0 1 2
 SOURCES := callbacks deploy detectors docs monitor phasewatch examples tests
 
-.PHONY: dashboards demo docs examples test check lint types mypy slow bench bench-detection \
+.PHONY: chaos chaos-short postgres dashboards demo docs examples test check lint types mypy slow bench bench-detection \
 	bench-observables bench-peers false-alarms clean
 
 $(STAMP): pyproject.toml constraints.txt
@@ -29,10 +29,23 @@ examples: $(STAMP)
 		--out phasewatch-examples/$$(basename $$script .py)-$$seed || exit 1; done; done
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" -q -n 2
+	$(BIN)/python -m pytest -m "not slow and not postgres" -q -n 2
 
 slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow -q -n 2
+	$(BIN)/python -m pytest -m "slow and not postgres" -q -n 2
+
+# A server of its own, started and stopped by the tests. It needs Debian's package `postgresql`.
+postgres: $(STAMP)
+	@$(BIN)/python -c "import psycopg" 2>/dev/null || $(BIN)/pip install --quiet "psycopg[binary]>=3.1"
+	$(BIN)/python -m pytest -m postgres -q tests/postgres
+
+# Kills trainings at random and counts what is lost: see docs/reliability.md. About an hour.
+chaos: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/kills.py --kills 200
+
+# A short form of it, for CI.
+chaos-short: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/kills.py --kills 6
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)

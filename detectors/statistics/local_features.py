@@ -203,4 +203,5 @@ def _log_ratio(a: Array, b: Array) -> Array:
     """log10 of a / b, cut at ±4; a and b of at least 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         found = np.log10(a) - np.log10(b)
-    return np.clip(np.nan_to_num(found, nan=0.0, posinf=4.0, neginf=-4.0), -4.0, 4.0)
+    cut: Array = np.clip(np.nan_to_num(found, nan=0.0, posinf=4.0, neginf=-4.0), -4.0, 4.0)
+    return cut

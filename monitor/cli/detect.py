@@ -17,6 +17,7 @@ from phasewatch.monitor.cli.output import (
     StoreOption,
     add_row,
     check_writable,
+    find_run,
     new_table,
     open_history,
     plain,
@@ -142,7 +143,7 @@ def replay(
     if page is not None:
         check_writable(page, "--report")
     with open_history(store) as history:
-        info = history.run(run)
+        info = find_run(history, run)
         _check_streams(streams or (), history.names(info.id), info.name)
         stored = history.transitions(info.id)
         outcome = replay_run(history, info, change)

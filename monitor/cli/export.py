@@ -12,6 +12,7 @@ from phasewatch.monitor.cli.output import (
     DEFAULT_STORE,
     RunArgument,
     StoreOption,
+    find_run,
     open_history,
     writing,
 )
@@ -48,7 +49,7 @@ def export(
     if not openmetrics:
         raise PhasewatchError("no format is given; the one there is: --openmetrics")
     with open_history(store) as stored:
-        history = History(stored, stored.run(run), interval_seconds=interval)
+        history = History(stored, find_run(stored, run), interval_seconds=interval)
     if out is None:
         written = history.write(sys.stdout)
     else:

@@ -28,6 +28,7 @@ from phasewatch.monitor.cli.output import (
     add_row,
     check_writable,
     counting,
+    find_run,
     new_table,
     open_history,
     plain,
@@ -101,11 +102,13 @@ def runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> Non
 def show(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Show one run: its state, what was observed, its transitions."""
     with open_history(store) as history:
-        info = history.run(run)
+        info = find_run(history, run)
         streams, transitions = history.streams(info.id), history.transitions(info.id)
+        holes = history.holes(info.id)
     meanings = Meanings.stored(info.config)
     if as_json:
         content = plain(info)
+        content["holes"] = [plain(hole) for hole in holes]
         content["streams"] = [
             {**plain(stream), "meaning": plain(meanings.of(stream.name))} for stream in streams
         ]
@@ -117,6 +120,9 @@ def show(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOpti
     if expected := forecast_of(info.config):
         say(_forecast_table(expected))
     say(transitions_table(transitions) if transitions else "no transitions")
+    for hole in holes:
+        where = f"after step {hole.first_step} up to {hole.last_step}"
+        say(printable(f"hole: {hole.num_rows} of {hole.stream} are missing {where}: {hole.reason}"))
 
 
 @app.command()
@@ -131,7 +137,7 @@ def report(
     from phasewatch.monitor.reports.run_page import write_report
 
     with open_history(store) as history:
-        info = history.run(run)
+        info = find_run(history, run)
         with writing(out, "--out"):
             write_report(history, info.id, out)
     typer.echo(f"report of {info.name} written to {out}")
@@ -304,9 +310,12 @@ def _check_line(check: Check) -> str:
 
 def _runs_table(found: list[RunInfo]) -> Table:
     table = new_table("", "run", "id", "state", "attempt", "step", "started")
+    names = {run.id: run.name for run in found}
     for run in found:
+        parent = run.branch_of and names.get(run.branch_of, run.branch_of[:8])
+        branch = f" (branch of {parent} at step {run.branch_step})" if parent else ""
         cells = (
-            run.name,
+            f"{run.name}{branch}",
             run.id[:8],
             run.state.value,
             str(run.attempt),
@@ -321,6 +330,8 @@ def _headline(run: RunInfo) -> str:
     lines = [
         f"{run.name} ({run.id}): {run.state.value}" + (f", {run.reason}" if run.reason else "")
     ]
+    if run.branch_of is not None:
+        lines.append(f"branch of run {run.branch_of[:8]} at step {run.branch_step}")
     step = "no step yet" if run.last_step is None else f"step {run.last_step}"
     lines.append(
         f"attempt {run.attempt}, {step}, started {_when(run.started_at)} on {run.host}, "

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from phasewatch.monitor.core.types import Transition
-    from phasewatch.monitor.store.store import Store
+    from phasewatch.monitor.store.store import RunInfo, Store
 
 StoreOption = Annotated[
     str,
@@ -38,6 +39,30 @@ PIPED_WIDTH = 160
 """Width of tables that no terminal shows: a file or a pipe has none, and must not cut them."""
 
 DEFAULT_STORE = "phasewatch.db"
+
+
+def find_run(history: Store, wanted: str) -> RunInfo:
+    """The run of a name or id; where several have the name it is the latest, and that is told."""
+    found = history.run(wanted)
+    others = [run for run in history.runs_named(wanted) if run.id != found.id]
+    if others and found.name == wanted:
+        listed = ", ".join(
+            f"{run.id[:8]} ({run.state.value}, {_when(run.started_at)})" for run in others[:10]
+        )
+        more = f" and {len(others) - 10} more" if len(others) > 10 else ""
+        typer.echo(
+            printable(
+                f"{len(others) + 1} runs are named {wanted!r}; this is the latest, {found.id[:8]} "
+                f"({found.state.value}, {_when(found.started_at)}). The others, by id: "
+                f"{listed}{more}"
+            ),
+            err=True,
+        )
+    return found
+
+
+def _when(timestamp: float) -> str:
+    return datetime.fromtimestamp(timestamp).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def open_history(store: str) -> Store:

@@ -144,6 +144,9 @@ class Reader:
             alike = [run for run in runs if run.id.startswith(name_or_id)]
             if len(alike) == 1:
                 return alike[0]
+            if alike:
+                listed = ", ".join(f"{run.id} ({run.name})" for run in alike[:10])
+                raise StoreError(f"{len(alike)} ids begin with {name_or_id!r}: {listed}")
         known = ", ".join(dict.fromkeys(run.name for run in runs)) or "none"
         raise StoreError(
             f"no run {name_or_id!r} in store {self._database.where}; known runs: {known}"

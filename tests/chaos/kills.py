@@ -93,7 +93,7 @@ def one_case(rng: random.Random, lane: str, folder: Path) -> Counter[str]:
     for number in range(KILLS_PER_RUN + 1):
         life = dict(job)
         if number < KILLS_PER_RUN:
-            low = max(last, fall - 40) if rng.random() < 0.6 else last
+            low = min(max(last, fall - 40) if rng.random() < 0.6 else last, STEPS - 100)
             life["dies_at"] = 10 * (rng.randrange(low, min(low + 120, STEPS - 40)) // 10 + 1)
             life["delay"] = rng.uniform(0.0, 0.3) if rng.random() < 0.5 else rng.uniform(0.3, 1.5)
             counted["kills within 0.3 s"] += life["delay"] <= 0.3

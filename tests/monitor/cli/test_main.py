@@ -210,3 +210,18 @@ def test_the_table_names_the_lead_first_and_the_others_with_their_lags() -> None
     console = Console(width=200, file=io.StringIO())
     console.print(transitions_table([replace(make_transition("run"), evidence=evidence)]))
     assert "val_loss, llc +40" in console.file.getvalue()
+
+
+def test_a_name_that_several_runs_have_is_told_with_the_choices(phasewatch, tmp_path):
+    path = tmp_path / "twins.db"
+    with Store(path) as store:
+        for number in "123":
+            store.begin_run(name="twin", run_id=number * 32)
+    code, out, err = phasewatch("show", "twin", "--store", path)
+    assert code == 0
+    assert "3" * 32 in out
+    assert "3 runs are named 'twin'; this is the latest, 33333333" in err
+    assert "22222222" in err
+    assert "11111111" in err
+    code, out, err = phasewatch("show", "1" * 8, "--store", path)
+    assert (code, err) == (0, "")
