@@ -108,7 +108,13 @@ class ProbeLoss:
         return self._seeds is not None
 
     def evaluate_unfrozen(self, model: nn.Module, batch: Any, resettable: Resettable | None) -> Any:
-        """As `evaluate`, with whatever random numbers come next, as training sees it."""
+        """As `evaluate`, with whatever random numbers come next, as training sees it.
+
+        Args:
+            model: The copy.
+            batch: One probe batch.
+            resettable: State of the copy that is put back; None puts back nothing.
+        """
         if self._clones:
             batch = clone_batch(batch)
         self._recorder.losses = []

@@ -372,7 +372,13 @@ def _indices(loader: DataLoader[Any]) -> Sequence[int] | None:
 
 
 def with_terms(probe: Probe, terms: int, unit: str) -> Probe:
-    """The same probe, its number of loss terms corrected by what the loss returned."""
+    """The same probe, its number of loss terms corrected by what the loss returned.
+
+    Args:
+        probe: The probe.
+        terms: Number of terms that the loss averages over.
+        unit: What one term is.
+    """
     if terms == probe.n_samples:
         return probe
     return replace(probe, n_samples=terms, sample_unit=unit)

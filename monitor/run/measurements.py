@@ -214,7 +214,7 @@ class Measuring:
             cadence=own or config.cadence,
             lifted=own is not None,
             expensive=_is_expensive(observable),
-            spread=_has_method(observable, "measure_in_steps"),
+            spread=_measures_in_steps(observable),
             weight=WEIGHT_OF_FIRST if name == FIRST_OF_ALL else 1.0,
         )
 
@@ -731,10 +731,20 @@ class Measuring:
 def _steps_of(observable: Observable, context: MeasureContext) -> Steps[Any]:
     """The measurement in steps; as one, where the observable knows no others."""
     own: Any = observable
-    if _has_method(own, "measure_in_steps"):
+    if _measures_in_steps(own):
         steps: Steps[Any] = own.measure_in_steps(context)
         return steps
     return _at_once(observable, context)
+
+
+def _measures_in_steps(observable: Observable) -> bool:
+    """Whether its steps are its measurement: not where a subclass has a `measure` of its own."""
+    for kind in type(observable).__mro__:
+        if "measure_in_steps" in vars(kind):
+            return callable(vars(kind)["measure_in_steps"])
+        if "measure" in vars(kind):
+            return False
+    return False
 
 
 def _has_method(observable: Observable, name: str) -> bool:

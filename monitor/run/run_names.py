@@ -14,14 +14,14 @@ log = logging.getLogger("phasewatch")
 
 _CONSONANTS = "bdfgklmnprstvz"
 _VOWELS = "aeiou"
-NUM_SYLLABLES = 4
+NUM_SYLLABLES = 5
 
 
 def new_name() -> str:
     """A name for people: the date, the time, and a random word that nobody else has.
 
-    The word has 24 million forms and comes from the system, not from a generator that training
-    draws from: a thousand runs of one minute share a word once in fifty times.
+    The word has 1,700 million forms and comes from the system, not from a generator that training
+    draws from: a thousand runs of one minute share a word once in three thousand times.
 
     Example:
         >>> new_name().count("-")

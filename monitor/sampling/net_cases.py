@@ -21,7 +21,14 @@ from phasewatch.monitor.sampling.closed_forms import Case
 def fitted_net(
     widths: Sequence[int], activation: type[nn.Module], num_samples: int, seed: int
 ) -> tuple[nn.Sequential, tuple[torch.Tensor, torch.Tensor]]:
-    """A net with random weights and the data that it fits without error; no training is needed."""
+    """A net with random weights and the data that it fits without error; no training is needed.
+
+    Args:
+        widths: Units of each layer, inputs and outputs included.
+        activation: Between two layers.
+        num_samples: Samples of the data.
+        seed: Of weights and data.
+    """
     generator = torch.Generator().manual_seed(seed)
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):

@@ -99,7 +99,13 @@ def spread_at_center(problem: Problem, looks: int = 16) -> Steps[float]:
 
 
 def repeated(context: MeasureContext, num: int, first: int = 0) -> MeasureContext:
-    """The context with each probe batch under `num` seeds, from seed `first` on."""
+    """The context with each probe batch under `num` seeds, from seed `first` on.
+
+    Args:
+        context: The measurement's context.
+        num: Copies of the probe.
+        first: Seed of the first copy.
+    """
     if context.loss_fn is None:
         return context
     loss = Seeded(context.loss_fn, _accelerators(context.params.values()))

@@ -122,7 +122,13 @@ def _row(record: Mapping[str, Any], run_id: str) -> Row:
 
 
 def enter(connection: Connection, writer: RowWriter, rows: Sequence[Row]) -> int:
-    """Enter what the store has not got meanwhile, and say how many rows that were."""
+    """Enter what the store has not got meanwhile, and say how many rows that were.
+
+    Args:
+        connection: The caller's transaction.
+        writer: Writes rows.
+        rows: What a checkpoint held.
+    """
     held: dict[tuple[str, int, str], Counter[int]] = {}
     missing: list[Row] = []
     for row in rows:

@@ -104,7 +104,13 @@ def within(table: Table, step: str, spans: Sequence[Span], run_id: str) -> Colum
 
 
 def rivals(connection: Connection, run_id: str, attempt: int) -> list[Row[Any]]:
-    """Attempts that may go on from the same checkpoint of `attempt`: it itself and later ones."""
+    """Attempts that may go on from the same checkpoint of `attempt`: it itself and later ones.
+
+    Args:
+        connection: A connection.
+        run_id: Identity of the run.
+        attempt: The attempt that made the checkpoint.
+    """
     table = schema.attempts
     query = select(table).where(table.c.run_id == run_id, table.c.attempt >= attempt)
     return [*connection.execute(query.order_by(table.c.attempt))]
@@ -115,6 +121,11 @@ def has_rival(database: Database, run_id: str, attempt: int) -> bool:
 
     May wait for a heartbeat, a dozen seconds at most, where a process of another machine was heard
     of only just now: it may have been moved here, and may live on.
+
+    Args:
+        database: The store's database.
+        run_id: Identity of the run.
+        attempt: The attempt that made the checkpoint.
     """
     while True:
         with database.reading() as connection:

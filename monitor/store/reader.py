@@ -258,7 +258,13 @@ class Reader:
     def in_order(
         self, run_id: str, step: int | None, attempt: int | None = None
     ) -> Iterator[Observation]:
-        """Everything observed in a run, or at one step of it, by step and time."""
+        """Everything observed in a run, or at one step of it, by step and time.
+
+        Args:
+            run_id: Identity of the run.
+            step: One step of it; None is all.
+            attempt: As this attempt sees it; None is the latest.
+        """
         table, streams = schema.observations, schema.streams
         own = ("step", "epoch", "value", "stderr", "nonfinite", "timestamp", "duration_seconds")
         columns = [table.c[name] for name in (*own, "status", "reason")]
@@ -307,7 +313,13 @@ class Reader:
     def transitions(
         self, run_id: str, *, superseded: bool, attempt: int | None = None
     ) -> list[Transition]:
-        """The transitions of a run as they stand, by onset."""
+        """The transitions of a run as they stand, by onset.
+
+        Args:
+            run_id: Identity of the run.
+            superseded: Also what a resumed run found again.
+            attempt: As this attempt sees it; None is the latest.
+        """
         table = schema.transitions
         with self._database.reading() as connection:
             spans = _spans(connection, run_id, attempt, superseded=superseded)

@@ -552,7 +552,13 @@ class Store:
     def transitions(
         self, run_id: str, *, superseded: bool = False, attempt: int | None = None
     ) -> list[Transition]:
-        """The transitions of a run as they stand, by onset."""
+        """The transitions of a run as they stand, by onset.
+
+        Args:
+            run_id: Identity of the run.
+            superseded: Also what a resumed run found again.
+            attempt: As this attempt sees it; None is the latest.
+        """
         return self._fresh_reader().transitions(run_id, superseded=superseded, attempt=attempt)
 
     def transition_changes(self, transition_id: str) -> list[tuple[float, Transition]]:

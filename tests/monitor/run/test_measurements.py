@@ -325,3 +325,22 @@ def test_what_takes_gradients_or_chains_begins_one_at_a_time() -> None:
     assert measuring.planner.due_names(1) == ("step", "forward")
     measuring.planner.loss_fell()
     assert measuring.planner.due_names(2) == ("step", "forward", "a")
+
+
+def test_a_subclass_with_a_measure_of_its_own_is_measured_by_it() -> None:
+    class Base(Constant):
+        def measure_in_steps(self, context):
+            yield
+            return Observation(name=self.name, step=context.step, value=1.0)
+
+    class Own(Base):
+        def measure(self, context):
+            return Observation(name=self.name, step=context.step, value=2.0)
+
+    class Both(Own):
+        def measure_in_steps(self, context):
+            yield
+            return Observation(name=self.name, step=context.step, value=3.0)
+
+    found = [run(make(kind())[0], [1])[0].value for kind in (Base, Own, Both)]
+    assert found == [1.0, 2.0, 3.0]
