@@ -75,12 +75,13 @@ def ask(address, what):
         return None
 
 
-def rule_fires(address, run, kind):
+def rule_fires(address, run, kind, run_id=""):
     """What Prometheus sends when the shipped rule fires."""
     now = datetime.now(UTC)
     labels = {
         "alertname": "PhasewatchTransition",
         "run": run,
+        "run_id": run_id,
         "kind": kind,
         "severity": "info",
         "job": "phasewatch",
@@ -133,8 +134,8 @@ def test_a_transition_seen_by_run_and_rule_is_told_once(tmp_path, manager, webho
     with open_watch(tmp_path, manager) as watch:
         say(watch, TransitionStatus.CONFIRMED, time.time())
         wait_until(lambda: ask(manager, "alerts"), what="the alert", **PATIENCE)
-        rule_fires(manager, RUN, "generalisation")
-        rule_fires(manager, "another run", "generalisation")
+        rule_fires(manager, RUN, "generalisation", watch.run_id)
+        rule_fires(manager, "another run", "generalisation", "another")
         wait_until(lambda: len(told(webhook)) >= 2, what="the messages", **PATIENCE)
         time.sleep(4)  # longer than any group waits here
         assert sorted(told(webhook)) == [("firing", "direct"), ("firing", "rule")]
