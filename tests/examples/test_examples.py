@@ -221,7 +221,9 @@ def test_a_deep_linear_network_starts_at_the_lambda_of_rank_zero(rehearse, tmp_p
         info = store.run("deep_linear-seed0")
         assert info.state is RunState.FINISHED
         assert len(store.history(info.id, "singular_value_1")[0]) == 4
-        assert {str(o.status) for o in store.observations(info.id, "llc")} == {"negative"}
+        # A saddle: never OK. Few draws do not always tell that it is one.
+        statuses = {str(o.status) for o in store.observations(info.id, "llc")}
+        assert statuses <= {"negative", "unconverged"}
 
 
 def test_the_digits_leave_their_curvature_and_the_loss_of_each_digit(
