@@ -369,7 +369,8 @@ class MonitorConfig(_Model):
     def _sink_names(cls, value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: settings or {} for name, settings in value.items()}
-        return {name: {} for name in value} if isinstance(value, (list, tuple)) else value
+        names = isinstance(value, (list, tuple)) and all(isinstance(n, str) for n in value)
+        return {name: {} for name in value} if names else value
 
     @field_validator("alerts", mode="before")
     @classmethod

@@ -215,7 +215,7 @@ def _parse(source: str | Path) -> URL:
     if isinstance(source, Path) or "://" not in source:
         if str(source) == ":memory:":
             return URL.create("sqlite")
-        path = Path(source).expanduser()
+        path = _home_of(Path(source))
         if _MANGLED.match(str(source)):
             raise StoreError(
                 "the store that was given (it is not shown, for it may hold a password) looks like "
@@ -238,7 +238,7 @@ def _parse(source: str | Path) -> URL:
         )
     _remember_secrets(url)
     if url.get_backend_name() == "sqlite" and _file_of(url) is not None:
-        url = url.set(database=str(Path(url.database or "").expanduser().absolute()))
+        url = url.set(database=str(_home_of(Path(url.database or "")).absolute()))
     return url
 
 
@@ -321,3 +321,11 @@ def _begin(connection: Connection) -> None:
     writes = connection.get_execution_options().get("phasewatch_writes")
     # A transaction that starts by reading cannot wait for the write lock: it fails at once.
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _home_of(path: Path) -> Path:
+    """The path with a leading ~ or ~user put in full; as it is where there is no such home."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
