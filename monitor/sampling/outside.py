@@ -37,6 +37,10 @@ LOST_PER_PARAMETER, LOST = 10.0, 100.0
 """A chain is lost when U exceeds 10 d + 100 nats at the nβ of its level; it is about d there. A
 step that is too long throws chains far out, where a saturated loss is flat and they would stay."""
 
+NEARER = 0.25
+"""Factor on the scale of the start after each loss of a chain: the chains came down in another basin,
+or on a plateau, and tell nothing of that of w*."""
+
 MAX_LEVELS = 40
 MAX_ATTEMPTS = 4
 MAX_HALVINGS = 8
@@ -88,7 +92,8 @@ def descend(
         time was left: the chains are then at w*.
     """
     for attempt in range(MAX_ATTEMPTS):
-        if not (yield from _set_out(chains, evaluate, scale, restrict, generator)):
+        near = scale * NEARER**attempt
+        if not (yield from _set_out(chains, evaluate, near, restrict, generator)):
             break
         vectors.normal_(generator=generator)
         restrict(vectors)
