@@ -42,7 +42,8 @@ from torch import Tensor, nn
 
 from phasewatch.monitor import Watch
 from phasewatch.monitor.config.monitor import SamplerConfig
-from phasewatch.monitor.core.types import MeasureContext, Observation
+from phasewatch.monitor.core.context import MeasureContext
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.observables.evaluation import at_weights
 from phasewatch.monitor.observables.llc.llc import LLC
 from phasewatch.monitor.observables.weights.spectra import EffectiveRank, SingularValues

@@ -15,8 +15,9 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.core.contracts import Observable
 from phasewatch.monitor.core.errors import ConfigError, UnknownNameError
-from phasewatch.monitor.core.types import Cost, Observable
+from phasewatch.monitor.core.work import Cost
 from phasewatch.monitor.observables.costs import MeasuredCost, measured_costs
 
 __all__ = [

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from phasewatch.monitor.core.types import LossFn, Observable, Observation, StepRecord
+from phasewatch.monitor.core.context import LossFn, StepRecord
+from phasewatch.monitor.core.contracts import Observable
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.isolation import guard, measure_context
 from phasewatch.monitor.isolation.probe import probe_of
 

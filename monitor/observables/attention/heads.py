@@ -8,9 +8,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import FORMATION, SUPPORTING, StreamMeaning
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
+from phasewatch.monitor.core.work import Cost, Work
 from phasewatch.monitor.observables.attention.model import (
     WAY_OUT,
     Attention,

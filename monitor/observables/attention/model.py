@@ -14,8 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import RefusedError
-from phasewatch.monitor.core.types import MeasureContext
 from phasewatch.monitor.observables.attention.layers import Call, Heads, heads_of, watched
 from phasewatch.monitor.observables.evaluation import at_weights, device_of, listed
 

@@ -16,17 +16,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
+from phasewatch.monitor.core.estimates import EstimateStatus, Observation
 from phasewatch.monitor.core.meaning import SUPPORTING
-from phasewatch.monitor.core.types import (
-    Cost,
-    EstimateStatus,
-    MeasureContext,
-    Observation,
-    Steps,
-    Work,
-    run_through,
-)
+from phasewatch.monitor.core.work import Cost, Steps, Work, run_through
 from phasewatch.monitor.observables.curvature.krylov import (
     Allowance,
     Lanczos,

@@ -13,16 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from phasewatch.monitor.core.context import MeasureContext, MicroBatches, StepRecord
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import SUPPORTING
-from phasewatch.monitor.core.types import (
-    Cost,
-    MeasureContext,
-    MicroBatches,
-    Observation,
-    StepRecord,
-    Work,
-)
+from phasewatch.monitor.core.work import Cost, Work
 from phasewatch.monitor.observables.curvature.hessian import marked
 from phasewatch.monitor.observables.curvature.krylov import forwards_to_pose, hessian_of
 from phasewatch.monitor.observables.weights.norms import observed

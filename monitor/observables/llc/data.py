@@ -20,16 +20,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import StreamMeaning
-from phasewatch.monitor.core.types import (
-    Cost,
-    MeasureContext,
-    Observation,
-    Steps,
-    Work,
-    run_through,
-)
+from phasewatch.monitor.core.work import Cost, Steps, Work, run_through
 from phasewatch.monitor.isolation.probe import build_probe
 from phasewatch.monitor.observables.evaluation import device_of, to_device
 from phasewatch.monitor.observables.llc.llc import LLC, observed_llc, refusals

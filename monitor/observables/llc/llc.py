@@ -11,19 +11,12 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
+from phasewatch.monitor.core.estimates import Estimate, EstimateStatus, Observation
 from phasewatch.monitor.core.meaning import DERIVED, SUPPORTING
 from phasewatch.monitor.core.meaning import LLC as LLC_MEANING
-from phasewatch.monitor.core.types import (
-    Cost,
-    Estimate,
-    EstimateStatus,
-    MeasureContext,
-    Observation,
-    Steps,
-    Work,
-    run_through,
-)
+from phasewatch.monitor.core.work import Cost, Steps, Work, run_through
 from phasewatch.monitor.observables.llc.parts import HEADS, MODULES, Turns, find_parts
 from phasewatch.monitor.sampling import Memory
 from phasewatch.monitor.sampling.measure import (

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import MeasurementError
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import SUPPORTING
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
+from phasewatch.monitor.core.work import Cost, Work
 from phasewatch.monitor.observables.evaluation import finite
 from phasewatch.monitor.observables.tokens.losses import (
     LossesFn,

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import LOSS, Panel, on_both
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
+from phasewatch.monitor.core.work import Cost, Work
 from phasewatch.monitor.observables.tokens.losses import (
     LossesFn,
     forwards_of_losses,

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import LOSS, SUPPORTING, Role, Tells
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
+from phasewatch.monitor.core.work import Cost, Work
 from phasewatch.monitor.observables.evaluation import device_of
 from phasewatch.monitor.observables.toy_models.fourier import (
     basis,

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from phasewatch.monitor.core.context import MeasureContext
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import SUPPORTING
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
+from phasewatch.monitor.core.work import Cost, Work
 from phasewatch.monitor.observables.weights.displacement import ROUNDING
 from phasewatch.monitor.observables.weights.norms import observed, refuse_untrained
 from phasewatch.monitor.observables.weights.positions import (

@@ -10,16 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from phasewatch.monitor.core.context import LossFn, MeasureContext
 from phasewatch.monitor.core.errors import RefusedError
+from phasewatch.monitor.core.estimates import EstimateStatus, Observation
 from phasewatch.monitor.core.meaning import SUPPORTING
-from phasewatch.monitor.core.types import (
-    Cost,
-    EstimateStatus,
-    LossFn,
-    MeasureContext,
-    Observation,
-    Work,
-)
+from phasewatch.monitor.core.work import Cost, Work
 from phasewatch.monitor.observables.evaluation import at_weights, finite, listed
 from phasewatch.monitor.observables.weights.norms import grouped, observed, widened
 from phasewatch.monitor.observables.work import decomposition, reads

@@ -12,16 +12,11 @@ from typing import Any, ClassVar
 
 import torch
 
+from phasewatch.monitor.core.context import MeasureContext, StepRecord
 from phasewatch.monitor.core.errors import MeasurementError, RefusedError
+from phasewatch.monitor.core.estimates import EstimateStatus, Observation
 from phasewatch.monitor.core.meaning import NORM
-from phasewatch.monitor.core.types import (
-    Cost,
-    EstimateStatus,
-    MeasureContext,
-    Observation,
-    StepRecord,
-    Work,
-)
+from phasewatch.monitor.core.work import Cost, Work
 from phasewatch.monitor.observables.weights.displacement import Displacements
 from phasewatch.monitor.observables.work import COPIED, SKETCHED
 

@@ -14,9 +14,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import FORMATION, SUPPORTING
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
+from phasewatch.monitor.core.work import Cost, Work
 from phasewatch.monitor.observables.evaluation import at_weights, device_of, finite
 from phasewatch.monitor.observables.weights.matrices import matrices, matrix, shapes, wide
 from phasewatch.monitor.observables.weights.norms import observed

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.core.context import MicroBatches, StepRecord
 from phasewatch.monitor.core.errors import MeasurementError, RefusedError
-from phasewatch.monitor.core.types import MicroBatches, StepRecord
 from phasewatch.monitor.isolation import context as room
 from phasewatch.monitor.isolation import live_context, measure_context
 from phasewatch.monitor.observables import BUILTIN, create, needs_params_before, reads_live

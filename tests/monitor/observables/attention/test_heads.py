@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from phasewatch.monitor.core.context import SharedWork
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
-from phasewatch.monitor.core.types import EstimateStatus, SharedWork
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.observables.attention.ablation import HeadAblation
 from phasewatch.monitor.observables.attention.heads import (

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from phasewatch.monitor.core.context import SharedWork
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
-from phasewatch.monitor.core.types import EstimateStatus, SharedWork
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.observables.curvature.hessian import HessianRank, HessianTop, HessianTrace
 from phasewatch.monitor.observables.curvature.krylov import Lanczos

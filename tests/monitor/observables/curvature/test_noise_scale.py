@@ -13,8 +13,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from phasewatch.monitor import Watch
+from phasewatch.monitor.core.context import MicroBatches, StepRecord
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
-from phasewatch.monitor.core.types import EstimateStatus, MicroBatches, StepRecord
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.observables.curvature.noise_scale import (
     GradientNoiseScale,

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from phasewatch.detectors.types import Direction
+from phasewatch.monitor.core.contracts import Observable
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.core.meaning import Meanings
-from phasewatch.monitor.core.types import Cost, Observable
+from phasewatch.monitor.core.work import Cost
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.observables.tokens.in_context import (
     DlossDlogToken,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from phasewatch.monitor.core.errors import MeasurementError, RefusedError
-from phasewatch.monitor.core.types import EstimateStatus
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.observables.weights import layers
 from phasewatch.monitor.observables.weights.layers import DeadUnits, SpectralNorm
