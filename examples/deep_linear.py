@@ -41,7 +41,7 @@ from common import Panel, conclude, quieten, read_options
 from torch import Tensor, nn
 
 from phasewatch.monitor import Watch
-from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.observables.evaluation import at_weights

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from phasewatch.callbacks import TransitionMonitor
-    from phasewatch.monitor.config.monitor import MonitorConfig, SamplerConfig
+    from phasewatch.monitor.config.measuring import SamplerConfig
+    from phasewatch.monitor.config.monitor import MonitorConfig
     from phasewatch.monitor.core.context import MeasureContext
     from phasewatch.monitor.core.contracts import Observable, Sink
     from phasewatch.monitor.core.estimates import Estimate, Observation
@@ -36,7 +37,7 @@ _PLACES = {
     "MonitorConfig": "monitor.config.monitor",
     "Observable": "monitor.core.contracts",
     "Observation": "monitor.core.estimates",
-    "SamplerConfig": "monitor.config.monitor",
+    "SamplerConfig": "monitor.config.measuring",
     "Sink": "monitor.core.contracts",
     "Store": "monitor.store.store",
     "Transition": "monitor.core.transitions",

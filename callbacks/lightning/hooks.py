@@ -19,7 +19,8 @@ from phasewatch.callbacks.lightning.settings import settle_config
 from phasewatch.callbacks.lightning.stages import renamed_state, stopped_early
 from phasewatch.detectors.base import Detector
 from phasewatch.monitor.config.alerts import AlertsConfig
-from phasewatch.monitor.config.monitor import ExporterConfig, MonitorConfig
+from phasewatch.monitor.config.exports import ExporterConfig
+from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.config.schedule import EveryNSteps, LogSpaced
 from phasewatch.monitor.core.contracts import Observable, Sink
 from phasewatch.monitor.core.ending import RunState, ended_by, reason_for

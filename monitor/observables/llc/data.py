@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.core.estimates import Observation

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
 from phasewatch.monitor.core.estimates import Estimate, EstimateStatus, Observation

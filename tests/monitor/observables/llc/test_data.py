@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from phasewatch.monitor import Watch
-from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.isolation import measure_context

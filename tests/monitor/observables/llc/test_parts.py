@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.observables.llc import llc as module
