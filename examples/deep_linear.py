@@ -46,7 +46,8 @@ from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.observables.evaluation import at_weights
 from phasewatch.monitor.observables.llc.llc import LLC
-from phasewatch.monitor.observables.weights.spectra import EffectiveRank, SingularValues
+from phasewatch.monitor.observables.weights.effective_rank import EffectiveRank
+from phasewatch.monitor.observables.weights.singular_values import SingularValues
 from phasewatch.monitor.sampling.closed_forms import deep_linear_lambda
 
 WIDTHS = (10, 4, 10)

@@ -19,13 +19,11 @@ from phasewatch.callbacks.lightning.settings import settle_config
 from phasewatch.callbacks.lightning.stages import renamed_state, stopped_early
 from phasewatch.detectors.base import Detector
 from phasewatch.monitor.config.alerts import AlertsConfig
-from phasewatch.monitor.config.exports import ExporterConfig
-from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.config.monitor import ExporterConfig, MonitorConfig
 from phasewatch.monitor.config.schedule import EveryNSteps, LogSpaced
-from phasewatch.monitor.core.contracts import Observable, Sink
-from phasewatch.monitor.core.ending import RunState, ended_by, reason_for
+from phasewatch.monitor.core.ending import ended_by, reason_for
 from phasewatch.monitor.core.errors import ConfigError
-from phasewatch.monitor.core.transitions import Transition
+from phasewatch.monitor.core.types import Observable, RunState, Sink, Transition
 from phasewatch.monitor.run.watch import Watch
 
 log = logging.getLogger("phasewatch")

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from phasewatch.callbacks.lightning.lent import Lent
 from phasewatch.callbacks.lightning.losses import ProbeLoss
-from phasewatch.monitor.core.context import LossFn, MeasureContext
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
+from phasewatch.monitor.core.types import LossFn, MeasureContext
 from phasewatch.monitor.isolation import guard, live_context, measure_context
 from phasewatch.monitor.isolation.batches import count_samples
 from phasewatch.monitor.isolation.probe import (

@@ -46,7 +46,7 @@ def measure_once(
 
     Example:
         >>> import torch
-        >>> from phasewatch.monitor.observables.weights.norms import WeightNorm
+        >>> from phasewatch.monitor.observables.weights.weight_norm import WeightNorm
         >>> model = torch.nn.Linear(2, 1, bias=False)
         >>> _ = torch.nn.init.constant_(model.weight, 3.0)
         >>> [(o.name, round(o.value, 3)) for o in measure_once(WeightNorm(), model)]

@@ -27,8 +27,9 @@ from phasewatch.monitor.core.meaning import StreamMeaning
 from phasewatch.monitor.core.work import Cost, Steps, Work, run_through
 from phasewatch.monitor.isolation.probe import build_probe
 from phasewatch.monitor.observables.evaluation import device_of, to_device
-from phasewatch.monitor.observables.llc.llc import LLC, observed_llc, refusals
+from phasewatch.monitor.observables.llc.llc import LLC
 from phasewatch.monitor.observables.llc.parts import Turns
+from phasewatch.monitor.observables.llc.values import observed_llc, refusals
 from phasewatch.monitor.sampling import Memory
 from phasewatch.monitor.sampling.batches import leading_size
 from phasewatch.monitor.sampling.estimators import default_n_beta

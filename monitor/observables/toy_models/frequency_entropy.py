@@ -14,7 +14,11 @@ from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import StreamMeaning
 from phasewatch.monitor.core.work import Cost, Work
 from phasewatch.monitor.observables.evaluation import finite, named_weight
-from phasewatch.monitor.observables.toy_models.tickets import MINEGISHI, check_share, magnitude_mask
+from phasewatch.monitor.observables.toy_models.magnitude_masks import (
+    MINEGISHI,
+    check_share,
+    magnitude_mask,
+)
 from phasewatch.monitor.observables.weights.norms import observed, widened
 from phasewatch.monitor.observables.work import MULTIPLIED, SELECTED, reads
 

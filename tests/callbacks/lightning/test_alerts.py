@@ -7,7 +7,7 @@ import pytest
 
 from phasewatch.callbacks import TransitionMonitor
 from phasewatch.monitor.config.alerts import AlertsConfig
-from phasewatch.monitor.core.transitions import TransitionStatus
+from phasewatch.monitor.core.types import TransitionStatus
 from support.bitwise import differences, quietly
 from support.records import make_transition
 from support.targets import Answer, FailingSmtp, http_target, notify

@@ -10,7 +10,7 @@ from phasewatch.monitor.core.contracts import Observable
 from phasewatch.monitor.core.errors import ConfigError, UnknownNameError
 from phasewatch.monitor.core.work import Cost
 from phasewatch.monitor.observables import BUILTIN, catalogue, create, names, register, selected
-from phasewatch.monitor.observables.llc.llc import RefinedLLC
+from phasewatch.monitor.observables.llc.refined_llc import RefinedLLC
 
 
 class Own:
