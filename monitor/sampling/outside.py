@@ -37,8 +37,8 @@ LOST_PER_PARAMETER, LOST = 10.0, 100.0
 step that is too long throws chains far out, where a saturated loss is flat and they would stay."""
 
 NEARER = 0.25
-"""Factor on the scale of the start after each loss of a chain: the chains came down in another basin,
-or on a plateau, and tell nothing of that of w*."""
+"""Factor on the scale of the start after each loss of a chain: the chains came down in another
+basin, or on a plateau, and tell nothing of that of w*."""
 
 MAX_LEVELS = 40
 MAX_ATTEMPTS = 4
