@@ -33,7 +33,7 @@ def look_back(
         run_id: Identity of the run.
         attempt: Which fit of the run.
     """
-    from phasewatch.monitor.transitions.hindsight import review, stored_history  # needed once, at the end
+    from phasewatch.monitor.transitions.hindsight import review, stored_history
 
     store, before = outlets.store, {t.id: t.status for t in transitions}
     try:
