@@ -301,15 +301,17 @@ class Watch:
 
     def finish(self, state: RunState = RunState.FINISHED, reason: str = "") -> None:
         """End the attempt: everything observed is stored, every sink closed. Idempotent."""
-        if self._outlets is None:
-            return
-        outlets, store = self._outlets, self._outlets.store
+        if self._outlets is not None:
+            with self.spending():
+                self._close(self._outlets, state, reason)
+
+    def _close(self, outlets: Outlets, state: RunState, reason: str) -> None:
+        store = outlets.store
         try:
             if state is RunState.FINISHED and self._subject is not None:
                 self.measure_last(self.health.step, self._subject, self.health.epoch)
             if self._road is not None:
-                with self.spending():
-                    self._road.close()
+                self._road.close()
             for transition in self._detection.finish():
                 outlets.notify(transition)
             for transition in self._detection.grown():
