@@ -24,7 +24,7 @@ from phasewatch.monitor.sampling.bias import (
 )
 from phasewatch.monitor.sampling.diagnostics import Descent
 from phasewatch.monitor.sampling.engine import Engine, Evaluation, evaluate
-from phasewatch.monitor.sampling.integrators import Baoab, Chains, Integrator
+from phasewatch.monitor.sampling.integrators import Chains, Integrator
 from phasewatch.monitor.sampling.mass import APART, FIRST_UPDATE, Mass
 from phasewatch.monitor.sampling.mass import EVERY as MASS_EVERY
 from phasewatch.monitor.sampling.outside import descend, spread
@@ -33,6 +33,7 @@ from phasewatch.monitor.sampling.posterior import Problem
 from phasewatch.monitor.sampling.sharpness import Sharpness, measure_sharpness
 from phasewatch.monitor.sampling.stopwatch import Stopwatch
 from phasewatch.monitor.sampling.traces import Trace
+from phasewatch.monitor.sampling.underdamped import Baoab
 
 BLOW_UP_PER_PARAMETER, BLOW_UP = 5.0, 50.0
 """A chain has left when nβ K exceeds 5 d + 50 nats; in equilibrium it is about d/2 or less. A

@@ -32,15 +32,10 @@ from phasewatch.monitor.sampling.diagnostics import Summary
 from phasewatch.monitor.sampling.engine import Engine
 from phasewatch.monitor.sampling.engine_choice import Verdicts, check_gradient
 from phasewatch.monitor.sampling.examination import Examination, examine
-from phasewatch.monitor.sampling.integrators import (
-    Baoab,
-    Integrator,
-    LeimkuhlerMatthews,
-    RmspropSgld,
-    Sgld,
-)
+from phasewatch.monitor.sampling.integrators import Integrator
 from phasewatch.monitor.sampling.memory_budget import Plan, plan_memory
 from phasewatch.monitor.sampling.noise import optimism
+from phasewatch.monitor.sampling.overdamped import RmspropSgld, Sgld
 from phasewatch.monitor.sampling.pace import Pace, first_look
 from phasewatch.monitor.sampling.pointwise import pointwise
 from phasewatch.monitor.sampling.posterior import Layout, Problem, pose
@@ -52,6 +47,7 @@ from phasewatch.monitor.sampling.restrictions import (
     resolve,
 )
 from phasewatch.monitor.sampling.stopwatch import Stopwatch, paced
+from phasewatch.monitor.sampling.underdamped import Baoab, LeimkuhlerMatthews
 
 logger = logging.getLogger("phasewatch.monitor.sampling")
 

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from phasewatch.monitor.core.types import Steps
 from phasewatch.monitor.sampling.engine import Evaluation
-from phasewatch.monitor.sampling.integrators import Baoab, Chains
+from phasewatch.monitor.sampling.integrators import Chains
 from phasewatch.monitor.sampling.sharpness import measure_sharpness
 from phasewatch.monitor.sampling.stopwatch import Stopwatch
+from phasewatch.monitor.sampling.underdamped import Baoab
 
 STEPS, COOLING = 8, 2.0
 """Steps at one nβ, and the factor to the next. Sixteen steps brought the chains no closer for twice
@@ -38,8 +39,8 @@ LOST_PER_PARAMETER, LOST = 10.0, 100.0
 step that is too long throws chains far out, where a saturated loss is flat and they would stay."""
 
 NEARER = 0.25
-"""Factor on the scale of the start after each loss of a chain: the chains came down in another basin,
-or on a plateau, and tell nothing of that of w*."""
+"""Factor on the scale of the start after each loss of a chain: the chains came down in another
+basin, or on a plateau, and tell nothing of that of w*."""
 
 MAX_LEVELS = 40
 MAX_ATTEMPTS = 4

@@ -109,9 +109,9 @@ def ours(index: int, steps: int) -> tuple[Callable[[], float], str]:
     from phasewatch.monitor.isolation import measure_context
     from phasewatch.monitor.sampling.chains import Run
     from phasewatch.monitor.sampling.engine_choice import Verdicts
-    from phasewatch.monitor.sampling.integrators import Baoab
     from phasewatch.monitor.sampling.memory_budget import plan_memory
     from phasewatch.monitor.sampling.posterior import pose
+    from phasewatch.monitor.sampling.underdamped import Baoab
 
     model, batch = case(index)
     context = measure_context(model, step=0, loss_fn=loss, batches=[batch], n_samples=1024)
