@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from phasewatch.monitor.config.monitor import SamplerConfig
 from phasewatch.monitor.sampling import diagnostics
-from phasewatch.monitor.sampling.chains import MIN_DRAWS, OneByOne, Run
+from phasewatch.monitor.sampling.chains import MIN_DRAWS, Run
 from phasewatch.monitor.sampling.diagnostics import NUM_SIGMAS, Summary
+from phasewatch.monitor.sampling.one_by_one import OneByOne
 from phasewatch.monitor.sampling.stopwatch import Stopwatch
 
 SLOW_GROWTH, NOISE_GROWTH = 4, 8

@@ -12,7 +12,7 @@ from phasewatch.monitor.config.monitor import SamplerConfig
 from phasewatch.monitor.core.errors import ConfigError
 from phasewatch.monitor.core.types import Estimate, EstimateStatus
 from phasewatch.monitor.sampling.closed_forms import Case, all_cases, squared_error
-from phasewatch.monitor.sampling.measure import estimate_llc
+from phasewatch.monitor.sampling.estimate import estimate_llc
 from phasewatch.monitor.sampling.net_cases import net_cases
 
 MAX_DRAWS = 16_384
