@@ -333,8 +333,9 @@ def _sound(run: Run, estimate: Estimate) -> bool:
     return fits and all(run.alive) and estimate.status is not EstimateStatus.NEGATIVE
 
 
-PREPARATION = 12
-"""Gradients of each chain before its first draw, about: centre and sharpness."""
+PREPARATION, DESCENT = 12, 80
+"""Gradients of each chain before its first draw, about: centre and sharpness; and of those that come
+down from outside (50 to 100 on nets of all kinds, 200 where the first ones end in another basin)."""
 
 
 def sampling_work(config: SamplerConfig, memories: Iterable[Memory]) -> Work:
@@ -346,10 +347,13 @@ def sampling_work(config: SamplerConfig, memories: Iterable[Memory]) -> Work:
             gradient is a mean over draws of the loss.
     """
     known = list(memories)
-    draws = first_look(config, warm=any(memory.warm for memory in known)) + PREPARATION
+    warm = any(memory.warm for memory in known)
+    draws = config.num_chains * (first_look(config, warm=warm) + PREPARATION)
+    if not warm:
+        draws += config.num_chains // 2 * DESCENT
     found = [memory.examination for memory in known if memory.examination is not None]
     repeats = max((examination.repeats(config) for examination in found), default=1)
-    return Work(gradients=float(config.num_chains * draws * repeats))
+    return Work(gradients=float(draws * repeats))
 
 
 def check_llc(
