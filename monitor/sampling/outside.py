@@ -21,7 +21,6 @@ from phasewatch.monitor.core.types import Steps
 from phasewatch.monitor.sampling.engine import Evaluation
 from phasewatch.monitor.sampling.integrators import Chains
 from phasewatch.monitor.sampling.sharpness import measure_sharpness
-from phasewatch.monitor.sampling.stopwatch import Stopwatch
 from phasewatch.monitor.sampling.underdamped import Baoab
 
 STEPS, COOLING = 8, 3.0
@@ -72,7 +71,7 @@ def descend(
     num_sampled: int,
     restrict: Callable[[Tensor], None],
     generator: torch.Generator,
-    stopwatch: Stopwatch,
+    is_over: Callable[[], bool],
 ) -> Steps[tuple[float, float] | None]:
     """Put chains outside and cool them to nβ; a step is one evaluation.
 
@@ -87,7 +86,7 @@ def descend(
         num_sampled: Coordinates that are sampled.
         restrict: Zeroes the others.
         generator: Own generator.
-        stopwatch: Says when to give up.
+        is_over: Says when to give up.
 
     Returns:
         The sharpness of L_n and the largest K met at the end; None if no place was found, or no
@@ -110,11 +109,11 @@ def descend(
             caution=CAUTION * 4.0**attempt,
             restrict=restrict,
             generator=generator,
-            stopwatch=stopwatch,
+            is_over=is_over,
         )
         if found is not None:
             return found
-        if stopwatch.is_over:
+        if is_over():
             break
     chains.x.zero_()
     chains.velocity.zero_()
@@ -154,7 +153,7 @@ def _cooled(
     caution: float,
     restrict: Callable[[Tensor], None],
     generator: torch.Generator,
-    stopwatch: Stopwatch,
+    is_over: Callable[[], bool],
 ) -> Steps[tuple[float, float] | None]:
     """Cool the chains; None if one of them was lost, or the time was over."""
     found = evaluate(chains.x)
@@ -164,7 +163,7 @@ def _cooled(
     now = min(n_beta, num_sampled / 2 / max(excess, 1e-30))
     now = max(now, n_beta / COOLING**MAX_LEVELS)
     sharpness: float | None = None
-    while not stopwatch.is_over:
+    while not is_over():
         met = yield from measure_sharpness(
             lambda points: evaluate(points).grad,
             chains.x,
