@@ -334,8 +334,9 @@ def _sound(run: Run, estimate: Estimate) -> bool:
 
 
 PREPARATION, DESCENT = 12, 80
-"""Gradients of each chain before its first draw, about: centre and sharpness; and of those that come
-down from outside (50 to 100 on nets of all kinds, 200 where the first ones end in another basin)."""
+"""Gradients of each chain before its first draw, about: centre and sharpness; and of those that
+come down from outside (50 to 100 on nets of all kinds, 200 where they end in another basin first).
+"""
 
 
 def sampling_work(config: SamplerConfig, memories: Iterable[Memory]) -> Work:

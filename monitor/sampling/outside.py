@@ -25,8 +25,8 @@ from phasewatch.monitor.sampling.underdamped import Baoab
 
 STEPS, COOLING = 8, 3.0
 """Steps at one nβ, and the factor to the next. Sixteen steps brought the chains no closer for twice
-the cost, a factor of 2 hardly closer for half as much again; with a factor of 4, or 4 steps, a badly
-scaled net lost its chains on the way."""
+the cost, a factor of 2 hardly closer for half as much again; with a factor of 4, or 4 steps, a
+badly scaled net lost its chains on the way."""
 
 DAMPING = 0.15
 """hη on the way: heat leaves in a level, soft directions move on."""
