@@ -30,6 +30,9 @@ MAX_GAP = 0.25
 """Share of λ̂ by which the chains from w* and those from outside may differ. The truth lies between
 them, so an OK is off by half of that at most."""
 
+COVERAGE = 1.96
+"""Standard errors within which the truth lies, 95 times of 100."""
+
 MAX_RELATIVE_STDERR = 0.1
 """Two standard errors are then within a fifth of λ̂."""
 
@@ -163,7 +166,7 @@ def summarise(
     change = _last_doubling(excess)
     return Summary(
         value=value,
-        stderr=sides.within_stderr if falls else standard_error(kept),
+        stderr=sides.within_stderr if falls else _with_gap(standard_error(kept), sides),
         rhat=_arviz("rhat", kept) if len(kept) > 1 else math.nan,
         ess=_arviz("ess", kept, method="mean"),
         virial=float(virial.mean()) if virial.size else math.nan,
@@ -194,6 +197,15 @@ def standard_error(draws: Draws) -> float:
         within = float(draws.std()) / math.sqrt(draws.size)
     drift = float(_last_doubling(draws).mean())
     return math.hypot(within, _between(draws.mean(axis=1)), drift / 2)
+
+
+def _with_gap(stderr: float, sides: Sides) -> float:
+    """An error that reaches beyond both sides, however many chains there are on each.
+
+    The truth lies between them, and the spread of many chains would shrink below the gap. Sides
+    that differ by chance alone are closer than that in 19 of 20 cases.
+    """
+    return max(stderr, sides.gap / 2 / COVERAGE) if math.isfinite(sides.gap) else stderr
 
 
 def _last_doubling(draws: Draws) -> Draws:

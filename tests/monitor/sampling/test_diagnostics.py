@@ -46,6 +46,16 @@ def test_the_interval_holds_the_mean_about_as_often_as_it_says(correlation):
     assert hits / 200 >= 0.90
 
 
+@pytest.mark.parametrize("num_chains", [2, 4, 32])
+def test_the_error_reaches_beyond_both_sides_however_many_chains_there_are(num_chains):
+    draws = chains(num_chains=num_chains, spread=0.5)
+    draws[num_chains // 2 :] += 2.0
+    summary = summary_of(draws)
+    within, outside = summary.sides.within, summary.sides.outside
+    assert summary.value - 1.96 * summary.stderr <= within + 1e-9
+    assert summary.value + 1.96 * summary.stderr >= outside - 1e-9
+
+
 def test_one_chain_has_an_error_too():
     draws = chains(num_chains=1, correlation=0.5, num_draws=400)
     assert 0.03 < standard_error(draws) < 0.3
