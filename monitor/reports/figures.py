@@ -167,8 +167,8 @@ def _stretches(series: Series) -> list[NDArray[np.intp]]:
 
 def _add_measured(figure: go.Figure, series: Series, colour: str, place: dict[str, str]) -> None:
     name = html.escape(series.name)
-    for number, chosen in enumerate(_stretches(series)):
-        _add_stretch(figure, series, chosen, colour, place, named=number == 0)
+    for number, stretch in enumerate(_stretches(series)):
+        _add_stretch(figure, series, stretch, colour, place, named=number == 0)
     for status, symbol in STATUS_SYMBOLS.items():
         chosen = [o for o in series.observations if o.status is status and math.isfinite(o.value)]
         if chosen:
