@@ -556,8 +556,7 @@ class Measuring:
         done, cut_short, results = True, False, []
         self._current = opened
         try:
-            with self.watchdog.over(f"the measurement of {name} at step {opened.step}"):
-                found = self._steps_taken(opened)
+            found = self._steps_taken(opened)
             done = found is not None
             if found is not None:
                 results = self._completed(opened, found[0], before + clock() - begin)
@@ -580,9 +579,11 @@ class Measuring:
 
     def _steps_taken(self, opened: Open) -> tuple[Any] | None:
         """The result of a measurement; None where there was a reason to pause before it."""
+        what = f"the measurement of {opened.name} at step {opened.step}"
         while True:
             try:
-                next(opened.steps)
+                with self.watchdog.over(what):  # one step: what goes on does not hang
+                    next(opened.steps)
             except StopIteration as finished:
                 return (finished.value,)
             # What pauses by itself has asked already; asking twice does no harm.
