@@ -8,10 +8,9 @@ import numpy as np
 
 from phasewatch.monitor.config.monitor import SamplerConfig
 from phasewatch.monitor.core.types import Steps
-from phasewatch.monitor.sampling import diagnostics
 from phasewatch.monitor.sampling.burnin import plateau
 from phasewatch.monitor.sampling.chains import Run, extend_together
-from phasewatch.monitor.sampling.diagnostics import Summary
+from phasewatch.monitor.sampling.diagnostics import Summary, summarise
 from phasewatch.monitor.sampling.one_by_one import OneByOne
 from phasewatch.monitor.sampling.pace import Pace
 
@@ -62,7 +61,7 @@ def _summarise(run: Run, burnin: int) -> Summary | None:
     if not any(run.alive) or len(run.record) == 0:
         return None
     alive = run.alive
-    return diagnostics.summarise(
+    return summarise(
         run.n_beta * run.record.excess()[alive],
         burnin,
         run.record.virial.after(burnin, alive),

@@ -27,7 +27,8 @@ from phasewatch.monitor.sampling.memory_budget import Plan, plan_memory
 from phasewatch.monitor.sampling.one_by_one import OneByOne
 from phasewatch.monitor.sampling.outcome import outcome, paid
 from phasewatch.monitor.sampling.pace import Pace, first_look
-from phasewatch.monitor.sampling.posterior import Problem, pose
+from phasewatch.monitor.sampling.posing import pose
+from phasewatch.monitor.sampling.posterior import Problem
 from phasewatch.monitor.sampling.restrictions import (
     Selection,
     mask_of,

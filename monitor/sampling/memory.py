@@ -9,7 +9,7 @@ from torch import Tensor
 
 from phasewatch.monitor.sampling.engine_choice import Verdicts
 from phasewatch.monitor.sampling.examination import Examination
-from phasewatch.monitor.sampling.posterior import Layout
+from phasewatch.monitor.sampling.layout import Layout
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ import torch
 
 from phasewatch.monitor.config.monitor import SamplerConfig
 from phasewatch.monitor.core.types import Estimate, MeasureContext, Steps
-from phasewatch.monitor.sampling import diagnostics, estimators
+from phasewatch.monitor.sampling import estimators
 from phasewatch.monitor.sampling.chains import Run
 from phasewatch.monitor.sampling.diagnostics import Summary
 from phasewatch.monitor.sampling.engine import Engine
@@ -17,6 +17,7 @@ from phasewatch.monitor.sampling.examination import Examination
 from phasewatch.monitor.sampling.noise import optimism
 from phasewatch.monitor.sampling.pointwise import pointwise
 from phasewatch.monitor.sampling.posterior import Problem
+from phasewatch.monitor.sampling.verdict import judge
 
 MAX_ROUNDING = 0.1
 """Share of λ̂ that the last digit of the loss may be worth."""
@@ -78,7 +79,7 @@ def outcome(
     here = run.landscape
     num_chains, num_diverged = len(run.alive), run.alive.count(False)
     faults = {**examination.faults, **_rounding(run, summary)}
-    status, reason = diagnostics.judge(summary, context.n_samples, num_diverged, num_chains, faults)
+    status, reason = judge(summary, context.n_samples, num_diverged, num_chains, faults)
     terms = pointwise(run.record.terms, burnin, here.center_terms, run.n_beta, context.n_samples)
     nan = math.nan
     init_loss = here.baseline(here.all)

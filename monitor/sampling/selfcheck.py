@@ -12,9 +12,9 @@ from phasewatch.monitor.config.monitor import SamplerConfig
 from phasewatch.monitor.core.errors import ConfigError
 from phasewatch.monitor.core.types import Estimate, EstimateStatus
 from phasewatch.monitor.sampling.closed_forms import Case, all_cases, squared_error
-from phasewatch.monitor.sampling.diagnostics import MAX_RELATIVE_STDERR
 from phasewatch.monitor.sampling.estimate import estimate_llc
 from phasewatch.monitor.sampling.net_cases import net_cases
+from phasewatch.monitor.sampling.verdict import MAX_RELATIVE_STDERR
 
 NUM_SAMPLES = 2_000
 """Samples of the cases that have data: the verdict needs no more."""

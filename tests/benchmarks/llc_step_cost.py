@@ -111,7 +111,7 @@ def ours(index: int, steps: int) -> tuple[Callable[[], float], str]:
     from phasewatch.monitor.sampling.engine_choice import Verdicts
     from phasewatch.monitor.sampling.landscape import Landscape
     from phasewatch.monitor.sampling.memory_budget import plan_memory
-    from phasewatch.monitor.sampling.posterior import pose
+    from phasewatch.monitor.sampling.posing import pose
     from phasewatch.monitor.sampling.underdamped import Baoab
 
     model, batch = case(index)

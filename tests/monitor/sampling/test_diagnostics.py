@@ -10,7 +10,8 @@ import torch
 from phasewatch.monitor.core.types import EstimateStatus
 from phasewatch.monitor.sampling import estimate_llc
 from phasewatch.monitor.sampling.closed_forms import Quadratic
-from phasewatch.monitor.sampling.diagnostics import judge, standard_error, summarise, weaknesses
+from phasewatch.monitor.sampling.diagnostics import standard_error, summarise
+from phasewatch.monitor.sampling.verdict import judge, weaknesses
 
 
 def chains(mean=10.0, spread=1.0, correlation=0.0, num_chains=4, num_draws=128, seed=0):
