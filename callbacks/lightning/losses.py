@@ -31,7 +31,7 @@ from phasewatch.monitor.isolation.batches import clone_batch, same_batch
 from phasewatch.monitor.isolation.places import told_with_place
 from phasewatch.monitor.isolation.rng import RngState
 from phasewatch.monitor.observables.evaluation import at_weights
-from phasewatch.monitor.sampling.posterior import averaged, is_sum_and_count
+from phasewatch.monitor.sampling.probe_loss import averaged, is_sum_and_count
 from phasewatch.monitor.sampling.terms import SAMPLES, counted
 
 log = logging.getLogger("phasewatch")

@@ -10,7 +10,7 @@ import torch
 
 from phasewatch.monitor.core.types import MeasureContext, Work
 from phasewatch.monitor.sampling.engine_choice import working_loop
-from phasewatch.monitor.sampling.posterior import pose
+from phasewatch.monitor.sampling.posing import pose
 
 ONCE_SECONDS = 0.2
 """A first evaluation that takes longer is taken at its word; a shorter one pays for what is set up

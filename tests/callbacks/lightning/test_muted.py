@@ -17,7 +17,7 @@ from phasewatch.monitor.isolation import guard, measure_context
 from phasewatch.monitor.observables.evaluation import at_weights
 from phasewatch.monitor.run.probe_size import mean_loss
 from phasewatch.monitor.sampling.examination import examine
-from phasewatch.monitor.sampling.posterior import pose
+from phasewatch.monitor.sampling.posing import pose
 from phasewatch.monitor.sampling.terms import GIVEN_COUNT
 
 BATCH = (torch.linspace(-1, 1, 6).reshape(3, 2), torch.tensor([0, 1, 0]))
