@@ -1,4 +1,4 @@
-"""The model of `local_change`: how it is fitted, and what it reaches on repositories left out.
+"""The model of `local_change`: how it is fitted, and what the default detector reaches with it.
 
     PHASEWATCH_TEST_DATA=… python tests/benchmarks/local_change_model.py            # as shipped
     PHASEWATCH_TEST_DATA=… python tests/benchmarks/local_change_model.py --left-out # minutes
@@ -10,7 +10,7 @@ of a transition the twelve most likely ones are, by a plain rule at first and by
 Looks in no zone are negatives. Boosted trees of depth three, whose log-odds may only grow with
 features that speak for a change, are fitted to both (scikit-learn). With --left-out repositories
 are dealt into five parts, and each is judged by a model that never saw it. Settings of the detector
-that are no part of the model are the same for all parts.
+that are no part of the model are the shipped ones for all parts.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from phasewatch.detectors.evaluation import null_streams, simulated_runs
 from phasewatch.detectors.evaluation.scoring import Curve, load_curves
+from phasewatch.detectors.online.abrupt_change import AbruptChange
 from phasewatch.detectors.online.local_change import MODEL, LocalChange
 from phasewatch.detectors.statistics.boosted import INNER, LEAVES, NEVER, BoostedTrees
 from phasewatch.detectors.statistics.local_features import NAMES, RISING
+from phasewatch.monitor.transitions.streams import SCALARS
 from support.public_curves import PublicCurve, Tally, classes, judge, load, total
 
 PARTS = 5
@@ -203,11 +205,18 @@ def part_of(repository: str) -> int:
     return zlib.crc32(repository.encode()) % PARTS
 
 
+def default_with(model: object, family: str) -> AbruptChange:
+    """The default detector of a logged stream, with another model of its local rule."""
+    detector = AbruptChange(**({} if family == "losses" else SCALARS))
+    detector._local._model = model
+    return detector
+
+
 def score(curves: Sequence[PublicCurve], model_of: Callable[[str], object]) -> dict[str, Tally]:
     """Tally of each curve, by its name."""
     tallies = {}
     for curve in curves:
-        detector = with_model(model_of(curve.repository))
+        detector = default_with(model_of(curve.repository), curve.family)
         said = map(detector.update, curve.steps, curve.values)
         alarms = [alarm for alarm in [*said, detector.finish()] if alarm is not None]
         tallies[curve.name] = judge(curve, [(a.onset_step, a.detected_step) for a in alarms])
@@ -276,7 +285,7 @@ def main() -> None:
         left_out = score(curves, lambda repository: models[part_of(repository)])
         console.print(table("each repository by a model without it", curves, left_out))
     if arguments.write:
-        path = Path(sys.modules[LocalChange.__module__].__file__).with_name(MODEL)
+        path = Path(sys.modules[BoostedTrees.__module__].__file__).with_name(MODEL)
         path.write_text(json.dumps(fit(looks).as_dict(), separators=(",", ":")))
         console.print(f"written: {path}")
 
