@@ -19,22 +19,31 @@ from dataclasses import replace
 from typing import Any
 
 from phasewatch.detectors.base import BaseDetector, require
-from phasewatch.detectors.error_control.alpha_spending import Budgeted
 from phasewatch.detectors.online.local_change import LocalChange
+from phasewatch.detectors.online.slope_shift import SlopeShift
+from phasewatch.detectors.statistics.windows import Level, TwinLines
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 
 USUAL = 0.1
 """False alarms in a run that the local rule's certainty was chosen for."""
 
-SHARE, FIRST = 1.0 / 16.0, 1000
-"""Share of them that `slope_shift` may give in one stream: half of it in the first so many points,
-half of the rest in as many again, and so on. So it gets stricter as the stream gets longer."""
+FIRST, STRICT = 1000, 1.4
+"""From so many points on, `slope_shift` is as strict as was ever simulated; from the first on where
+fewer false alarms than usual are allowed."""
 
 LEFT = 100.0
 """Further log-odds, beyond any, that leave all falls of positive values to `slope_shift`."""
 
 SAME = 1.25
 """A fall is the one that was told if it began at most so many of its own lengths before that."""
+
+
+class _Falls(SlopeShift):
+    """The same, stricter in long streams."""
+
+    def _surprise(self, level: Level, window: TwinLines, excess: float, past: float) -> float:
+        stricter = max(STRICT / self._strictness, 1.0) if self._count > FIRST else 1.0
+        return super()._surprise(level, window, excess, past) / stricter
 
 
 class AbruptChange(BaseDetector):
@@ -55,10 +64,10 @@ class AbruptChange(BaseDetector):
 
     Example:
         >>> detector = AbruptChange()
-        >>> curve = [2.0, 2.01, 1.99] * 20 + [1.2, 1.21, 1.19] * 20
+        >>> curve = [1.2, 1.21, 1.19] * 20 + [2.0, 2.01, 1.99] * 20
         >>> alarms = [detector.update(step, value) for step, value in enumerate(curve)]
         >>> [(alarm.onset_step, alarm.direction.value) for alarm in alarms if alarm]
-        [(60, 'down')]
+        [(60, 'up')]
     """
 
     name = "abrupt_change"
@@ -79,7 +88,7 @@ class AbruptChange(BaseDetector):
             min_effect=min_effect,
             falls=falls,
         )
-        self._slopes = Budgeted("slope_shift", SHARE * false_alarms, FIRST, gate=gate)
+        self._slopes = _Falls(gate=gate, strictness=STRICT if false_alarms < USUAL else 1.0)
         self._min_effect = min_effect
         super().__init__(
             {
@@ -118,7 +127,8 @@ class AbruptChange(BaseDetector):
         near = self._local.update(step, value, stderr)
         if fall is not None:
             self._local.forget(fall.run_length)
-        if near is not None and not (sliding and near.direction is Direction.DOWN):
+        falling = sliding and near is not None and near.direction is Direction.DOWN
+        if near is not None and not falling and not self._is_told(near):
             self._told[near.direction] = self._num_points
             return near
         if fall is None or self._is_told(fall):
