@@ -100,6 +100,7 @@ $(RIVALS):
 	@touch $@
 
 bench-detection: $(STAMP) $(RIVALS)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/local_change_model.py --left-out
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/detection.py --long
 
 # The table that thresholds are taken from; to be made anew whenever a detector changes. It takes
