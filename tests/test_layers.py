@@ -44,10 +44,12 @@ ROOMS = {
     "monitor/alerts": 13,
     "monitor/cli": 14,
     "monitor/run": 14,
-    "callbacks/lightning": 15,
+    "callbacks/shared": 15,
     "monitor/__init__.py": 15,
-    "callbacks/__init__.py": 16,
-    "phasewatch": 17,
+    "callbacks/huggingface": 16,
+    "callbacks/lightning": 16,
+    "callbacks/__init__.py": 17,
+    "phasewatch": 18,
 }
 """Folders, and the front doors of the packages, which only hand out names of their rooms."""
 
@@ -57,6 +59,7 @@ WORKSHOP = ("detectors/evaluation", "detectors/checks.py")
 LIBRARIES = {
     "lightning": ("callbacks/lightning/",),
     "pytorch_lightning": ("callbacks/lightning/",),
+    "transformers": ("callbacks/huggingface/",),
     "ruptures": ("detectors/",),
     "grafana_client": ("monitor/grafana/client.py",),
     "prometheus_client": ("monitor/prometheus/",),

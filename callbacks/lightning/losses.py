@@ -24,7 +24,7 @@ from phasewatch.callbacks.lightning.muted import (
     mute,
     mute_metrics,
 )
-from phasewatch.callbacks.lightning.views import WAY_OUT
+from phasewatch.callbacks.shared.views import WAY_OUT
 from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.core.types import LossFn, MeasureContext
 from phasewatch.monitor.isolation.batches import clone_batch, same_batch

@@ -30,7 +30,7 @@ import torch  # noqa: E402
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 
-from phasewatch.callbacks.lightning.processes import collective_timeout_seconds  # noqa: E402
+from phasewatch.callbacks.shared.processes import collective_timeout_seconds  # noqa: E402
 from phasewatch.monitor.core.types import Cost, Observation, Work  # noqa: E402
 from phasewatch.monitor.observables.curvature.noise_scale import GradientNoiseScale  # noqa: E402
 from support.bitwise import differences  # noqa: E402
