@@ -42,12 +42,13 @@ ROOMS = {
     "monitor/observables/toy_models": 11,
     "monitor/reports": 12,
     "monitor/alerts": 13,
-    "monitor/cli": 14,
     "monitor/run": 14,
     "callbacks/shared": 15,
     "monitor/__init__.py": 15,
+    "monitor/backfill": 15,
     "callbacks/huggingface": 16,
     "callbacks/lightning": 16,
+    "monitor/cli": 16,
     "callbacks/__init__.py": 17,
     "phasewatch": 18,
 }
@@ -66,7 +67,13 @@ LIBRARIES = {
     "tensorboard": ("monitor/readers/formats.py",),
     "apprise": ("monitor/alerts/apprise.py",),
     "requests": ("monitor/alerts/apprise.py",),
-    "torch": ("monitor/sampling/", "monitor/observables/", "monitor/isolation/", "callbacks/"),
+    "torch": (
+        "monitor/sampling/",
+        "monitor/observables/",
+        "monitor/isolation/",
+        "monitor/backfill/checkpoints.py",
+        "callbacks/",
+    ),
 }
 
 FILES = [path for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))]

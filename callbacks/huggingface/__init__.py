@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback
-
     from phasewatch.callbacks.huggingface.hooks import CallbackHooks
 
-    class TransitionCallback(CallbackHooks, TrainerCallback):  # noqa: D101  (see CallbackHooks)
+    class TransitionCallback(CallbackHooks):  # noqa: D101  (documented on CallbackHooks)
         pass
 
 

@@ -172,11 +172,17 @@ class CallbackHooks(MonitorBase):
         self.setup()
 
     def setup(self, *_: Any, **__: Any) -> NoReturn:
-        """Refuse the Trainer of another framework, as `state_key`."""
+        """Refuse the Trainer of another framework, as `state_key`.
+
+        Raises:
+            ConfigError: Always.
+        """
         raise ConfigError(
             "TransitionCallback is a callback of transformers' Trainer; give Lightning's "
             "phasewatch.callbacks.TransitionMonitor(), which takes the same arguments"
         )
+
+    on_exception = setup  # asked next; without it the error would be that it lacks
 
 
 def _has_other_weights(args: Any, state: Any) -> bool:

@@ -29,7 +29,7 @@ def calling_trainer() -> tuple[Any, str | None]:
         owner = frame.f_locals.get("self")
         if isinstance(owner, kind):
             resumed = frame.f_locals.get("resume_from_checkpoint")
-            return owner, resumed if isinstance(resumed, (str, Path)) else None
+            return owner, str(resumed) if isinstance(resumed, (str, Path)) else None
         frame = frame.f_back  # type: ignore[assignment]
     return None, None
 

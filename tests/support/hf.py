@@ -1,4 +1,4 @@
-"""Trainings with `transformers.Trainer` for tests: small models, cases, and what they are made of."""
+"""Trainings with `transformers.Trainer` for tests: small models, cases, what they are made of."""
 
 from __future__ import annotations
 

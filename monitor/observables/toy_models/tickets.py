@@ -189,6 +189,7 @@ class MaskOverlap(_Masked):
     reads_live = True
     needs = "trainable weight matrices"
     source = MINEGISHI
+    compares_steps = True
     streams: ClassVar = {"mask_overlap": SUPPORTING}
 
     def __init__(

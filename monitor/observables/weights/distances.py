@@ -49,6 +49,7 @@ class DistanceFromInit:
     reads_live = True
     needs = "trainable parameters"
     source = "L2 norm; of a sketch: Charikar et al. 2002"
+    compares_steps = True
     streams: ClassVar = {
         "distance_from_init": SUPPORTING,
         "distance_from_init_relative": SUPPORTING,
@@ -138,6 +139,7 @@ class DistanceMoved:
     reads_live = True
     needs = "trainable parameters"
     source = "L2 norm; of a sketch: Charikar et al. 2002"
+    compares_steps = True
     streams: ClassVar = {"distance_moved": SUPPORTING}
 
     def __init__(self) -> None:
@@ -209,6 +211,7 @@ class UpdateAngle:
     reads_live = True
     needs = "trainable parameters"
     source = "scalar product; of a sketch: Charikar et al. 2002"
+    compares_steps = True
     streams: ClassVar = {"update_angle": SUPPORTING}
 
     def __init__(self) -> None:

@@ -32,7 +32,7 @@ def test_training_is_not_touched_by_measuring(case, tmp_path):
     health = callback.watch.health
     steps, values, _ = callback.history("train_loss")
     assert steps.tolist() == list(range(1, trainer.state.global_step + 1))
-    np.testing.assert_array_equal(values, np.float64(losses))
+    np.testing.assert_allclose(values, losses, rtol=1e-6)  # summed in fp32 where it accumulates
     for name in ("gradient_norm", "weight_norm"):
         assert health.measurements[name] >= 2, health
     if case.name == "loss that turns into NaN":
