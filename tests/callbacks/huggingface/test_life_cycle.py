@@ -21,7 +21,7 @@ from phasewatch.monitor.store.store import Store
 from support.bitwise import seed_everything
 from support.hf import PlainNet, Points, Tokens, gpt, make_callback
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.hf, pytest.mark.filterwarnings("ignore")]
 NORMS = ["weight_norm", "gradient_norm"]
 
 

@@ -10,7 +10,7 @@ from support.hf import CASES, Kept, make_callback, record_case
 from support.observers import Rude
 
 PARAMETERS = [pytest.param(case, id=case.name) for case in CASES]
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.hf, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.mark.parametrize("case", PARAMETERS)
