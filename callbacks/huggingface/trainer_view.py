@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from phasewatch.callbacks.shared.views import Disguised, NullObject, View, own
+from phasewatch.callbacks.shared.views import Disguised, NullObject, View, is_plain, own
 from phasewatch.monitor.core.errors import RefusedError
 
 SILENT = frozenset({"log", "log_metrics", "save_metrics", "store_flos"})
@@ -74,6 +74,8 @@ class TrainerView(Disguised):
         if isinstance(value, dict) and not attribute.startswith("__"):
             kept = vars(self)[attribute] = own(value)
             return kept
+        if attribute in vars(live) and not attribute.startswith("__") and is_plain(value):
+            return own(value)  # counters and settings, private ones too
         return super().__getattr__(attribute)
 
 
