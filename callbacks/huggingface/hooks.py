@@ -12,9 +12,8 @@ from phasewatch.callbacks.huggingface.checkpoints import load_state, save_state
 from phasewatch.callbacks.huggingface.trainers import AroundTraining, calling_trainer
 from phasewatch.callbacks.huggingface.training import Training
 from phasewatch.callbacks.shared.monitor import MonitorBase
-from phasewatch.monitor.core.ending import ended_by, reason_for
+from phasewatch.monitor.core.ending import RunState, ended_by, reason_for
 from phasewatch.monitor.core.errors import ConfigError
-from phasewatch.monitor.core.types import RunState
 
 log = logging.getLogger("phasewatch")
 

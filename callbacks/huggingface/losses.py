@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from phasewatch.callbacks.huggingface.trainer_view import TrainerView
+from phasewatch.monitor.core.context import LossFn, MeasureContext
 from phasewatch.monitor.core.errors import RefusedError
-from phasewatch.monitor.core.types import LossFn, MeasureContext
 from phasewatch.monitor.isolation.places import told_with_place
 from phasewatch.monitor.observables.evaluation import at_weights
 from phasewatch.monitor.sampling.posterior import averaged, is_sum_and_count

@@ -11,9 +11,8 @@ from typing import Any
 from phasewatch.callbacks.lightning.fit import Fit
 from phasewatch.callbacks.lightning.stages import renamed_state, stopped_early
 from phasewatch.callbacks.shared.monitor import MonitorBase
-from phasewatch.monitor.core.ending import ended_by, reason_for
+from phasewatch.monitor.core.ending import RunState, ended_by, reason_for
 from phasewatch.monitor.core.errors import ConfigError
-from phasewatch.monitor.core.types import RunState
 
 log = logging.getLogger("phasewatch")
 

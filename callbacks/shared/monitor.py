@@ -16,8 +16,9 @@ from phasewatch.detectors.base import Detector
 from phasewatch.monitor.config.alerts import AlertsConfig
 from phasewatch.monitor.config.monitor import ExporterConfig, MonitorConfig
 from phasewatch.monitor.config.schedule import EveryNSteps, LogSpaced
+from phasewatch.monitor.core.contracts import Observable, Sink
 from phasewatch.monitor.core.errors import ConfigError
-from phasewatch.monitor.core.types import Observable, Sink, Transition
+from phasewatch.monitor.core.transitions import Transition
 from phasewatch.monitor.run.watch import Watch
 
 DISABLED = "PHASEWATCH_DISABLED"

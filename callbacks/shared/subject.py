@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from phasewatch.callbacks.shared.framework import Framework, SubjectLoss
+from phasewatch.monitor.core.context import LossFn, MeasureContext
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
-from phasewatch.monitor.core.types import LossFn, MeasureContext
 from phasewatch.monitor.isolation import guard, live_context, measure_context
 from phasewatch.monitor.isolation.batches import count_samples
 from phasewatch.monitor.isolation.probe import (
@@ -34,36 +35,10 @@ from phasewatch.monitor.sampling.evaluation_cost import EvaluationCost, evaluati
 log = logging.getLogger("phasewatch")
 
 
-class SubjectLoss(Protocol):
-    """Where the loss of a trainer's model comes from.
-
-    Attributes:
-        source: In a word.
-    """
-
-    source: str
-
-    def substitutes(self) -> Mapping[int, object]:
-        """Stand-ins for the live objects a copy must not get hold of."""
-
-    def attach(self, copied: nn.Module) -> LossFn:
-        """The loss of a fresh copy, made with the latest `substitutes()`."""
-
-    def survey(self, context: MeasureContext) -> tuple[int, str]:
-        """Look at the loss once on the whole probe, and adapt to what is found.
-
-        Returns:
-            Number of terms the loss averages over, and what one is.
-
-        Raises:
-            RefusedError: There is no loss to measure, for the reason given.
-        """
-
-
-class Subject:
+class Subject(Framework):
     """The model of one training, as the monitor sees it.
 
-    What is special to a framework is asked of the methods at the end of the class.
+    What is special to a framework is asked of the methods of `Framework`.
 
     Args:
         module: The live module.
@@ -369,44 +344,6 @@ class Subject:
                 "SyncBatchNorm communicates in train mode, and only one process measures; "
                 'set probe.mode to "eval"'
             )
-
-    # ---- what is special to a framework
-
-    def _make_loss(self) -> SubjectLoss:
-        """Where the loss comes from.
-
-        Raises:
-            RefusedError: There is none.
-        """
-        raise NotImplementedError
-
-    def _loader(self) -> Any:
-        """The loader of training."""
-        raise NotImplementedError
-
-    def _optimizers(self) -> Sequence[Any]:
-        """The live optimizers."""
-        raise NotImplementedError
-
-    def _as_training_sees(self, batch: Any) -> Any:
-        """What a loader's batch becomes on its way to the model."""
-        raise NotImplementedError
-
-    def _to_device(self, batch: Any) -> Any:
-        """A batch that training has seen before, on the device of training."""
-        raise NotImplementedError
-
-    def _world_size(self) -> int:
-        """Processes that train together."""
-        raise NotImplementedError
-
-    def _live_objects(self) -> Sequence[Any]:
-        """What is alive beside the module."""
-        return ()
-
-    def _live_substitutes(self) -> Mapping[int, object]:
-        """Stand-ins for live objects on a copy that only weights are read of."""
-        return {}
 
 
 def _refusing(reason: str) -> LossFn:

@@ -26,9 +26,9 @@ from phasewatch.monitor.backfill.measuring import (
     measure,
 )
 from phasewatch.monitor.config.monitor import MonitorConfig
-from phasewatch.monitor.core.ending import ended_by, reason_for
+from phasewatch.monitor.core.ending import RunState, ended_by, reason_for
 from phasewatch.monitor.core.errors import ConfigError, StoreError
-from phasewatch.monitor.core.types import RunState, Transition, TransitionStatus
+from phasewatch.monitor.core.transitions import Transition, TransitionStatus
 from phasewatch.monitor.replay.recorded import Verdict, compare, replay
 from phasewatch.monitor.store.store import RunInfo, Store
 

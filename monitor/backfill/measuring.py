@@ -13,8 +13,9 @@ from typing import Any
 from phasewatch.monitor.backfill.checkpoints import Checkpoint
 from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.errors import ConfigError
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.health import Health
-from phasewatch.monitor.core.types import Cost, Observation
+from phasewatch.monitor.core.work import Cost
 from phasewatch.monitor.observables import create, selected
 from phasewatch.monitor.run.live_model import PlainSubject
 from phasewatch.monitor.run.measurements import Measuring

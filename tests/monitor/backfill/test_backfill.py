@@ -11,8 +11,8 @@ from phasewatch.monitor.backfill import backfill as module
 from phasewatch.monitor.backfill.backfill import backfill
 from phasewatch.monitor.backfill.checkpoints import find_checkpoints, step_of
 from phasewatch.monitor.backfill.measuring import Plan
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.errors import ConfigError
-from phasewatch.monitor.core.types import RunState
 from phasewatch.monitor.store.store import Store
 from support.backfilled import CONFIG, factory, train
 
