@@ -27,7 +27,13 @@ def file_name(run_name: str | None) -> str:
 
 
 def save_state(folder: Path, run_name: str | None, state: Mapping[str, Any]) -> None:
-    """Write the state into a checkpoint folder, if there is one; whole or not at all."""
+    """Write the state into a checkpoint folder, if there is one; whole or not at all.
+
+    Args:
+        folder: The checkpoint folder.
+        run_name: Name of the run, where one was given.
+        state: Tensors and plain containers.
+    """
     if not folder.is_dir():
         return
     path = folder / file_name(run_name)

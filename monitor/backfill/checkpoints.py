@@ -130,8 +130,8 @@ def _step_in_file(path: Path) -> int | None:
     if not isinstance(content, Mapping):
         return None
     for key in STEP_KEYS:
-        value = content.get(key)
-        if hasattr(value, "item") and getattr(value, "numel", lambda: 0)() == 1:
+        value: Any = content.get(key)
+        if hasattr(value, "numel") and value.numel() == 1:
             value = value.item()
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return int(value)
