@@ -26,7 +26,10 @@ def calling_trainer() -> tuple[Any, str | None]:
     kind = getattr(transformers, "Trainer", None)
     frame = sys._getframe(1)
     while frame is not None and kind is not None:
-        owner = frame.f_locals.get("self")
+        code = frame.f_code
+        # Asked for nothing but methods: what a frame shows of its variables it keeps alive.
+        is_method = code.co_argcount > 0 and code.co_varnames[0] == "self"
+        owner = frame.f_locals.get("self") if is_method else None
         if isinstance(owner, kind):
             resumed = frame.f_locals.get("resume_from_checkpoint")
             return owner, str(resumed) if isinstance(resumed, (str, Path)) else None

@@ -85,7 +85,8 @@ class Training(WatchedTraining):
 
     def _batch_comes(self, inputs: Any) -> None:
         if self.wants_batches:
-            self.batch_passes(moved(inputs, self._device))
+            with self._failures.surviving(self._step + 1):
+                self.batch_passes(moved(inputs, self._device))
 
     def _loss_came(self, loss: Any) -> None:
         """Keep the loss of a micro-batch; after the last one look at the unclipped gradient."""

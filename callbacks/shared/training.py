@@ -37,6 +37,7 @@ class WatchedTraining:
         self._subject = subject
         self._epoch: int | None = None
         self._measures_from: float = math.inf
+        self._has_measured_last = False
         self.wants_batches = False
 
     @property
@@ -77,8 +78,9 @@ class WatchedTraining:
                 self._settle()
 
     def measure_last(self) -> None:
-        """Training ends: measure what the run had no room for."""
-        if not math.isinf(self._measures_from):
+        """Training ends: measure what the run had no room for. Once."""
+        if not math.isinf(self._measures_from) and not self._has_measured_last:
+            self._has_measured_last = True
             self._watch.measure_last(self.step, self._subject, self._epoch)
 
     def _prepare(self, saved: Any) -> None:
