@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 
 from phasewatch.monitor.core.types import Sink
+from phasewatch.monitor.isolation.threads import unfelt
 
 log = logging.getLogger("phasewatch")
 
@@ -107,7 +108,8 @@ class QueuedCalls:
                     self._changed.wait()
                 call, self._busy = self._queue.popleft(), True
             try:
-                call(self._sink)
+                with unfelt():  # training draws at the same time
+                    call(self._sink)
             except BaseException as error:  # this thread is the sink's alone
                 self._failed(error)
             self._busy = False

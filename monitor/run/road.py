@@ -30,6 +30,7 @@ from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import THINNING
 from phasewatch.monitor.core.types import Observation, Transition
+from phasewatch.monitor.isolation.threads import unfelt
 from phasewatch.monitor.run.buffer import Batch, ScalarBuffer
 from phasewatch.monitor.run.sinks import Outlets
 from phasewatch.monitor.transitions.pipeline import Detection
@@ -193,8 +194,9 @@ class Road:
     def _put(self, item: _Item) -> None:
         self._num_put += item.size
         if not (self._beside and self._is_running()):
-            self._work_off()
-            self._take(item)
+            with unfelt():  # a detector of the user's may draw
+                self._work_off()
+                self._take(item)
             return
         self._queue.put((self, item))
         if self.num_waiting > MAX_WAITING:
