@@ -18,7 +18,7 @@ from phasewatch.monitor.operations.doctor_runs import Runs
 from support.alerting import quick_stack
 from support.promtool import RULES
 from support.records import wait_until
-from support.scraping import free_port
+from support.scraping import free_port, scrape
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,9 @@ def test_a_transition_is_one_alert_with_its_text_and_is_resolved_later(stack, in
         r"detected at step \d+",
         alert["annotations"]["description"],
     )
-    assert alert["annotations"]["runbook_url"].startswith("docs/runbook.md#")
+    link = alert["annotations"]["runbook_url"]
+    assert link == f"http://{run.address}/runbook#phasewatchtransition"
+    assert 'id="phasewatchtransition"' in scrape(link.partition("#")[0])
     arrives(inbox, "PhasewatchTransition", "resolved")
     run.tell("end")
     assert run.wait() == 0
