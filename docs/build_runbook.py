@@ -31,9 +31,7 @@ def render() -> str:
     """The whole page: each alert's heading carries its name, in small letters, as its anchor."""
     text = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", SOURCE.read_text(encoding="utf-8"))
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
-    body = re.sub(
-        r"<h2>(\w+)</h2>", lambda m: f'<h2 id="{m[1].lower()}">{m[1]}</h2>', str(body)
-    )
+    body = re.sub(r"<h2>(\w+)</h2>", lambda m: f'<h2 id="{m[1].lower()}">{m[1]}</h2>', str(body))
     return f"{HEAD}{body}</html>\n"
 
 

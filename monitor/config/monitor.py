@@ -195,8 +195,7 @@ class PushgatewayConfig(_Model):
     def _no_secret(cls, url: str) -> str:
         if "@" in url:  # anywhere: a password may hold a slash
             raise ValueError("give user and password as username and password_env or password_file")
-        web_address(url)
-        return url
+        return web_address(url, like="http://gateway:9091")
 
     @model_validator(mode="after")
     def _one_password(self) -> PushgatewayConfig:

@@ -199,7 +199,9 @@ def test_unusual_requests_are_answered_as_by_prometheus_client(change):
 
 def test_the_runbook_is_served_where_the_metrics_say(serve):
     sink = serve()
-    (url,) = re.findall(r'^phasewatch_runbook_info{.*url="(.*?)".*}', scrape(sink.url), re.MULTILINE)
+    (url,) = re.findall(
+        r'^phasewatch_runbook_info{.*url="(.*?)".*}', scrape(sink.url), re.MULTILINE
+    )
     with urllib.request.urlopen(url, timeout=10) as page:
         assert page.headers.get_content_type() == "text/html"
         assert '<h2 id="phasewatchruncrashed">' in page.read().decode()
