@@ -287,8 +287,11 @@ def against_step(
                         "excludeByName": {},
                         "renameByName": {"Value #A": "step", "Value #B": name},
                         "indexByName": {
-                            **{"Time": 0, "run": 1, "run_id": 2},
-                            **{"Value #A": 3, "Value #B": 4},
+                            "Time": 0,
+                            "run": 1,
+                            "run_id": 2,
+                            "Value #A": 3,
+                            "Value #B": 4,
                         },
                     },
                 ),
