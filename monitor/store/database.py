@@ -55,6 +55,7 @@ class Database:
         # One connection serves every thread of a store in memory, so they take turns.
         self._turn: threading.RLock | None = threading.RLock() if self.is_in_memory else None
         self._inode: tuple[int, int] | None = None
+        self._makes = create
         if self.path is not None:
             _check_path(self.path, create=create)
         self.engine = self._make_engine()
@@ -83,6 +84,7 @@ class Database:
     @contextlib.contextmanager
     def writing(self) -> Iterator[Connection]:
         """A short transaction that has the write lock from its first statement."""
+        self._follow()
         with self._turn or contextlib.nullcontext(), self.engine.connect() as connection:
             connection = connection.execution_options(phasewatch_writes=True)
             with connection.begin():
@@ -91,6 +93,7 @@ class Database:
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that sees one state of the database and holds nobody up."""
+        self._follow()
         with self._turn or contextlib.nullcontext(), self.engine.connect() as connection:
             try:
                 yield connection
@@ -112,6 +115,12 @@ class Database:
         SQLite goes on writing to a file that was removed, and what it writes is lost.
         """
         return self._inode is not None and self._inode != _inode(self.path)
+
+    def _follow(self) -> None:
+        """Take up the file that the run's process has put in the place of one that was removed."""
+        if not self._makes and self.lost() and (inode := _inode(self.path)) != _GONE:
+            self.engine.dispose()
+            self._inode = inode
 
     def reopen(self) -> None:
         """Let go of a file that was removed, and make a new one in its place."""
@@ -299,13 +308,17 @@ def _check_path(path: Path, *, create: bool) -> None:
             )
 
 
+_GONE = (0, 0)
+"""Unlike any file."""
+
+
 def _inode(path: Path | None) -> tuple[int, int] | None:
     if path is None:
         return None
     try:
         status = path.stat()
     except OSError:
-        return (0, 0)  # gone: unlike any file
+        return _GONE
     return status.st_dev, status.st_ino
 
 
