@@ -16,9 +16,9 @@ from phasewatch.monitor.core.forecast import COLUMNS, forecast_of
 from phasewatch.monitor.core.types import Transition, TransitionStatus
 from phasewatch.monitor.reports.data import (
     KIND_COLOURS,
-    Record,
     MAX_BINS,
     MAX_WITH_STATUS,
+    Record,
     RunRecord,
     is_thinned,
     panels,
