@@ -64,7 +64,7 @@ mypy: $(STAMP)
 dashboards: $(STAMP)
 	$(BIN)/python deploy/grafana/build.py
 
-check: lint mypy test slow
+check: lint mypy test slow postgres chaos-short
 
 # Pages that are made from code; a test holds them equal.
 docs: $(STAMP)
