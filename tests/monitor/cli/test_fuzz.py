@@ -25,7 +25,9 @@ FEW = settings(max_examples=100, deadline=None, suppress_health_check=QUIET)
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
 NUMBER = st.one_of(st.integers(), st.floats(), st.sampled_from([10**400, -(10**30), 2**63]))
-CELL = st.one_of(NUMBER.map(str), TEXT, st.sampled_from(["", "nan", "inf", "1e999", "-", "0x1", "½"]))
+CELL = st.one_of(
+    NUMBER.map(str), TEXT, st.sampled_from(["", "nan", "inf", "1e999", "-", "0x1", "½"])
+)
 NAME = st.one_of(TEXT, st.sampled_from(["step", "epoch", "loss", "value", "tag", "wall_time", ""]))
 VALUE = st.recursive(
     st.none() | st.booleans() | NUMBER | TEXT,
@@ -119,7 +121,9 @@ READING = ("runs", "show", "report", "compare", "export", "replay", "outbox", "t
 OPTION = st.sampled_from(
     ["--json", "--store", "--out", "--format", "--step", "--set", "--detector", "--reap", "--help"]
 )
-WORD = st.one_of(TEXT, st.sampled_from(["demo", "", "-", "--", ".", "/", "0", "sqlite://", "x://y@"]))
+WORD = st.one_of(
+    TEXT, st.sampled_from(["demo", "", "-", "--", ".", "/", "0", "sqlite://", "x://y@"])
+)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=QUIET)
