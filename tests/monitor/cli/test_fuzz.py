@@ -1,4 +1,4 @@
-"""Whatever the command line is given: an answer, or a line that says what is wrong; no traceback."""
+"""Whatever the command line is given: an answer, or a line that says what is wrong."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def read(path) -> None:
         for chunk in Curves(path).chunks():
             assert chunk
     except CurveError as error:
-        assert str(path) in str(error)
+        assert str(path) in str(error)  # noqa: PT017
 
 
 @MANY
@@ -101,7 +101,7 @@ def shell(arguments) -> None:
     try:
         main.main()
     except SystemExit as leaving:
-        assert leaving.code in (0, 1, 2, None)
+        assert leaving.code in (0, 1, 2, None)  # noqa: PT017
         if leaving.code:
             assert (sys.stdout.getvalue() + sys.stderr.getvalue()).strip(), "it says why"
     finally:
