@@ -139,6 +139,7 @@ def test_what_is_no_observation_is_a_failure_with_a_name(tmp_path, caplog):
 
 def test_a_slow_sink_is_moved_behind_a_queue_and_loses_nothing(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(queued, "SLOW_SECONDS", 0.01)
+    monkeypatch.setattr(queued, "PATIENCE_SECONDS", 0.0)
     sink = Calls(lambda: time.sleep(0.02))
     with Watch(settings(tmp_path), sinks=[sink]) as watch:
         begin = time.perf_counter()
@@ -151,8 +152,31 @@ def test_a_slow_sink_is_moved_behind_a_queue_and_loses_nothing(tmp_path, caplog,
     assert watch.health.sink_failures["Calls"] == 0
 
 
+def test_a_sink_is_moved_for_what_it_takes_again_and_again_not_for_one_hiccup(monkeypatch):
+    seconds = iter([0.2, *[0.01] * 10, 0.2, 0.01, 0.2, 0.2, 9.0])
+    now = 0.0
+
+    def clock():
+        return now
+
+    def call(_):
+        nonlocal now
+        now += next(seconds)
+
+    monkeypatch.setattr(queued.time, "perf_counter", clock)
+    calls = queued.QueuedCalls(Calls(lambda: None), lambda error: None)
+    for _ in range(13):
+        calls.call(call)
+    assert not calls.is_queued
+    for _ in range(2):
+        calls.call(call)
+    assert calls.is_queued
+    calls.close()
+
+
 def test_a_slow_sink_that_raises_is_counted_and_one_that_hangs_is_left(tmp_path, monkeypatch):
     monkeypatch.setattr(queued, "SLOW_SECONDS", 0.01)
+    monkeypatch.setattr(queued, "PATIENCE_SECONDS", 0.0)
     monkeypatch.setattr(queued, "CLOSE_SECONDS", 0.2)
     hang = threading.Event()
     turns = []
@@ -210,7 +234,7 @@ def test_a_sink_that_draws_takes_no_number_from_training(tmp_path, monkeypatch, 
         random.seed(3)
         np.random.seed(3)
 
-    monkeypatch.setattr(queued, "SLOW_SECONDS", 0.05)
+    monkeypatch.setattr(queued, "PATIENCE_SECONDS", 0.02)
     seed()
     expected = [draw() for _ in range(12)]
     sink = Calls(lambda: (draw(), time.sleep(seconds), draw()))
