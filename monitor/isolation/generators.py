@@ -42,8 +42,14 @@ class _Streams:
 
     def __post_init__(self) -> None:
         self.python = random.Random(self.seed)  # noqa: S311 - it stands in for the shared one
-        numpy = np.random.RandomState(self.seed % 2**32)
-        self.numpy = numpy.get_state(legacy=False)
+        bits = _bit_generator()(self.seed % 2**32)  # the kind that the user has put there
+        self.numpy = np.random.RandomState(bits).get_state(legacy=False)
+
+
+def _bit_generator() -> Any:
+    """The class of numpy's global bit generator."""
+    found: Any = type(np.random.mtrand._rand._bit_generator)
+    return getattr(found, "stands_for", found)
 
 
 _apart: dict[int, _Streams] = {}
@@ -167,8 +173,13 @@ class _Turn:
         self._depth += 1
         own = _streams()
         if own is not None and self._depth == 1:
-            self._others = _numpy_state()
-            np.random.mtrand._rand.set_state(own.numpy)
+            try:
+                others = _numpy_state()
+                np.random.mtrand._rand.set_state(own.numpy)
+                self._others = others
+            except BaseException:
+                self.__exit__()
+                raise
 
     def __exit__(self, *_: object) -> None:
         own, others = _streams(), self._others
@@ -197,6 +208,7 @@ def _stand_in(real: Any) -> Any:
     """A bit generator that is another one, but for its lock."""
 
     class StandIn(type(real)):  # type: ignore[misc]
+        stands_for = type(real)
         capsule = property(lambda _: real.capsule)
         lock = _Turn(real.lock)
         state = property(

@@ -147,3 +147,19 @@ def test_another_thread_may_seed_and_this_one_may_not():
     found = np.random.rand(), random.random()
     seed()
     assert found == (np.random.rand(), random.random())
+
+
+def test_another_kind_of_generator_that_the_user_has_put_there_is_kept():
+    theirs, before = np.random.PCG64(3), np.random.get_bit_generator()
+    expected = np.random.RandomState(np.random.PCG64(3)).rand(4)
+    np.random.set_bit_generator(theirs)
+    try:
+        first = np.random.rand(2)
+        with own_streams(1):
+            mine = np.random.rand(3)
+        with own_streams(1):
+            assert np.array_equal(np.random.rand(3), mine)
+        assert np.array_equal([*first, *np.random.rand(2)], expected)
+        assert np.random.get_bit_generator() is theirs
+    finally:
+        np.random.set_bit_generator(before)
