@@ -7,6 +7,7 @@ import os
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -190,9 +191,18 @@ class Database:
                 kind,
             )
         raw = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+        end = time.monotonic() + BUSY_SECONDS
         with contextlib.closing(raw):
-            if raw.execute("PRAGMA journal_mode").fetchone()[0] != mode:
-                raw.execute(f"PRAGMA journal_mode={mode}")
+            while True:
+                try:
+                    if raw.execute("PRAGMA journal_mode").fetchone()[0] != mode:
+                        raw.execute(f"PRAGMA journal_mode={mode}")
+                    return
+                except sqlite3.OperationalError as error:
+                    # Of several first writers one makes the change; the others are told at once.
+                    if not self.is_busy(error) or time.monotonic() > end:
+                        raise
+                    time.sleep(0.02)
 
 
 def network_file_system(path: Path, mounts: str | None = None) -> str | None:
