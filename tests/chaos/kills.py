@@ -117,7 +117,8 @@ def judge(store: Path, counted: Counter[str], *, deleted: bool) -> None:
         counted["runs too many"] += len(runs) - 1
         steps = Counter(history.history(runs[-1].id, "val_loss")[0].tolist())
         missing = sum(step not in steps for step in range(1, STEPS + 1))
-        marked = sum(hole.num_rows for hole in history.holes(runs[-1].id))
+        holes = history.holes(runs[-1].id)
+        marked = sum(hole.num_rows for hole in holes if hole.stream == "val_loss")
         counted["rows doubled"] += sum(count - 1 for count in steps.values())
         counted["rows not as marked"] += abs(missing - marked)
         counted["rows deleted by somebody, and marked" if deleted else "rows lost"] += missing
