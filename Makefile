@@ -77,13 +77,14 @@ mypy: $(STAMP)
 dashboards: $(STAMP)
 	$(BIN)/python deploy/grafana/build.py
 
-check: lint mypy test slow hf
+check: lint mypy test slow postgres chaos-short hf
 
 # Pages that are made from code; a test holds them equal.
 docs: $(STAMP)
 	$(BIN)/python docs/build_api.py
 	$(BIN)/python docs/build_metrics.py
 	$(BIN)/python docs/build_observables.py
+	$(BIN)/python docs/build_runbook.py
 	$(BIN)/python docs/build_streams.py
 
 bench: $(STAMP)

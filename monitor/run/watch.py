@@ -23,10 +23,11 @@ from phasewatch.monitor.core.columns import chunked
 from phasewatch.monitor.core.context import LossFn, MeasureContext, MicroBatches, StepRecord
 from phasewatch.monitor.core.contracts import Observable, Sink
 from phasewatch.monitor.core.ending import RunState, ended_by, reason_for
-from phasewatch.monitor.core.errors import StoreError
+from phasewatch.monitor.core.errors import ConfigError, RefusedError, StoreError
 from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.forecast import ForecastRow
 from phasewatch.monitor.core.health import Health
+from phasewatch.monitor.core.stray import let_through
 from phasewatch.monitor.core.transitions import Transition
 from phasewatch.monitor.run.buffer import ScalarBuffer
 from phasewatch.monitor.run.console import ensure_heard
@@ -491,11 +492,18 @@ class Watch:
                 self._forecast(context, loss, step_seconds)
                 return
             subject = self._subject = self._subject_of(context)
-            with subject.guarded(0, 0):
-                subject.size(self)
-                copied = subject.context(0, None)
-                self._measuring.check(copied, cost or subject.cost)
-                self._forecast(copied, loss, step_seconds or subject.step_seconds)
+            try:
+                with subject.guarded(0, 0):
+                    subject.size(self)
+                    copied = subject.context(0, None)
+                    self._measuring.check(copied, cost or subject.cost)
+                    self._forecast(copied, loss, step_seconds or subject.step_seconds)
+            except ConfigError:
+                raise
+            except BaseException as error:  # whatever it is: what is on by default kills no run
+                let_through(error)
+                is_ours = isinstance(error, RefusedError)
+                self.refuse(str(error) if is_ours else f"{type(error).__name__}: {error}")
 
     def _forecast(self, context: MeasureContext, loss: str, step_seconds: float | None) -> None:
         """Log and keep what the run will see."""
