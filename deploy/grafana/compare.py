@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders import dashboard
 from panels import (
+    EACH,
     Built,
     against_step,
     assemble,
@@ -67,23 +68,23 @@ def build() -> dashboard.Dashboard:
 def _quantities() -> list[tuple[str, str, str, bool]]:
     """Title, description, expression, and whether its scale is logarithmic."""
     return [
-        ("λ̂", "Local learning coefficient.", latest(m.LAMBDA_HAT, "run", LLC), False),
+        ("λ̂", "Local learning coefficient.", latest(m.LAMBDA_HAT, EACH, LLC), False),
         (
             "validation loss",
             "Validation loss, in nats a sample.",
-            latest(m.LOSS, "run", f'{RUNS}, split="val"'),
+            latest(m.LOSS, EACH, f'{RUNS}, split="val"'),
             True,
         ),
         (
             "training loss",
             "Training loss, in nats a sample.",
-            latest(m.LOSS, "run", f'{RUNS}, split="train"'),
+            latest(m.LOSS, EACH, f'{RUNS}, split="train"'),
             True,
         ),
         (
             "$observable",
             "The observable chosen above, in its own unit.",
-            f"max by (run) ({observables(OTHER)})",
+            f"max by ({EACH}) ({observables(OTHER)})",
             False,
         ),
     ]
@@ -115,13 +116,13 @@ def _last() -> Built:
         "Last values of each run",
         "The last that was seen of each run in this time range.",
         {
-            "step": last_seen(m.RUN_STEP, "run", RUNS),
-            "λ̂": last_seen(m.LAMBDA_HAT, "run", LLC),
-            "±": last_seen(m.LAMBDA_STDERR, "run", LLC),
-            "train loss": last_seen(m.LOSS, "run", f'{RUNS}, split="train"'),
-            "val loss": last_seen(m.LOSS, "run", f'{RUNS}, split="val"'),
-            "transitions": total_seen(m.TRANSITIONS, "run", RUNS),
-            "last onset": last_seen(m.LAST_TRANSITION_ONSET_STEP, "run", RUNS),
+            "step": last_seen(m.RUN_STEP, EACH, RUNS),
+            "λ̂": last_seen(m.LAMBDA_HAT, EACH, LLC),
+            "±": last_seen(m.LAMBDA_STDERR, EACH, LLC),
+            "train loss": last_seen(m.LOSS, EACH, f'{RUNS}, split="train"'),
+            "val loss": last_seen(m.LOSS, EACH, f'{RUNS}, split="val"'),
+            "transitions": total_seen(m.TRANSITIONS, EACH, RUNS),
+            "last onset": last_seen(m.LAST_TRANSITION_ONSET_STEP, EACH, RUNS),
         },
     ).override_by_name("λ̂", [prop("decimals", 2)]).override_by_name(
         "±", [prop("decimals", 2)]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from phasewatch.monitor.core.meaning import Meanings, StreamMeaning
 from phasewatch.monitor.core.meaning import Panel as PanelKind
 from phasewatch.monitor.core.types import Estimate, EstimateStatus, Observation, Transition
+from phasewatch.monitor.store.reader import Hole
 from phasewatch.monitor.store.store import RunInfo, Store
 
 MAX_BINS = 1000
@@ -125,9 +126,15 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord(Record):
-    """Everything that is shown of one run."""
+    """Everything that is shown of one run.
+
+    Attributes:
+        info: What it is.
+        holes: What it observed and the store lacks.
+    """
 
     info: RunInfo
+    holes: tuple[Hole, ...] = ()
 
     @property
     def last_step(self) -> int:
@@ -149,7 +156,12 @@ def read_run(store: Store, run: str) -> RunRecord:
     meanings = Meanings.stored(info.config)
     names = store.names(info.id)
     series = {name: _series(store, info.id, name, meanings.of(name)) for name in names}
-    return RunRecord(info=info, series=series, transitions=tuple(store.transitions(info.id)))
+    return RunRecord(
+        info=info,
+        series=series,
+        transitions=tuple(store.transitions(info.id)),
+        holes=tuple(store.holes(info.id)),
+    )
 
 
 def _series(store: Store, run_id: str, name: str, meaning: StreamMeaning) -> Series:
@@ -242,6 +254,11 @@ def thin(
         kept.add(low + int(part.argmin()))
         kept.add(low + int(part.argmax()))
     return np.array(sorted(kept), dtype=np.int64)
+
+
+def is_thinned(series: Series) -> bool:
+    """Whether fewer points are drawn than there are."""
+    return len(series.steps) > 2 * MAX_BINS
 
 
 def value_range(series: Sequence[Series]) -> tuple[float, float] | None:

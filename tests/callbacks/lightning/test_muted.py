@@ -9,7 +9,7 @@ from torch import nn
 from phasewatch.callbacks.lightning.lent import Lent
 from phasewatch.callbacks.lightning.losses import ProbeLoss, RefusingCollectives, takes_batch_idx
 from phasewatch.callbacks.lightning.muted import Resettable
-from phasewatch.callbacks.lightning.views import NullObject
+from phasewatch.callbacks.shared.views import NullObject
 from phasewatch.monitor.config.monitor import SamplerConfig
 from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.core.types import run_through
