@@ -11,6 +11,7 @@ import typer
 
 from phasewatch.monitor.cli import (
     alerts,
+    backfill,
     detect,
     doctor,
     export,
@@ -143,6 +144,7 @@ def report(
     typer.echo(f"report of {info.name} written to {out}")
 
 
+app.command()(backfill.backfill)
 app.command()(detect.detect)
 app.command()(detect.replay)
 app.command("test-alert")(alerts.try_targets)

@@ -237,7 +237,11 @@ def is_indexed(source: Any) -> bool:
 
 def batch_size_of(source: Any) -> int | None:
     """Samples in a batch of a loader; None for anything else."""
-    return source.batch_size if isinstance(source, DataLoader) else None
+    if not isinstance(source, DataLoader):
+        return None
+    # A loader that was given its batch sampler has no size of its own.
+    size = source.batch_size or getattr(source.batch_sampler, "batch_size", None)
+    return size if isinstance(size, int) else None
 
 
 def num_available(source: Any) -> int:

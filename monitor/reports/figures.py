@@ -9,8 +9,14 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
 
-from phasewatch.monitor.core.types import Estimate, EstimateStatus, TransitionStatus
+from phasewatch.monitor.core.types import (
+    Estimate,
+    EstimateStatus,
+    Observation,
+    TransitionStatus,
+)
 from phasewatch.monitor.reports.data import (
     KIND_COLOURS,
     LINE_COLOURS,
@@ -142,37 +148,27 @@ def _add_exact(
     )
 
 
-def _add_measured(figure: go.Figure, series: Series, colour: str, place: dict[str, str]) -> None:
+def _settings(observation: Observation) -> tuple[float, ...]:
+    """What two values of λ̂ must share to be compared: n, nβ and γ."""
+    made = observation.detail
+    return () if made is None else (made.n_samples, made.n_beta, made.localization)
+
+
+def _stretches(series: Series) -> list[NDArray[np.intp]]:
+    """Points that passed, cut where n, nβ or γ change: a line joins what may be compared."""
     ok = np.flatnonzero(series.ok)
     ok = ok[thin(series.steps[ok], series.values[ok])]
-    steps, values = series.steps[ok], series.values[ok]
-    errors = np.nan_to_num(series.stderrs[ok])
+    if not series.observations:
+        return [ok]
+    made = [_settings(series.observations[index]) for index in ok]
+    ends = [place for place in range(1, len(ok)) if made[place] != made[place - 1]]
+    return np.split(ok, ends)
+
+
+def _add_measured(figure: go.Figure, series: Series, colour: str, place: dict[str, str]) -> None:
     name = html.escape(series.name)
-    around = np.concatenate([values + 2 * errors, (values - 2 * errors)[::-1]])
-    figure.add_scatter(
-        x=np.concatenate([steps, steps[::-1]]).tolist(),
-        y=_short(around),
-        fill="toself",
-        fillcolor=_transparent(colour, 0.25),
-        line={"width": 0},
-        mode="lines",
-        hoverinfo="skip",
-        name=f"{name}: ±2 standard errors",
-        legendgroup=name,
-        **place,
-    )
-    figure.add_scatter(
-        x=steps.tolist(),
-        y=_short(values),
-        mode="lines+markers",
-        name=name,
-        legendgroup=name,
-        line={"color": colour, "width": 1.8},
-        marker={"size": 5},
-        customdata=_short(errors),
-        hovertemplate="step %{x}<br>%{y:.4g} ± %{customdata:.2g}<extra>" + name + "</extra>",
-        **place,
-    )
+    for number, stretch in enumerate(_stretches(series)):
+        _add_stretch(figure, series, stretch, colour, place, named=number == 0)
     for status, symbol in STATUS_SYMBOLS.items():
         chosen = [o for o in series.observations if o.status is status and math.isfinite(o.value)]
         if chosen:
@@ -186,6 +182,48 @@ def _add_measured(figure: go.Figure, series: Series, colour: str, place: dict[st
                 hovertemplate="step %{x}<br>%{y:.4g}<br>%{text}<extra>" + str(status) + "</extra>",
                 **place,
             )
+
+
+def _add_stretch(
+    figure: go.Figure,
+    series: Series,
+    chosen: NDArray[np.intp],
+    colour: str,
+    place: dict[str, str],
+    *,
+    named: bool,
+) -> None:
+    """A line through these points, and the band of their errors."""
+    steps, values = series.steps[chosen], series.values[chosen]
+    errors = np.nan_to_num(series.stderrs[chosen])
+    name = html.escape(series.name)
+    around = np.concatenate([values + 2 * errors, (values - 2 * errors)[::-1]])
+    figure.add_scatter(
+        x=np.concatenate([steps, steps[::-1]]).tolist(),
+        y=_short(around),
+        fill="toself",
+        fillcolor=_transparent(colour, 0.25),
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        name=f"{name}: ±2 standard errors",
+        legendgroup=name,
+        **({} if named else {"showlegend": False}),
+        **place,
+    )
+    figure.add_scatter(
+        x=steps.tolist(),
+        y=_short(values),
+        mode="lines+markers",
+        name=name,
+        legendgroup=name,
+        line={"color": colour, "width": 1.8},
+        marker={"size": 5},
+        customdata=_short(errors),
+        hovertemplate="step %{x}<br>%{y:.4g} ± %{customdata:.2g}<extra>" + name + "</extra>",
+        **({} if named else {"showlegend": False}),
+        **place,
+    )
 
 
 def _add_rug(figure: go.Figure, series: Series, suffix: str) -> None:

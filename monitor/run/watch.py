@@ -302,15 +302,17 @@ class Watch:
 
     def finish(self, state: RunState = RunState.FINISHED, reason: str = "") -> None:
         """End the attempt: everything observed is stored, every sink closed. Idempotent."""
-        if self._outlets is None:
-            return
-        outlets, store = self._outlets, self._outlets.store
+        if self._outlets is not None:
+            with self.spending():
+                self._close(self._outlets, state, reason)
+
+    def _close(self, outlets: Outlets, state: RunState, reason: str) -> None:
+        store = outlets.store
         try:
             if state is RunState.FINISHED and self._subject is not None:
                 self.measure_last(self.health.step, self._subject, self.health.epoch)
             if self._road is not None:
-                with self.spending():
-                    self._road.close()
+                self._road.close()
             for transition in self._detection.finish():
                 outlets.notify(transition)
             for transition in self._detection.grown():
@@ -389,12 +391,20 @@ class Watch:
         """Whether something is to be measured at `step`; the answer for a step does not change."""
         return step >= self.failures.resumes_at and self._planner.due(self._steps.at(step))
 
-    def before_step(self, step: int, named_parameters: Iterable[tuple[str, Any]]) -> None:
+    def before_step(
+        self,
+        step: int,
+        named_parameters: Iterable[tuple[str, Any]],
+        *,
+        loss_scale: float = 1.0,
+    ) -> None:
         """Look at gradients and weights just before the optimizer steps to `step`, if it is due.
 
         Args:
             step: Count of optimizer steps after the coming one.
             named_parameters: The live parameters; read, never written.
+            loss_scale: What a gradient scaler multiplied the loss by, where the gradients are not
+                unscaled yet: `scaler.get_scale()`.
         """
         step = self._steps.at(step)
         if step < self.failures.resumes_at or not self._planner.due(step):
@@ -405,7 +415,9 @@ class Watch:
         from phasewatch.monitor.observables.weights.norms import record_step  # imports torch
 
         with self.spending(), self.failures.surviving(step):
-            self._record = record_step(step, named_parameters, keep_params=keeps)
+            self._record = record_step(
+                step, named_parameters, keep_params=keeps, loss_scale=loss_scale
+            )
 
     def after_backward(
         self,

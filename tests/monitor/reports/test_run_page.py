@@ -324,6 +324,20 @@ def test_many_measurements_keep_a_bounded_number_of_short_traces() -> None:
     assert all(len(one["draw"]) <= MAX_TRACE_POINTS for one in traces)
 
 
+def test_estimates_of_different_settings_are_never_joined_by_a_line() -> None:
+    from phasewatch.monitor.reports.data import Record, Series
+    from phasewatch.monitor.reports.figures import overview
+
+    details = [estimate(step, 1.0) for step in range(6)]
+    details[3:] = [dataclasses.replace(e, localization=3.0) for e in details[3:]]
+    seen = [Observation(name="llc", step=e.step, value=1.0, stderr=0.1, detail=e) for e in details]
+    series = Series("llc", "1", np.arange(6), np.ones(6), np.ones(6), LLC, tuple(seen))
+    figure = overview(Record(series={"llc": series}, transitions=()))
+    lines = [trace for trace in figure["data"] if trace.get("name") == "llc"]
+    assert [trace["x"] for trace in lines] == [[0, 1, 2], [3, 4, 5]]
+    assert [trace.get("showlegend", True) for trace in lines] == [True, False]
+
+
 def test_thinning_keeps_short_curves_whole() -> None:
     steps = np.arange(2 * MAX_BINS)
     assert (thin(steps, steps.astype(float)) == steps).all()
