@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -36,8 +37,6 @@ class Server:
         self.folder, self.port = folder / "data", free_port()
         self._as = {"user": "nobody", "group": "nogroup"} if os.getuid() == 0 else {}
         if self._as:
-            for place in (folder, *list(folder.parents)[:3]):
-                place.chmod(0o755)
             shutil.chown(folder, "nobody")
         self.url = f"postgresql+psycopg://me@127.0.0.1:{self.port}/postgres"
         command = [programs() / "initdb", "-D", self.folder, "-U", "me", "-A", "trust", "-N"]
@@ -74,11 +73,13 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server():
     pytest.importorskip("psycopg", reason="run by `make postgres`")
-    server = Server(tmp_path_factory.mktemp("postgres"))
-    yield server
-    server.close()
+    # Not below pytest's folder: each session closes that to others, also while we are running.
+    with tempfile.TemporaryDirectory(prefix="phasewatch-postgres-") as folder:
+        server = Server(Path(folder))
+        yield server
+        server.close()
 
 
 @pytest.fixture(autouse=True)
