@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,11 +109,18 @@ class Record:
         series: The streams, by name.
         transitions: By onset.
         step_label: What is counted along the axis of steps.
+        config: The configuration of the run, as far as it is known.
     """
 
     series: Mapping[str, Series]
     transitions: tuple[Transition, ...]
     step_label: str = "optimizer step"
+    config: Mapping[str, Any] | None = None
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Unit by stream."""
+        return {name: series.unit for name, series in self.series.items()}
 
     @property
     def last_step(self) -> int:
@@ -147,12 +154,15 @@ def read_run(store: Store, run: str) -> RunRecord:
     """
     info = store.run(run)
     meanings = Meanings.stored(info.config)
-    names = store.names(info.id)
-    series = {name: _series(store, info.id, name, meanings.of(name)) for name in names}
-    return RunRecord(info=info, series=series, transitions=tuple(store.transitions(info.id)))
+    series = {
+        name: _series(store, info.id, name, unit, meanings.of(name))
+        for name, unit in sorted(store.units(info.id).items())
+    }
+    transitions = tuple(store.transitions(info.id))
+    return RunRecord(info=info, series=series, transitions=transitions, config=info.config)
 
 
-def _series(store: Store, run_id: str, name: str, meaning: StreamMeaning) -> Series:
+def _series(store: Store, run_id: str, name: str, unit: str, meaning: StreamMeaning) -> Series:
     steps, values, stderrs = store.history(run_id, name)
     measured = bool(np.isfinite(stderrs).any()) or meaning.panel is PanelKind.LLC
     observations: tuple[Observation, ...] = ()
@@ -164,7 +174,6 @@ def _series(store: Store, run_id: str, name: str, meaning: StreamMeaning) -> Ser
         stderrs = np.array(
             [math.nan if o.stderr is None else o.stderr for o in observations], dtype=np.float64
         )
-    unit = observations[-1].unit if observations else ""
     return Series(name, unit, steps, values, stderrs, meaning, observations)
 
 

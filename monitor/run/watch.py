@@ -215,7 +215,13 @@ class Watch:
         try:
             alerts = open_alerts(self.config, self._alert_targets, store, self.run_id, self.health)
             sinks = [
-                *open_annotations(self.config, self.run_name, self.health, run_id=self.run_id),
+                *open_annotations(
+                    self.config,
+                    self.run_name,
+                    self.health,
+                    self._detection.meanings,
+                    run_id=self.run_id,
+                ),
                 *open_exporter(
                     self.config,
                     self.run_name,
