@@ -10,9 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from phasewatch.callbacks.lightning.fit import Fit
 from phasewatch.callbacks.lightning.settings import settle_config
@@ -23,6 +21,7 @@ from phasewatch.monitor.config.monitor import ExporterConfig, MonitorConfig
 from phasewatch.monitor.config.schedule import EveryNSteps, LogSpaced
 from phasewatch.monitor.core.ending import ended_by, reason_for
 from phasewatch.monitor.core.errors import ConfigError
+from phasewatch.monitor.core.history import History
 from phasewatch.monitor.core.types import Observable, RunState, Sink, Transition
 from phasewatch.monitor.run.watch import Watch
 
@@ -137,17 +136,16 @@ class MonitorHooks:
         """Transitions found so far, in the order of their onset."""
         return self._watch.transitions if self._watch is not None else []
 
-    def history(
-        self, name: str
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    def history(self, name: str, *, include_unconverged: bool = False) -> History:
         """Everything observed of one stream: steps, values, standard errors, each of shape (n,).
 
         Args:
             name: Stream name, for example "llc" or "train_loss".
+            include_unconverged: Show also the values whose status is not OK, which are NaN else.
         """
         if self._watch is None:
-            return np.empty(0, np.int64), np.empty(0), np.empty(0)
-        return self._watch.history(name)
+            return History.empty(name)
+        return self._watch.history(name, include_unconverged=include_unconverged)
 
     # ---- life cycle
 

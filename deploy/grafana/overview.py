@@ -23,6 +23,7 @@ from panels import (
     total_seen,
     transitions,
     transitions_by_api,
+    trusted,
 )
 
 from phasewatch.monitor.core import metrics as m
@@ -83,15 +84,16 @@ def _runs() -> Built:
     llc = f'{RUNS}, observable="llc"'
     panel = rows_of(
         "Runs",
-        "The last that was seen of each run in this time range. A click on a name opens the run.",
+        "The last that was seen of each run in this time range; λ̂ only if it passed its checks. "
+        "A click on a name opens the run.",
         {
             "is": f"{last_seen(m.RUN_STATE, 'run, state', RUNS)} == 1",
             "step": last_seen(m.RUN_STEP, "run", RUNS),
             "steps/s": last_seen(m.STEPS_PER_SECOND, "run", RUNS),
             "train loss": last_seen(m.LOSS, "run", f'{RUNS}, split="train"'),
             "val loss": last_seen(m.LOSS, "run", f'{RUNS}, split="val"'),
-            "λ̂": last_seen(m.LAMBDA_HAT, "run", llc),
-            "±": last_seen(m.LAMBDA_STDERR, "run", llc),
+            "λ̂": trusted(last_seen(m.LAMBDA_HAT, "run", llc), "run", llc, seen=True),
+            "±": trusted(last_seen(m.LAMBDA_STDERR, "run", llc), "run", llc, seen=True),
             "transitions": total_seen(m.TRANSITIONS, "run", RUNS),
             "last onset": last_seen(m.LAST_TRANSITION_ONSET_STEP, "run", RUNS),
             "overhead": last_seen(m.OVERHEAD, "run", RUNS),
@@ -122,12 +124,13 @@ def _runs() -> Built:
 
 
 def _curves() -> list[Built]:
+    llc = f'{RUNS}, observable="llc"'
     return [
         curves(
             "λ̂",
-            "Latest estimate of the local learning coefficient of each run's whole model. "
-            "Its error is on the dashboard of the run.",
-            queries((latest(m.LAMBDA_HAT, "run", f'{RUNS}, observable="llc"'), "{{run}}")),
+            "Latest estimate of the local learning coefficient of each run's whole model, where it "
+            "passed its checks. Its error is on the dashboard of the run.",
+            queries((trusted(latest(m.LAMBDA_HAT, "run", llc), "run", llc), "{{run}}")),
             width=24,
         ),
         *(

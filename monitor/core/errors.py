@@ -7,7 +7,8 @@
     │   └── RefusedError       this cannot be measured safely here; says why and the way out
     ├── StoreError           the run history cannot be read or written
     ├── CurveError           a file of curves cannot be read, or what it holds cannot be watched
-    └── GrafanaError         a Grafana cannot be reached, or refuses
+    ├── GrafanaError         a Grafana cannot be reached, or refuses
+    └── MissingPackageError  a package that phasewatch does without is not installed
 
 A message says which quantity is wrong, the value received, what is allowed and what to do.
 """
@@ -65,3 +66,18 @@ class CurveError(PhasewatchError, ValueError):
 
 class GrafanaError(PhasewatchError, RuntimeError):
     """A Grafana cannot be reached or refuses. The message says what was asked and what to do."""
+
+
+class MissingPackageError(PhasewatchError, ImportError):
+    """A package that phasewatch does without is needed for what was asked.
+
+    Args:
+        package: Its name.
+        what: What needs it.
+    """
+
+    def __init__(self, package: str, what: str) -> None:
+        super().__init__(
+            f"{what} needs the package {package}, which is not installed; install it with "
+            f"`pip install {package}`"
+        )

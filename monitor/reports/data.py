@@ -23,7 +23,7 @@ MAX_PANELS = 10
 """Further observables share one panel once there are so many."""
 
 MAX_WITH_STATUS = 50_000
-"""Longest stream whose observations are read one by one, with their status."""
+"""Longest stream whose observations are read one by one, with their details."""
 
 # Okabe and Ito (2008): eight colours that colour-blind people can tell apart.
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -50,7 +50,9 @@ class Series:
         values: Values, shape (n,); may hold NaN and infinity.
         stderrs: Standard errors, shape (n,); NaN where a value is exact.
         meaning: What the stream means.
-        observations: The same points with status and detail; empty for exact streams.
+        observations: The same points with status and detail; empty for exact streams, and for those
+            of more than `MAX_WITH_STATUS` points.
+        passed: Which points passed every check, shape (n,); None where all did.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Series:
     stderrs: NDArray[np.float64]
     meaning: StreamMeaning
     observations: tuple[Observation, ...] = ()
+    passed: NDArray[np.bool_] | None = None
 
     @property
     def finite(self) -> NDArray[np.bool_]:
@@ -70,16 +73,12 @@ class Series:
     @property
     def ok(self) -> NDArray[np.bool_]:
         """Which points are finite and passed every check."""
-        if not self.observations:
-            return self.finite
-        passed = [o.status is EstimateStatus.OK for o in self.observations]
-        ok: NDArray[np.bool_] = self.finite & np.array(passed, dtype=np.bool_)
-        return ok
+        return self.finite if self.passed is None else self.finite & self.passed
 
     @property
     def is_measured(self) -> bool:
         """Whether the values carry an error or a status of their own."""
-        return bool(self.observations)
+        return self.passed is not None
 
     @property
     def is_llc(self) -> bool:
@@ -163,10 +162,15 @@ def read_run(store: Store, run: str) -> RunRecord:
 
 
 def _series(store: Store, run_id: str, name: str, unit: str, meaning: StreamMeaning) -> Series:
-    steps, values, stderrs = store.history(run_id, name)
-    measured = bool(np.isfinite(stderrs).any()) or meaning.panel is PanelKind.LLC
+    history = store.history(run_id, name, include_unconverged=True)
+    steps, values, stderrs = history
+    doubtful = bool((np.isfinite(values) & ~history.ok).any())
+    has_errors = bool(np.isfinite(stderrs).any())
+    if not (has_errors or doubtful or meaning.panel is PanelKind.LLC):
+        return Series(name, unit, steps, values, stderrs, meaning)
     observations: tuple[Observation, ...] = ()
-    if measured and len(steps) <= MAX_WITH_STATUS:
+    passed = history.ok
+    if len(steps) <= MAX_WITH_STATUS:
         observations = tuple(store.observations(run_id, name))
         # A run that is being written may have grown between the two reads.
         steps = np.array([o.step for o in observations], dtype=np.int64)
@@ -174,7 +178,13 @@ def _series(store: Store, run_id: str, name: str, unit: str, meaning: StreamMean
         stderrs = np.array(
             [math.nan if o.stderr is None else o.stderr for o in observations], dtype=np.float64
         )
-    return Series(name, unit, steps, values, stderrs, meaning, observations)
+        passed = passed_of(observations)
+    return Series(name, unit, steps, values, stderrs, meaning, observations, passed)
+
+
+def passed_of(observations: Sequence[Observation]) -> NDArray[np.bool_]:
+    """Which observations passed every check."""
+    return np.array([o.status is EstimateStatus.OK for o in observations], dtype=np.bool_)
 
 
 def is_coefficient(series: Series) -> bool:
@@ -251,6 +261,17 @@ def thin(
         kept.add(low + int(part.argmin()))
         kept.add(low + int(part.argmax()))
     return np.array(sorted(kept), dtype=np.int64)
+
+
+def lines(series: Series) -> list[NDArray[np.int64]]:
+    """Indices of the points to draw, by line: none joins two points across one that is not OK."""
+    ok = series.ok
+    trusted = np.flatnonzero(ok)
+    if not trusted.size:
+        return []
+    kept = trusted[thin(series.steps[trusted], series.values[trusted])]
+    doubts = np.cumsum(~ok)[kept]
+    return np.split(kept, np.flatnonzero(np.diff(doubts)) + 1)
 
 
 def value_range(series: Sequence[Series]) -> tuple[float, float] | None:

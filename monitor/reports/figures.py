@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,9 @@ from phasewatch.monitor.reports.data import (
     Record,
     Series,
     is_constant,
+    lines,
     panels,
     span,
-    thin,
     value_range,
 )
 from phasewatch.monitor.reports.html import finite
@@ -128,13 +128,11 @@ def _is_part(series: Series, panel: Panel) -> bool:
 def _add_exact(
     figure: go.Figure, series: Series, colour: str, place: dict[str, str], *, hidden: bool
 ) -> None:
-    finite = series.finite
-    steps, values = series.steps[finite], series.values[finite]
-    kept = thin(steps, values)
+    drawn = lines(series)
     figure.add_scatter(
-        x=steps[kept].tolist(),
-        y=_short(values[kept]),
-        mode="lines" if len(kept) > 1 else "markers",
+        x=_broken(series.steps[line].tolist() for line in drawn),
+        y=_broken(_short(series.values[line]) for line in drawn),
+        mode="lines" if any(len(line) > 1 for line in drawn) else "markers",
         name=html.escape(series.name),
         visible="legendonly" if hidden else True,
         line={"color": colour, "width": 1.8},
@@ -143,15 +141,15 @@ def _add_exact(
 
 
 def _add_measured(figure: go.Figure, series: Series, colour: str, place: dict[str, str]) -> None:
-    ok = np.flatnonzero(series.ok)
-    ok = ok[thin(series.steps[ok], series.values[ok])]
-    steps, values = series.steps[ok], series.values[ok]
-    errors = np.nan_to_num(series.stderrs[ok])
+    drawn = lines(series)
+    errors = np.nan_to_num(series.stderrs)
+    low, high = series.values - 2 * errors, series.values + 2 * errors
     name = html.escape(series.name)
-    around = np.concatenate([values + 2 * errors, (values - 2 * errors)[::-1]])
+    around = [np.concatenate([line, line[::-1]]) for line in drawn]
+    edges = [np.concatenate([high[line], low[line][::-1]]) for line in drawn]
     figure.add_scatter(
-        x=np.concatenate([steps, steps[::-1]]).tolist(),
-        y=_short(around),
+        x=_broken(series.steps[line].tolist() for line in around),
+        y=_broken(_short(edge) for edge in edges),
         fill="toself",
         fillcolor=_transparent(colour, 0.25),
         line={"width": 0},
@@ -162,14 +160,14 @@ def _add_measured(figure: go.Figure, series: Series, colour: str, place: dict[st
         **place,
     )
     figure.add_scatter(
-        x=steps.tolist(),
-        y=_short(values),
+        x=_broken(series.steps[line].tolist() for line in drawn),
+        y=_broken(_short(series.values[line]) for line in drawn),
         mode="lines+markers",
         name=name,
         legendgroup=name,
         line={"color": colour, "width": 1.8},
         marker={"size": 5},
-        customdata=_short(errors),
+        customdata=_broken(_short(errors[line]) for line in drawn),
         hovertemplate="step %{x}<br>%{y:.4g} ± %{customdata:.2g}<extra>" + name + "</extra>",
         **place,
     )
@@ -186,6 +184,14 @@ def _add_measured(figure: go.Figure, series: Series, colour: str, place: dict[st
                 hovertemplate="step %{x}<br>%{y:.4g}<br>%{text}<extra>" + str(status) + "</extra>",
                 **place,
             )
+
+
+def _broken(parts: Iterable[list[Any]]) -> list[Any]:
+    """Parts of a line one after the other, with a gap between them."""
+    found: list[Any] = []
+    for part in parts:
+        found += [None, *part] if found else part
+    return found
 
 
 def _add_rug(figure: go.Figure, series: Series, suffix: str) -> None:

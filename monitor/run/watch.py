@@ -14,9 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from phasewatch.detectors.base import Detector
 from phasewatch.monitor.config.alerts import resolve_targets
 from phasewatch.monitor.config.monitor import MonitorConfig
@@ -25,6 +22,7 @@ from phasewatch.monitor.core.ending import ended_by, reason_for
 from phasewatch.monitor.core.errors import StoreError
 from phasewatch.monitor.core.forecast import ForecastRow
 from phasewatch.monitor.core.health import Health
+from phasewatch.monitor.core.history import History
 from phasewatch.monitor.core.types import (
     LossFn,
     MeasureContext,
@@ -727,25 +725,31 @@ class Watch:
         """Keep the thread beside training from detecting meanwhile."""
         return nullcontext() if self._road is None else self._road.lock
 
-    def history(
-        self, name: str
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    def history(self, name: str, *, include_unconverged: bool = False) -> History:
         """Everything stored of one stream.
 
         Args:
             name: Stream name, for example "llc".
+            include_unconverged: Show also the values whose status is not OK, which are NaN else.
 
         Returns:
-            Steps, values and standard errors (NaN where a value has none), each of shape (n,).
+            Steps, values and standard errors (NaN where a value has none), each of shape (n,), with
+            the status of every value.
         """
         self.drain()
         if self._outlets is not None:
             self._outlets.store.flush()
-            return self._outlets.store.history(self.run_id, name, attempt=self.attempt)
+            return self._outlets.store.history(
+                self.run_id, name, attempt=self.attempt, include_unconverged=include_unconverged
+            )
         if self._ended_store is not None:
-            return self._ended_store.history(self.run_id, name, attempt=self.attempt)
+            return self._ended_store.history(
+                self.run_id, name, attempt=self.attempt, include_unconverged=include_unconverged
+            )
         with Store(store_url(self.config, self._root), create=False) as store:
-            return store.history(self.run_id, name, attempt=self.attempt)
+            return store.history(
+                self.run_id, name, attempt=self.attempt, include_unconverged=include_unconverged
+            )
 
     # ---- resume
 

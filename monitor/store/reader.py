@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import Select, and_, false, func, or_, select, true
 from sqlalchemy.engine import Connection, Row
 
 from phasewatch.monitor.core.errors import StoreError
+from phasewatch.monitor.core.history import History, codes_of
 from phasewatch.monitor.core.processes import ProcessIdentity
 from phasewatch.monitor.core.types import EstimateStatus, Observation, RunState, Transition
 from phasewatch.monitor.store import schema
@@ -205,35 +205,53 @@ class Reader:
         return sorted(found, key=lambda hole: (hole.stream, hole.first_step))
 
     def history(
-        self, run_id: str, name: str, *, superseded: bool, attempt: int | None = None
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-        """Steps, values and standard errors of one stream.
+        self,
+        run_id: str,
+        name: str,
+        *,
+        superseded: bool,
+        attempt: int | None = None,
+        include_unconverged: bool = False,
+    ) -> History:
+        """The values of one stream, each with its error and status.
 
         Args:
             run_id: Identity of the run.
             name: Name of the stream.
             superseded: Also what a resumed run observed again.
             attempt: As this attempt sees it; None is the latest.
+            include_unconverged: Show also the values whose status is not OK.
         """
         table = schema.observations
-        columns = (table.c.step, table.c.value, table.c.stderr, table.c.nonfinite)
+        columns = (table.c.step, table.c.value, table.c.stderr, table.c.nonfinite, table.c.status)
         with self._database.reading() as connection:
             spans = _spans(connection, run_id, attempt, superseded=superseded)
-            query = _of_streams(select(*columns), _streams(connection, name, spans), spans)
+            streams = _streams(connection, name, spans)
+            query = _of_streams(select(*columns), streams, spans)
             # The driver gives plain tuples; rows of SQLAlchemy would take most of the time.
             rows = connection.execute(query.order_by(*_BY_STEP)).cursor.fetchall()
+        if not rows:
+            return History.empty(name)
         # Millions of rows: column by column, and only the few odd ones one by one.
-        steps, values, stderrs, codes = zip(*rows, strict=True) if rows else ((), (), (), ())
+        steps, values, stderrs, nonfinite, statuses = zip(*rows, strict=True)
         value_array = np.array(values, dtype=np.float64)  # None becomes NaN
         stderr_array = np.array(stderrs, dtype=np.float64)
-        if any(codes):
-            for index, code in enumerate(codes):
+        if any(nonfinite):
+            for index, code in enumerate(nonfinite):
                 if code is None:
                     continue
                 value, stderr = decode_numbers(values[index], stderrs[index], code)
                 value_array[index] = value
                 stderr_array[index] = math.nan if stderr is None else stderr
-        return np.array(steps, dtype=np.int64), value_array, stderr_array
+        return History(
+            name,
+            streams[-1].unit,
+            steps,
+            value_array,
+            stderr_array,
+            codes=codes_of(statuses),
+            include_unconverged=include_unconverged,
+        )
 
     def observations(self, run_id: str, name: str, *, superseded: bool) -> list[Observation]:
         """The observations of one stream, each with its detail.
