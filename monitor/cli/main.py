@@ -16,6 +16,7 @@ from phasewatch.monitor.cli import (
     export,
     grafana,
     observables,
+    serve,
     stack,
     targets,
 )
@@ -158,6 +159,7 @@ app.command()(alerts.outbox)
 app.command()(doctor.doctor)
 app.command()(export.export)
 app.command()(observables.observables)
+app.command()(serve.serve)
 app.command()(targets.targets)
 app.add_typer(grafana.app, name="grafana")
 app.add_typer(stack.app, name="stack")

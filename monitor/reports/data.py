@@ -263,13 +263,24 @@ def thin(
     return np.array(sorted(kept), dtype=np.int64)
 
 
-def lines(series: Series) -> list[NDArray[np.int64]]:
-    """Indices of the points to draw, by line: none joins two points across one that is not OK."""
-    ok = series.ok
+def lines(
+    steps: NDArray[np.int64],
+    values: NDArray[np.float64],
+    ok: NDArray[np.bool_],
+    bins: int = MAX_BINS,
+) -> list[NDArray[np.int64]]:
+    """Indices of the points to draw, by line: none joins two points across one that is not OK.
+
+    Args:
+        steps: Steps, shape (n,).
+        values: Values, shape (n,); finite where they are OK.
+        ok: Which points are finite and passed every check, shape (n,).
+        bins: Runs of points of which the lowest and the highest are kept.
+    """
     trusted = np.flatnonzero(ok)
     if not trusted.size:
         return []
-    kept = trusted[thin(series.steps[trusted], series.values[trusted])]
+    kept = trusted[thin(steps[trusted], values[trusted], bins)]
     doubts = np.cumsum(~ok)[kept]
     return np.split(kept, np.flatnonzero(np.diff(doubts)) + 1)
 

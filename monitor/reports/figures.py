@@ -128,7 +128,7 @@ def _is_part(series: Series, panel: Panel) -> bool:
 def _add_exact(
     figure: go.Figure, series: Series, colour: str, place: dict[str, str], *, hidden: bool
 ) -> None:
-    drawn = lines(series)
+    drawn = lines(series.steps, series.values, series.ok)
     figure.add_scatter(
         x=_broken(series.steps[line].tolist() for line in drawn),
         y=_broken(_short(series.values[line]) for line in drawn),
@@ -141,7 +141,7 @@ def _add_exact(
 
 
 def _add_measured(figure: go.Figure, series: Series, colour: str, place: dict[str, str]) -> None:
-    drawn = lines(series)
+    drawn = lines(series.steps, series.values, series.ok)
     errors = np.nan_to_num(series.stderrs)
     low, high = series.values - 2 * errors, series.values + 2 * errors
     name = html.escape(series.name)

@@ -212,6 +212,7 @@ class Reader:
         superseded: bool,
         attempt: int | None = None,
         include_unconverged: bool = False,
+        after: int | None = None,
     ) -> History:
         """The values of one stream, each with its error and status.
 
@@ -221,6 +222,7 @@ class Reader:
             superseded: Also what a resumed run observed again.
             attempt: As this attempt sees it; None is the latest.
             include_unconverged: Show also the values whose status is not OK.
+            after: Only what was observed after this step.
         """
         table = schema.observations
         columns = (table.c.step, table.c.value, table.c.stderr, table.c.nonfinite, table.c.status)
@@ -228,6 +230,8 @@ class Reader:
             spans = _spans(connection, run_id, attempt, superseded=superseded)
             streams = _streams(connection, name, spans)
             query = _of_streams(select(*columns), streams, spans)
+            if after is not None:
+                query = query.where(table.c.step > after)
             # The driver gives plain tuples; rows of SQLAlchemy would take most of the time.
             rows = connection.execute(query.order_by(*_BY_STEP)).cursor.fetchall()
         if not rows:

@@ -516,6 +516,7 @@ class Store:
         superseded: bool = False,
         attempt: int | None = None,
         include_unconverged: bool = False,
+        after: int | None = None,
     ) -> History:
         """Steps, values and standard errors (NaN where exact) of one stream, each of shape (n,).
 
@@ -525,6 +526,7 @@ class Store:
             superseded: Show what a resume has superseded as well.
             attempt: The attempt whose history it is; None is the latest.
             include_unconverged: Show also the values whose status is not OK, which are NaN else.
+            after: Only what was observed after this step.
         """
         return self._fresh_reader().history(
             run_id,
@@ -532,6 +534,7 @@ class Store:
             superseded=superseded,
             attempt=attempt,
             include_unconverged=include_unconverged,
+            after=after,
         )
 
     def observations(

@@ -322,7 +322,10 @@ def test_a_line_never_joins_two_points_across_one_that_is_not_ok(store: Store) -
         value = math.inf if step == 5 else 1.0
         store.add_observation(RUN_ID, 1, Observation(name="reward", step=step, value=value))
     series = read_run(store, RUN_ID).series
-    joined = {n: [s.steps[line].tolist() for line in lines(s)] for n, s in series.items()}
+    joined = {
+        name: [s.steps[line].tolist() for line in lines(s.steps, s.values, s.ok)]
+        for name, s in series.items()
+    }
     assert joined == {
         "hessian_top": [[1, 2], [4, 5], [7, 8]],
         "reward": [[1, 2, 3, 4], [6, 7, 8]],
