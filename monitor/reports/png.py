@@ -120,15 +120,9 @@ def _draw(axis: Axes, kind: str, series: list[Series]) -> None:
 def _broken(series: Series) -> tuple[Floats, Floats, Floats]:
     """Steps, values and errors of the lines to draw, NaN between two of them."""
     gap = np.array([np.nan])
+    drawn = lines(series.steps, series.values, series.ok)
     columns = [
-        np.concatenate(
-            [
-                part
-                for line in lines(series.steps, series.values, series.ok)
-                for part in (column[line], gap)
-            ]
-            or [gap]
-        )
+        np.concatenate([part for line in drawn for part in (column[line], gap)] or [gap])
         for column in (series.steps.astype(np.float64), series.values, series.stderrs)
     ]
     return columns[0], columns[1], columns[2]

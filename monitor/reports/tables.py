@@ -45,8 +45,8 @@ def write_table(store: Store, run_id: str, path: Path, form: str) -> int:
         store: The run history.
         run_id: Id of the run.
         path: Where to.
-        form: "csv" (NaN and infinities as nan, inf, -inf; empty where there is nothing), "jsonl" (the
-            same as strings, null), or "parquet" (as themselves).
+        form: "csv" (NaN and infinities as nan, inf, -inf; empty where there is nothing), "jsonl"
+            (the same as strings, null), or "parquet" (as themselves).
 
     Returns:
         How many rows were written.
@@ -83,8 +83,9 @@ def _write_csv(rows: Iterable[Observation], path: Path) -> int:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        for count, item in enumerate(rows, start=1):
+        for item in rows:
             writer.writerow(_row(item))
+            count += 1
     return count
 
 
@@ -94,9 +95,10 @@ def _write_jsonl(rows: Iterable[Observation], path: Path) -> int:
 
     count = 0
     with path.open("w", encoding="utf-8") as file:
-        for count, item in enumerate(rows, start=1):
+        for item in rows:
             record = {key: plain(value) for key, value in zip(COLUMNS, _row(item), strict=True)}
             file.write(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n")
+            count += 1
     return count
 
 

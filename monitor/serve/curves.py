@@ -106,11 +106,11 @@ def drawn(
     """
     first = max(int(np.searchsorted(history.steps, span[0])) - 1, 0)
     last = int(np.searchsorted(history.steps, span[1], side="right")) + 1
-    steps, values, stderrs = (column[first:last] for column in history)
+    steps, values = history.steps[first:last] - shift, history.values[first:last]
+    stderrs = history.stderrs[first:last]
     statuses = history.statuses[first:last]
     is_finite = np.isfinite(values)
     ok = history.ok[first:last] & is_finite
-    steps = steps - shift
     x: list[int | None] = []
     y: list[float | None] = []
     error: list[float | None] = []
