@@ -10,7 +10,7 @@ EXAMPLES := $(filter-out examples/common.py examples/terminal.py,$(wildcard exam
 SEEDS  := 0 1 2
 SOURCES := callbacks deploy detectors docs monitor phasewatch examples tests
 
-.PHONY: chaos chaos-short postgres dashboards demo docs examples test check lint types mypy slow bench bench-detection \
+.PHONY: browser chaos chaos-short postgres dashboards demo docs examples test check lint types mypy slow bench bench-detection \
 	bench-observables bench-peers false-alarms clean
 
 $(STAMP): pyproject.toml constraints.txt
@@ -29,15 +29,22 @@ examples: $(STAMP)
 		--out phasewatch-examples/$$(basename $$script .py)-$$seed || exit 1; done; done
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not postgres" -q -n 2
+	$(BIN)/python -m pytest -m "not slow and not postgres and not browser" -q -n 2
 
 slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not postgres" -q -n 2
+	$(BIN)/python -m pytest -m "slow and not postgres and not browser" -q -n 2
 
 # A server of its own, started and stopped by the tests. It needs Debian's package `postgresql`.
 postgres: $(STAMP)
 	@$(BIN)/python -c "import psycopg" 2>/dev/null || $(BIN)/pip install --quiet "psycopg[binary]>=3.1"
 	$(BIN)/python -m pytest -m postgres -q tests/postgres
+
+# The live page in a real browser: Debian's package `chromium`, or the one that playwright brings.
+# With PHASEWATCH_PICTURES=FOLDER it leaves pictures of what it saw.
+browser: $(STAMP)
+	@$(BIN)/python -c "import playwright" 2>/dev/null || $(BIN)/pip install --quiet "playwright>=1.45"
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || $(BIN)/playwright install chromium
+	$(BIN)/python -m pytest -m browser -q tests/browser
 
 # Kills trainings at random and counts what is lost: see docs/reliability.md. About an hour.
 chaos: $(STAMP)

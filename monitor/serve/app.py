@@ -20,8 +20,8 @@ from phasewatch.monitor.core.errors import ConfigError, PhasewatchError
 from phasewatch.monitor.reports.tables import FORMATS, write_table
 from phasewatch.monitor.serve.access import Access
 from phasewatch.monitor.serve.comparison import compare
-from phasewatch.monitor.serve.content import Library
-from phasewatch.monitor.store.store import Store
+from phasewatch.monitor.serve.content import Library, Shelf
+from phasewatch.monitor.store.store import RunInfo, Store
 
 MAX_KEYS = 200
 """Runs, or streams, that one question may name."""
@@ -40,6 +40,7 @@ def make_app(stores: Sequence[Store], access: Access) -> web.Application:
     """
     app = web.Application(middlewares=[access.guard, _told])
     app[LIBRARY] = Library(stores)
+    app.on_cleanup.append(_close)
     app.add_routes(
         [
             web.get("/", _page),
@@ -97,6 +98,10 @@ async def serve(
         await stop.wait()
     finally:
         await runner.cleanup()
+
+
+async def _close(app: web.Application) -> None:
+    await asyncio.to_thread(app[LIBRARY].close)
 
 
 @web.middleware
@@ -193,11 +198,17 @@ async def _compare(request: web.Request) -> web.Response:
     return await _answer(request, lambda: compare(request.app[LIBRARY], keys, names, align))
 
 
+async def _found(request: web.Request) -> tuple[Shelf, RunInfo]:
+    key = request.match_info["key"]
+    (found,) = await asyncio.to_thread(request.app[LIBRARY].find, key)
+    return found
+
+
 async def _report(request: web.Request) -> web.Response:
     from phasewatch.monitor.reports.data import read_run
     from phasewatch.monitor.reports.run_page import render
 
-    shelf, info = await asyncio.to_thread(request.app[LIBRARY].find, request.match_info["key"])
+    shelf, info = await _found(request)
     page = await asyncio.to_thread(lambda: render(read_run(shelf.store, info.id)))
     response = web.Response(text=page, content_type="text/html")
     response.headers["Content-Security-Policy"] = "frame-ancestors 'none'"  # the page has its own
@@ -209,7 +220,7 @@ async def _export(request: web.Request) -> web.StreamResponse:
     form = request.match_info["form"]
     if form not in FORMATS:
         raise web.HTTPNotFound(text=f"no format {form!r}; there are {', '.join(FORMATS)}")
-    shelf, info = await asyncio.to_thread(request.app[LIBRARY].find, request.match_info["key"])
+    shelf, info = await _found(request)
     response = web.StreamResponse()
     name = f"{info.id}.{form}"
     response.headers["Content-Disposition"] = f'attachment; filename="{name}"'

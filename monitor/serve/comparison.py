@@ -32,7 +32,7 @@ def compare(
     Raises:
         StoreError: A run is not there.
     """
-    found = [library.find(key) for key in keys]
+    found = library.find(*keys)
     streams = [set(shelf.store.names(info.id)) for shelf, info in found]
     common = set.intersection(*streams) if streams else set()
     runs, shifts = [], {}

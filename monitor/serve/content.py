@@ -23,6 +23,11 @@ from phasewatch.monitor.store.store import RunInfo, Store
 SPARK_BINS = 30
 """Runs of points of a sparkline."""
 
+SPARKS = {"loss": Panel.LOSSES, "llc": Panel.LLC}
+
+PATIENCE = 0.3
+"""Seconds that a page waits for long streams before it shows a rough picture of them."""
+
 PANEL_TITLES = {
     Panel.LOSSES: "Losses",
     Panel.LLC: "λ̂",
@@ -72,20 +77,26 @@ class Library:
             for number, store in enumerate(stores)
         }
 
-    def find(self, key: str) -> tuple[Shelf, RunInfo]:
-        """The run that an address names: the store's number, a dot, and the id.
+    def find(self, *keys: str) -> list[tuple[Shelf, RunInfo]]:
+        """The runs that addresses name: the store's number, a dot, and the id.
 
         Raises:
-            StoreError: There is none.
+            StoreError: One is not there.
         """
-        number, _, run_id = key.partition(".")
-        shelf = self.shelves.get(number)
-        if shelf is None:
-            raise StoreError(f"no store {number!r} is served here; there are {len(self.shelves)}")
-        info = next((run for run in shelf.store.runs() if run.id == run_id), None)
-        if info is None:
-            raise StoreError(f"no run {run_id!r} in store {shelf.store.where}")
-        return shelf, info
+        known: dict[str, dict[str, RunInfo]] = {}
+        found = []
+        for key in keys:
+            number, _, run_id = key.partition(".")
+            shelf = self.shelves.get(number)
+            if shelf is None:
+                there = len(self.shelves)
+                raise StoreError(f"no store {number!r} is served here; there are {there}")
+            if number not in known:
+                known[number] = {run.id: run for run in shelf.store.runs()}
+            if run_id not in known[number]:
+                raise StoreError(f"no run {run_id!r} in store {shelf.store.where}")
+            found.append((shelf, known[number][run_id]))
+        return found
 
     def runs(self) -> dict[str, Any]:
         """Every run of every store, the latest first."""
@@ -96,7 +107,7 @@ class Library:
 
     def run(self, key: str) -> dict[str, Any]:
         """One run: its state, what was observed, and its transitions as cards."""
-        shelf, info = self.find(key)
+        ((shelf, info),) = self.find(key)
         units = shelf.store.units(info.id)
         mark = transition_marks(shelf.store.database).get(info.id, 0)
         return {
@@ -124,8 +135,9 @@ class Library:
             view: First and last step of the view.
             timed: Whether the wall time of each point is wanted.
         """
-        shelf, info = self.find(key)
-        found = [drawn(shelf.curves.history(info, name), view) for name in names]
+        ((shelf, info),) = self.find(key)
+        read = shelf.curves.histories(info, names, PATIENCE)
+        found = [drawn(history, view, rough=rough) for history, rough in read]
         if timed:
             steps, times = clock(shelf.store.database, info.id, info.last_step)
             for one in found:
@@ -136,15 +148,22 @@ class Library:
     def sparks(self, keys: Sequence[str]) -> dict[str, Any]:
         """For each run small curves of a loss and of λ̂."""
         found = {}
-        for key in keys:
-            shelf, info = self.find(key)
+        for key, (shelf, info) in zip(keys, self.find(*keys), strict=True):
             names = shelf.store.names(info.id)
             meanings = Meanings.stored(info.config)
+            chosen = {what: pick(names, meanings, panel) for what, panel in SPARKS.items()}
+            known = {what: name for what, name in chosen.items() if name is not None}
+            read = shelf.curves.histories(info, [*known.values()], PATIENCE / len(keys))
             found[key] = {
-                what: _spark(shelf, info, pick(names, meanings, panel))
-                for what, panel in (("loss", Panel.LOSSES), ("llc", Panel.LLC))
+                what: drawn(history, bins=SPARK_BINS, rough=rough)
+                for what, (history, rough) in zip(known, read, strict=True)
             }
         return found
+
+    def close(self) -> None:
+        """Begin no further read."""
+        for shelf in self.shelves.values():
+            shelf.curves.close()
 
 
 def card(transition: Transition, info: RunInfo, units: dict[str, str]) -> dict[str, Any]:
@@ -220,13 +239,6 @@ def _streams(info: RunInfo, units: dict[str, str]) -> list[dict[str, Any]]:
         title = PANEL_TITLES.get(panel) if shares else None
         found.append({"name": name, "unit": unit, "family": title or family})
     return found
-
-
-def _spark(shelf: Shelf, info: RunInfo, name: str | None) -> dict[str, Any] | None:
-    if name is None:
-        return None
-    line = drawn(shelf.curves.history(info, name), bins=SPARK_BINS)
-    return {"name": name, "x": line["x"], "y": line["y"]}
 
 
 def _at(steps: list[int | None], known: Any, times: Any) -> list[float | None]:

@@ -213,6 +213,7 @@ class Reader:
         attempt: int | None = None,
         include_unconverged: bool = False,
         after: int | None = None,
+        every: int = 1,
     ) -> History:
         """The values of one stream, each with its error and status.
 
@@ -223,6 +224,7 @@ class Reader:
             attempt: As this attempt sees it; None is the latest.
             include_unconverged: Show also the values whose status is not OK.
             after: Only what was observed after this step.
+            every: Only steps that are a multiple of this.
         """
         table = schema.observations
         columns = (table.c.step, table.c.value, table.c.stderr, table.c.nonfinite, table.c.status)
@@ -232,6 +234,8 @@ class Reader:
             query = _of_streams(select(*columns), streams, spans)
             if after is not None:
                 query = query.where(table.c.step > after)
+            if every > 1:
+                query = query.where(table.c.step % every == 0)
             # The driver gives plain tuples; rows of SQLAlchemy would take most of the time.
             rows = connection.execute(query.order_by(*_BY_STEP)).cursor.fetchall()
         if not rows:

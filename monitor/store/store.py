@@ -517,6 +517,7 @@ class Store:
         attempt: int | None = None,
         include_unconverged: bool = False,
         after: int | None = None,
+        every: int = 1,
     ) -> History:
         """Steps, values and standard errors (NaN where exact) of one stream, each of shape (n,).
 
@@ -527,6 +528,7 @@ class Store:
             attempt: The attempt whose history it is; None is the latest.
             include_unconverged: Show also the values whose status is not OK, which are NaN else.
             after: Only what was observed after this step.
+            every: Only steps that are a multiple of this.
         """
         return self._fresh_reader().history(
             run_id,
@@ -535,6 +537,7 @@ class Store:
             attempt=attempt,
             include_unconverged=include_unconverged,
             after=after,
+            every=every,
         )
 
     def observations(

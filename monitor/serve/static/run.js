@@ -188,6 +188,7 @@ async function load(now) {
         ...names.map((name) => ["name", name]), ["from", from], ["to", to],
         ["timed", state.x === "time" ? "1" : ""]]));
       state.series = new Map(found.series.map((one) => [one.name, one]));
+      if (found.series.some((one) => one.rough)) setTimeout(() => load(false).catch(() => {}), 700);
     }
     drawAll(now);
   } finally {

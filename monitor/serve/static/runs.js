@@ -166,7 +166,7 @@ async function sparks() {
   if (!stale.length) return;
   const found = await ask(`/api/sparks${query(stale.map(({ run }) => ["run", run.key]))}`);
   for (const one of stale) {
-    one.stale = false;
+    one.stale = Object.values(found[one.run.key] ?? {}).some((line) => line.rough);
     for (const what of ["loss", "llc"]) {
       const line = found[one.run.key]?.[what];
       one.row.querySelector(`[data-spark="${what}"]`).replaceChildren(...(line ? [spark(line)] : ["–"]));
