@@ -19,6 +19,7 @@ from phasewatch.detectors.base import Detector
 from phasewatch.monitor.config.alerts import AlertsConfig
 from phasewatch.monitor.config.monitor import ExporterConfig, MonitorConfig
 from phasewatch.monitor.config.schedule import EveryNSteps, LogSpaced
+from phasewatch.monitor.core.arguments import named_arguments
 from phasewatch.monitor.core.ending import ended_by, reason_for
 from phasewatch.monitor.core.errors import ConfigError
 from phasewatch.monitor.core.history import History
@@ -69,6 +70,7 @@ class MonitorHooks:
         []
     """
 
+    @named_arguments
     def __init__(
         self,
         config: MonitorConfig | str | Path | None = None,

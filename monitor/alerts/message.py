@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ def write_alert(
     lines += [f"{what}: {address}" for what, address in links.items()]
     if "Report" not in links:
         # Where a server is, is nobody's business who is only told of a transition.
-        where = "" if "://" in store else f" --store {store}"
+        where = "" if "://" in store else f" --store {shlex.quote(store)}"
         lines.append(f"Report: phasewatch report {transition.run[:8]}{where}")
     lines.append(f"Id: {transition.id}")
     return Alert(

@@ -11,11 +11,15 @@ import typer
 
 from phasewatch.monitor.cli import (
     alerts,
+    compare,
     detect,
     doctor,
     export,
+    follow,
     grafana,
+    init,
     observables,
+    remove,
     serve,
     stack,
     targets,
@@ -57,7 +61,6 @@ app = typer.Typer(
     name="phasewatch",
     help="Watches a neural network while it trains and says when it changes in kind.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -152,6 +155,10 @@ def report(
     typer.echo(f"report of {info.name} written to {out}")
 
 
+app.command()(follow.follow)
+app.command()(compare.compare)
+app.command("rm")(remove.remove)
+app.command()(init.init)
 app.command()(detect.detect)
 app.command()(detect.replay)
 app.command("test-alert")(alerts.try_targets)

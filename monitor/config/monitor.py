@@ -23,7 +23,7 @@ from pydantic import (
 from phasewatch.detectors.types import Direction
 from phasewatch.monitor.config.alerts import AlertsConfig
 from phasewatch.monitor.config.schedule import Cadence, EveryNSteps
-from phasewatch.monitor.core.errors import ConfigError
+from phasewatch.monitor.core.errors import ConfigError, did_you_mean
 from phasewatch.monitor.core.meaning import DetectorKind, Panel, Role, Tells
 from phasewatch.monitor.core.redaction import redact
 from phasewatch.monitor.core.urls import web_address
@@ -479,8 +479,9 @@ def describe(error: ValidationError, where: str, model: type[BaseModel]) -> str:
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "(whole)"
         if item["type"] == "extra_forbidden":
-            known = ", ".join(sorted(_fields_at(model, item["loc"][:-1]))) or "none"
-            lines.append(f"  {key}: unknown key; known here: {known}")
+            known = sorted(_fields_at(model, item["loc"][:-1]))
+            hint = did_you_mean(item["loc"][-1], known)
+            lines.append(f"  {key}: unknown key{hint}; known here: {', '.join(known) or 'none'}")
         elif item["loc"][:1] == ("alerts",):  # its URLs are secrets
             lines.append(f"  {key}: {item['msg']}")
         else:

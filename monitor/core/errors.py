@@ -16,6 +16,7 @@ A message says which quantity is wrong, the value received, what is allowed and 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 from phasewatch.monitor.core.redaction import redact
 
@@ -42,10 +43,22 @@ class UnknownNameError(ConfigError):
     """
 
     def __init__(self, what: str, name: object, known: Iterable[str], hint: str = "") -> None:
-        known_names = ", ".join(sorted(known)) or "none"
+        names = sorted(known)
         super().__init__(
-            f"unknown {what} {name!r}; known: {known_names}" + (f". {hint}" if hint else "")
+            f"unknown {what} {name!r}{did_you_mean(name, names)}; known: "
+            f"{', '.join(names) or 'none'}" + (f". {hint}" if hint else "")
         )
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """What may have been meant, to be put after the name: " (did you mean 'llc'?)"; else empty.
+
+    Args:
+        name: What was given.
+        known: What there is.
+    """
+    alike = get_close_matches(str(name), [*known], n=3)
+    return f" (did you mean {' or '.join(map(repr, alike))}?)" if alike else ""
 
 
 class MeasurementError(PhasewatchError, RuntimeError):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from phasewatch.detectors.base import Detector
 from phasewatch.monitor.config.alerts import resolve_targets
 from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.core.arguments import named_arguments
 from phasewatch.monitor.core.columns import chunked
 from phasewatch.monitor.core.ending import ended_by, reason_for
 from phasewatch.monitor.core.errors import StoreError
@@ -110,6 +111,7 @@ class Watch:
         ConfigError: The configuration is wrong, or names something nobody registered.
     """
 
+    @named_arguments
     def __init__(
         self,
         config: MonitorConfig | Mapping[str, Any] | str | Path | None = None,

@@ -13,7 +13,7 @@ import numpy as np
 from sqlalchemy import Select, and_, false, func, or_, select, true
 from sqlalchemy.engine import Connection, Row
 
-from phasewatch.monitor.core.errors import StoreError
+from phasewatch.monitor.core.errors import StoreError, did_you_mean
 from phasewatch.monitor.core.history import History, codes_of
 from phasewatch.monitor.core.processes import ProcessIdentity
 from phasewatch.monitor.core.types import EstimateStatus, Observation, RunState, Transition
@@ -24,6 +24,9 @@ from phasewatch.monitor.store.lineage import Span, lineage, within
 
 _MIN_PREFIX = 4
 """Letters of an id that may stand for the whole."""
+
+MAX_LISTED = 20
+"""Known runs that an error names."""
 
 ROWS_AT_ONCE = 4096
 """Rows fetched together where a whole run is read."""
@@ -134,7 +137,7 @@ class Reader:
         return [_run_info(group) for group in latest_first]
 
     def run(self, name_or_id: str) -> RunInfo:
-        """The run of this id, the latest of this name, or the one whose id begins like this."""
+        """The run of this id, the latest of this name, or the one whose id or name begins so."""
         runs = self.runs()
         for exact in ("id", "name"):
             for run in runs:
@@ -147,9 +150,18 @@ class Reader:
             if alike:
                 listed = ", ".join(f"{run.id} ({run.name})" for run in alike[:10])
                 raise StoreError(f"{len(alike)} ids begin with {name_or_id!r}: {listed}")
-        known = ", ".join(dict.fromkeys(run.name for run in runs)) or "none"
+            named = [run for run in runs if run.name.startswith(name_or_id)]
+            if len({run.name for run in named}) == 1:
+                return named[0]
+            if named:
+                listed = ", ".join(dict.fromkeys(run.name for run in named[:MAX_LISTED]))
+                raise StoreError(f"several names begin with {name_or_id!r}: {listed}")
+        names = [*dict.fromkeys(run.name for run in runs)]
+        more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+        known = (", ".join(names[:MAX_LISTED]) or "none") + more
+        hint = did_you_mean(name_or_id, names)
         raise StoreError(
-            f"no run {name_or_id!r} in store {self._database.where}; known runs: {known}"
+            f"no run {name_or_id!r} in store {self._database.where}{hint}; known runs: {known}"
         )
 
     def knows(self, run_id: str) -> bool:
