@@ -41,7 +41,7 @@ def test_the_text_goes_to_a_file(shell, tmp_path):
     [
         (
             ["demo"],
-            "no format is given; it must be one of csv, jsonl, openmetrics, parquet: --format csv",
+            "no format is given; it must be one of csv, jsonl, openmetrics, parquet: ",
         ),
         (["demo", "-f", "xml"], "format is 'xml'; it must be one of csv, jsonl, "),
         (["nobody", "--openmetrics"], "known runs: demo"),
