@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from phasewatch.monitor.core.types import Cost
+from phasewatch.monitor.core.work import Cost
 from phasewatch.monitor.observables import catalogue, factory_of
 
 PAGE = Path(__file__).with_name("observables.md")

@@ -19,7 +19,7 @@ from rich.console import Console
 from terminal import transition_table
 
 from phasewatch.monitor import Watch
-from phasewatch.monitor.core.types import Transition, TransitionStatus
+from phasewatch.monitor.core.transitions import Transition, TransitionStatus
 from phasewatch.monitor.reports.run_page import write_report
 from phasewatch.monitor.store.store import Store
 

@@ -41,11 +41,13 @@ from common import Panel, conclude, quieten, read_options
 from torch import Tensor, nn
 
 from phasewatch.monitor import Watch
-from phasewatch.monitor.config.monitor import SamplerConfig
-from phasewatch.monitor.core.types import MeasureContext, Observation
+from phasewatch.monitor.config.measuring import SamplerConfig
+from phasewatch.monitor.core.context import MeasureContext
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.observables.evaluation import at_weights
 from phasewatch.monitor.observables.llc.llc import LLC
-from phasewatch.monitor.observables.weights.spectra import EffectiveRank, SingularValues
+from phasewatch.monitor.observables.weights.effective_rank import EffectiveRank
+from phasewatch.monitor.observables.weights.singular_values import SingularValues
 from phasewatch.monitor.sampling.closed_forms import deep_linear_lambda
 
 WIDTHS = (10, 4, 10)

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from phasewatch.callbacks import TransitionMonitor
-from phasewatch.monitor.config.monitor import MonitorConfig, ProbeConfig, SamplerConfig
+from phasewatch.monitor.config.measuring import ProbeConfig, SamplerConfig
+from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.reports.png import write_picture
 from phasewatch.monitor.reports.run_page import write_report
 from phasewatch.monitor.store.store import Store

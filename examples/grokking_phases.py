@@ -36,7 +36,7 @@ from common import Panel, conclude, first_crossing, quieten, read_options, stand
 from torch import Tensor, nn
 
 from phasewatch.monitor import Watch
-from phasewatch.monitor.core.types import TransitionKind
+from phasewatch.monitor.core.transitions import TransitionKind
 
 PANELS = (
     Panel("loss in nats", {"train_loss": "train", "val_loss": "validation"}, log=True),

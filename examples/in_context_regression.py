@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from phasewatch.monitor import Watch
 from phasewatch.monitor.observables.tokens.components import ComponentLoss
 from phasewatch.monitor.observables.tokens.essential_dynamics import EssentialDynamics
-from phasewatch.monitor.observables.tokens.in_context import IclScore
+from phasewatch.monitor.observables.tokens.icl_score import IclScore
 
 NOISE = 0.125
 """Variance of the targets' noise."""

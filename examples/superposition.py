@@ -46,7 +46,7 @@ from common import Panel, conclude, quieten, read_options
 from torch import Tensor, nn
 
 from phasewatch.monitor import Watch
-from phasewatch.monitor.observables.toy_models.superposition import polygon_lambda, polygon_name
+from phasewatch.monitor.observables.toy_models.polygon import polygon_lambda, polygon_name
 from phasewatch.monitor.sampling.closed_forms import Superposition
 
 FEATURES = 6

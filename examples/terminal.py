@@ -13,12 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from phasewatch.callbacks import TransitionMonitor
-from phasewatch.monitor.core.types import (
-    EstimateStatus,
-    Observation,
-    Transition,
-    TransitionStatus,
-)
+from phasewatch.monitor.core.estimates import EstimateStatus, Observation
+from phasewatch.monitor.core.transitions import Transition, TransitionStatus
 from phasewatch.monitor.transitions.classification import seen_by
 
 

@@ -17,15 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from phasewatch.callbacks import TransitionMonitor
-    from phasewatch.monitor.config.monitor import MonitorConfig, SamplerConfig
-    from phasewatch.monitor.core.types import (
-        Estimate,
-        MeasureContext,
-        Observable,
-        Observation,
-        Sink,
-        Transition,
-    )
+    from phasewatch.monitor.config.measuring import SamplerConfig
+    from phasewatch.monitor.config.monitor import MonitorConfig
+    from phasewatch.monitor.core.context import MeasureContext
+    from phasewatch.monitor.core.contracts import Observable, Sink
+    from phasewatch.monitor.core.estimates import Estimate, Observation
+    from phasewatch.monitor.core.transitions import Transition
     from phasewatch.monitor.replay.arrays import detect
     from phasewatch.monitor.reports.run_page import write_report
     from phasewatch.monitor.run.watch import Watch
@@ -35,15 +32,15 @@ if TYPE_CHECKING:
     __version__: str
 
 _PLACES = {
-    "Estimate": "monitor.core.types",
-    "MeasureContext": "monitor.core.types",
+    "Estimate": "monitor.core.estimates",
+    "MeasureContext": "monitor.core.context",
     "MonitorConfig": "monitor.config.monitor",
-    "Observable": "monitor.core.types",
-    "Observation": "monitor.core.types",
-    "SamplerConfig": "monitor.config.monitor",
-    "Sink": "monitor.core.types",
+    "Observable": "monitor.core.contracts",
+    "Observation": "monitor.core.estimates",
+    "SamplerConfig": "monitor.config.measuring",
+    "Sink": "monitor.core.contracts",
     "Store": "monitor.store.store",
-    "Transition": "monitor.core.types",
+    "Transition": "monitor.core.transitions",
     "TransitionMonitor": "callbacks",
     "Watch": "monitor.run.watch",
     "detect": "monitor.replay.arrays",

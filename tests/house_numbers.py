@@ -83,7 +83,7 @@ def cycles(found: dict[str, set[str]]) -> list[str]:
 
 
 def walk_the_road() -> tuple[int, int]:
-    """Functions and files between the hook that sees a loss and the alert that was sent."""
+    """Named functions and files between the hook that sees a loss and the alert that was sent."""
     with tempfile.TemporaryDirectory() as folder:
         result = subprocess.run(
             [sys.executable, str(Path(__file__).parent / "support" / "road.py"), str(ROOT), folder],
@@ -108,7 +108,7 @@ def main() -> None:
     print(f"imports between modules {count}")
     print(f"rooms {len(rooms)}, edges {sum(map(len, found.values()))}, cycles {len(cycles(found))}")
     functions, road = walk_the_road()
-    print(f"from train_loss to a delivered alert: {functions} functions in {road} files")
+    print(f"from train_loss to a delivered alert: {functions} named functions in {road} files")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from phasewatch.monitor import MonitorConfig, observables
 from phasewatch.monitor.alerts import courier
 from phasewatch.monitor.alerts.delivery import DeliveryError
 from phasewatch.monitor.config.alerts import Target
+from phasewatch.monitor.core.contracts import Observable
 from phasewatch.monitor.core.errors import ConfigError, UnknownNameError
-from phasewatch.monitor.core.types import Observable
 
 PACKAGES = Path(__file__).parent / "packages"
 SETTINGS = {"store": "sqlite://", "exporter": {"enabled": False}, "observables": []}

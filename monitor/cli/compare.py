@@ -18,8 +18,9 @@ from phasewatch.monitor.cli.output import (
     print_json,
     say,
 )
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import Meanings, Panel
-from phasewatch.monitor.core.types import Observation, TransitionStatus
+from phasewatch.monitor.core.transitions import TransitionStatus
 
 SHOWN = (Panel.LOSSES, Panel.LLC, Panel.FRACTIONS)
 

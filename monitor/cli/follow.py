@@ -19,8 +19,9 @@ from phasewatch.monitor.cli.output import (
     printable,
     say,
 )
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.explanation import explain
-from phasewatch.monitor.core.types import RunState, Transition
+from phasewatch.monitor.core.transitions import Transition
 
 if TYPE_CHECKING:
     from phasewatch.monitor.store.store import RunInfo, Store

@@ -26,7 +26,7 @@ from pydantic import (
 
 from phasewatch.monitor.core.errors import ConfigError
 from phasewatch.monitor.core.redaction import add_secret
-from phasewatch.monitor.core.types import Recipient
+from phasewatch.monitor.core.transitions import Recipient
 from phasewatch.monitor.core.urls import web_address
 
 ALERTMANAGER_SCHEMES = ("alertmanager", "alertmanagers")

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from phasewatch.monitor.core.estimates import EstimateStatus, Observation
 from phasewatch.monitor.core.meaning import guess
-from phasewatch.monitor.core.types import EstimateStatus, Observation
 
 
 @dataclass(slots=True)

@@ -1,10 +1,25 @@
-"""How a run ended, by the exception that ended it."""
+"""Where a run stands, and how it ended, by the exception that ended it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import StrEnum
 
-from phasewatch.monitor.core.types import RunState
+
+class RunState(StrEnum):
+    """Where a run stands.
+
+    FINISHED: it came to its end. STOPPED: it was ended early on purpose, by early stopping, a
+    pruner or the user's own control flow. INTERRUPTED: by Ctrl-C, a signal or preemption; also
+    what a reader calls a run whose process is gone. FAILED: training raised an error.
+    """
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
 
 STOPS = frozenset(
     {

@@ -18,7 +18,7 @@ from typing import Any
 
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 from phasewatch.monitor.core.meaning import Meanings, Role
-from phasewatch.monitor.core.types import (
+from phasewatch.monitor.core.transitions import (
     HindsightVerdict,
     Transition,
     TransitionKind,

@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from phasewatch.monitor.core.ending import RunState
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.core.metrics import MEASUREMENT_BUCKETS
-from phasewatch.monitor.core.types import EstimateStatus, RunState, Transition, TransitionKind
+from phasewatch.monitor.core.transitions import Transition, TransitionKind
 
 
 def _born_at_zero_statuses() -> dict[EstimateStatus, int]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phasewatch.monitor.core.errors import MissingPackageError
-from phasewatch.monitor.core.types import EstimateStatus
+from phasewatch.monitor.core.estimates import EstimateStatus
 
 Steps = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -13,7 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from phasewatch.monitor.core.types import EstimateStatus, RunState, TransitionKind
+from phasewatch.monitor.core.ending import RunState
+from phasewatch.monitor.core.estimates import EstimateStatus
+from phasewatch.monitor.core.transitions import TransitionKind
 
 MAX_SERIES = 5_000
 """Series of one run in one scrape; what goes beyond is left out and counted."""

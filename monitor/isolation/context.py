@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from phasewatch.monitor.core.types import LossFn, MeasureContext, SharedWork
+from phasewatch.monitor.core.context import LossFn, MeasureContext, SharedWork
 from phasewatch.monitor.isolation.meta_copy import (
     Skeleton,
     original_of,

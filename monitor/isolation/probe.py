@@ -27,7 +27,7 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
-from phasewatch.monitor.config.monitor import ProbeConfig
+from phasewatch.monitor.config.measuring import ProbeConfig
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.isolation.batches import clone_batch, count_samples, num_bytes
 from phasewatch.monitor.isolation.threads import drawing_threads, fetch_elsewhere

@@ -15,8 +15,9 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.core.contracts import Observable
 from phasewatch.monitor.core.errors import ConfigError, UnknownNameError
-from phasewatch.monitor.core.types import Cost, Observable
+from phasewatch.monitor.core.work import Cost
 from phasewatch.monitor.observables.costs import MeasuredCost, measured_costs
 
 __all__ = [
@@ -41,43 +42,43 @@ ALL = "all"
 Factory = Callable[..., Observable]
 
 BUILTIN: Mapping[str, tuple[str, str]] = {
-    "gradient_norm": ("weights.norms", "GradientNorm"),
-    "weight_norm": ("weights.norms", "WeightNorm"),
-    "update_ratio": ("weights.norms", "UpdateRatio"),
+    "gradient_norm": ("weights.gradient_norm", "GradientNorm"),
+    "weight_norm": ("weights.weight_norm", "WeightNorm"),
+    "update_ratio": ("weights.update_ratio", "UpdateRatio"),
     "llc": ("llc.llc", "LLC"),
     "grokking": ("toy_models.grokking", "GrokkingProgress"),
-    "squared_weights": ("toy_models.grokking", "SquaredWeights"),
-    "mask_overlap": ("toy_models.tickets", "MaskOverlap"),
-    "kept_weights": ("toy_models.tickets", "KeptWeights"),
+    "squared_weights": ("weights.squared_weights", "SquaredWeights"),
+    "mask_overlap": ("toy_models.mask_overlap", "MaskOverlap"),
+    "kept_weights": ("toy_models.kept_weights", "KeptWeights"),
     "frequency_entropy": ("toy_models.frequency_entropy", "FrequencyEntropy"),
-    "prefix_matching": ("attention.heads", "PrefixMatching"),
-    "previous_token": ("attention.heads", "PreviousToken"),
-    "copying_score": ("attention.heads", "CopyingScore"),
-    "composition": ("attention.heads", "Composition"),
+    "prefix_matching": ("attention.prefix_matching", "PrefixMatching"),
+    "previous_token": ("attention.previous_token", "PreviousToken"),
+    "copying_score": ("attention.copying_score", "CopyingScore"),
+    "composition": ("attention.composition", "Composition"),
     "head_ablation": ("attention.ablation", "HeadAblation"),
-    "icl_score": ("tokens.in_context", "IclScore"),
-    "dloss_dlog_token": ("tokens.in_context", "DlossDlogToken"),
-    "token_loss": ("tokens.in_context", "TokenLoss"),
+    "icl_score": ("tokens.icl_score", "IclScore"),
+    "dloss_dlog_token": ("tokens.icl_score", "DlossDlogToken"),
+    "token_loss": ("tokens.token_loss", "TokenLoss"),
     "component_loss": ("tokens.components", "ComponentLoss"),
     "essential_dynamics": ("tokens.essential_dynamics", "EssentialDynamics"),
-    "feature_dimensionality": ("toy_models.superposition", "FeatureDimensionality"),
-    "represented_features": ("toy_models.superposition", "RepresentedFeatures"),
-    "polygon": ("toy_models.superposition", "Polygon"),
-    "singular_values": ("weights.spectra", "SingularValues"),
-    "effective_rank": ("weights.spectra", "EffectiveRank"),
-    "distance_from_init": ("weights.distances", "DistanceFromInit"),
-    "distance_moved": ("weights.distances", "DistanceMoved"),
-    "update_angle": ("weights.distances", "UpdateAngle"),
-    "spectral_norm": ("weights.layers", "SpectralNorm"),
-    "dead_units": ("weights.layers", "DeadUnits"),
+    "feature_dimensionality": ("toy_models.feature_dimensionality", "FeatureDimensionality"),
+    "represented_features": ("toy_models.represented_features", "RepresentedFeatures"),
+    "polygon": ("toy_models.polygon", "Polygon"),
+    "singular_values": ("weights.singular_values", "SingularValues"),
+    "effective_rank": ("weights.effective_rank", "EffectiveRank"),
+    "distance_from_init": ("weights.distance_from_init", "DistanceFromInit"),
+    "distance_moved": ("weights.distance_moved", "DistanceMoved"),
+    "update_angle": ("weights.update_angle", "UpdateAngle"),
+    "spectral_norm": ("weights.spectral_norm", "SpectralNorm"),
+    "dead_units": ("weights.dead_units", "DeadUnits"),
     "gradient_noise_scale": ("curvature.noise_scale", "GradientNoiseScale"),
-    "hessian_top": ("curvature.hessian", "HessianTop"),
-    "hessian_trace": ("curvature.hessian", "HessianTrace"),
-    "hessian_rank": ("curvature.hessian", "HessianRank"),
+    "hessian_top": ("curvature.hessian_top", "HessianTop"),
+    "hessian_trace": ("curvature.hessian_trace", "HessianTrace"),
+    "hessian_rank": ("curvature.hessian_rank", "HessianRank"),
     "basin_broadness": ("curvature.basin", "BasinBroadness"),
     "llc_validation": ("llc.data", "LLCValidation"),
     "llc_slices": ("llc.data", "LLCSlices"),
-    "refined_llc": ("llc.llc", "RefinedLLC"),
+    "refined_llc": ("llc.refined_llc", "RefinedLLC"),
 }
 """Module and class of each, by name. A parameter `config` is given the run's `SamplerConfig`.
 

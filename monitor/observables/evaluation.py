@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import MeasurementError, RefusedError
-from phasewatch.monitor.core.types import MeasureContext
 
 Function = Callable[..., Any]
 """`function(model, *arguments)`: calls the model, or reads its weights, and gives what it found."""

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from phasewatch.monitor.core.types import LossFn, Observable, Observation, StepRecord
+from phasewatch.monitor.core.context import LossFn, StepRecord
+from phasewatch.monitor.core.contracts import Observable
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.isolation import guard, measure_context
 from phasewatch.monitor.isolation.probe import probe_of
 
@@ -44,7 +46,7 @@ def measure_once(
 
     Example:
         >>> import torch
-        >>> from phasewatch.monitor.observables.weights.norms import WeightNorm
+        >>> from phasewatch.monitor.observables.weights.weight_norm import WeightNorm
         >>> model = torch.nn.Linear(2, 1, bias=False)
         >>> _ = torch.nn.init.constant_(model.weight, 3.0)
         >>> [(o.name, round(o.value, 3)) for o in measure_once(WeightNorm(), model)]

@@ -8,7 +8,7 @@ from types import TracebackType
 
 import torch
 
-from phasewatch.monitor.core.types import MeasureContext
+from phasewatch.monitor.core.context import MeasureContext
 
 
 class Stopwatch:

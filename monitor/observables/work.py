@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from phasewatch.monitor.core.types import MeasureContext, Work
+from phasewatch.monitor.core.context import MeasureContext
+from phasewatch.monitor.core.work import Work
 from phasewatch.monitor.sampling.batches import leading_size
 
 COPIED, SELECTED, SKETCHED = 2.0, 60.0, 6.0

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from phasewatch.monitor.core.errors import ConfigError
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.history import needed
-from phasewatch.monitor.core.types import Observation
 from phasewatch.monitor.store.store import Store
 
 COLUMNS = (

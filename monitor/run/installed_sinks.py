@@ -11,9 +11,9 @@ import inspect
 from importlib.metadata import EntryPoint, entry_points
 
 from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.core.contracts import Sink
 from phasewatch.monitor.core.errors import ConfigError, UnknownNameError
 from phasewatch.monitor.core.health import Health
-from phasewatch.monitor.core.types import Sink
 
 ENTRY_POINT_GROUP = "phasewatch.sinks"
 

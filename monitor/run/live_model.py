@@ -10,9 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.core.context import LossFn, MeasureContext
 from phasewatch.monitor.core.errors import MeasurementError, RefusedError
 from phasewatch.monitor.core.health import Health
-from phasewatch.monitor.core.types import LossFn, MeasureContext
 from phasewatch.monitor.isolation import guard, live_context, measure_context
 from phasewatch.monitor.isolation.batches import count_samples
 from phasewatch.monitor.isolation.probe import Probe, batch_size_of, build_probe, is_indexed

@@ -553,11 +553,10 @@ class Measuring:
         self._piece = account.piece
         self._turn_began, self._told_at = begin, begin + TOLD_SECONDS
         spread = opened is self._open
-        done, results = True, []
+        done, cut_short, results = True, False, []
         self._current = opened
         try:
-            with self.watchdog.over(f"the measurement of {name} at step {opened.step}"):
-                found = self._steps_taken(opened)
+            found = self._steps_taken(opened)
             done = found is not None
             if found is not None:
                 results = self._completed(opened, found[0], before + clock() - begin)
@@ -573,25 +572,27 @@ class Measuring:
         if not done and (not spread or self.interrupts.requested):
             opened.steps.close()
             self._leave(opened)
-            done = True
+            done = cut_short = True
         if done:
-            self._closed(opened, step)
+            self._closed(opened, step, cut_short=cut_short)
         return results
 
     def _steps_taken(self, opened: Open) -> tuple[Any] | None:
         """The result of a measurement; None where there was a reason to pause before it."""
+        what = f"the measurement of {opened.name} at step {opened.step}"
         while True:
             try:
-                next(opened.steps)
+                with self.watchdog.over(what):  # one step: what goes on does not hang
+                    next(opened.steps)
             except StopIteration as finished:
                 return (finished.value,)
             # What pauses by itself has asked already; asking twice does no harm.
             if self._pause():
                 return None
 
-    def _closed(self, opened: Open, step: int) -> None:
+    def _closed(self, opened: Open, step: int, *, cut_short: bool = False) -> None:
         name = opened.name
-        self.planner.charge(name, step, opened.seconds)
+        self.planner.charge(name, step, opened.seconds, cut_short=cut_short)
         if failures := self._failures_in_row.get(name, 0):
             self.planner.postpone(name, 2 ** min(failures, MAX_BACKOFF) - 1)
 
@@ -674,7 +675,7 @@ class Measuring:
                 if self._open is not None:
                     opened.steps.close()
                     self._leave(opened)
-                    self._closed(opened, step)
+                    self._closed(opened, step, cut_short=True)
                     self._open = None
             self._ending = False
             waiting = [name for name in self.planner.last_ones(step) if name in self._observables]
@@ -692,7 +693,7 @@ class Measuring:
                 if self._open is not None:
                     opened.steps.close()
                     self._leave(opened)
-                    self._closed(opened, step)
+                    self._closed(opened, step, cut_short=True)
                     self._open = None
         return results
 

@@ -440,13 +440,14 @@ class Planner:
             if account.lifted:
                 self.ledger.lift(seconds)
 
-    def charge(self, name: str, step: int, seconds: float) -> None:
+    def charge(self, name: str, step: int, seconds: float, *, cut_short: bool = False) -> None:
         """A measurement of `name` has ended, well or not: set its next turn.
 
         Args:
             name: The observable.
             step: The present step.
             seconds: All that the measurement took, its pauses left out.
+            cut_short: Whether it was left unfinished: that tells nothing of what a whole one takes.
         """
         account = self._accounts.get(name)
         self._due = tuple(other for other in self._due if other != name)
@@ -455,7 +456,8 @@ class Planner:
         if account is None:
             return
         account.count += 1
-        account.predicted = seconds
+        if not cut_short:
+            account.predicted = seconds
         account.last_step = step
         account.next_step = self._after(account, step)
         self._next_step = step + 1

@@ -12,8 +12,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import RefusedError
-from phasewatch.monitor.core.types import MeasureContext
 from phasewatch.monitor.isolation.probe import Probe, build_probe, num_available
 from phasewatch.monitor.observables.evaluation import at_weights
 from phasewatch.monitor.sampling.posterior import averaged

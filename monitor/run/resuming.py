@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from phasewatch.monitor.core.errors import StoreError
-from phasewatch.monitor.core.types import Transition, TransitionStatus
+from phasewatch.monitor.core.transitions import Transition, TransitionStatus
 from phasewatch.monitor.store.move import bring_along
 from phasewatch.monitor.store.store import Begun, Store
 

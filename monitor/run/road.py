@@ -27,9 +27,10 @@ from functools import partial
 from typing import ClassVar
 
 from phasewatch.monitor.core.columns import Column
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import THINNING
-from phasewatch.monitor.core.types import Observation, Transition
+from phasewatch.monitor.core.transitions import Transition
 from phasewatch.monitor.run.buffer import Batch, ScalarBuffer
 from phasewatch.monitor.run.sinks import Outlets
 from phasewatch.monitor.transitions.pipeline import Detection

@@ -14,11 +14,13 @@ from phasewatch.monitor.alerts.queued import QueuedCalls
 from phasewatch.monitor.config.alerts import Target
 from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.columns import Column, observations_of
+from phasewatch.monitor.core.contracts import Sink
 from phasewatch.monitor.core.errors import ConfigError, StoreError
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.core.stray import let_through
-from phasewatch.monitor.core.types import Observation, Sink, Transition
+from phasewatch.monitor.core.transitions import Transition
 from phasewatch.monitor.grafana.annotations import GrafanaAnnotations
 from phasewatch.monitor.prometheus.push import PushgatewaySink
 from phasewatch.monitor.prometheus.sink import PrometheusSink

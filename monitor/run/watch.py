@@ -19,23 +19,15 @@ from phasewatch.monitor.config.alerts import resolve_targets
 from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.arguments import named_arguments
 from phasewatch.monitor.core.columns import chunked
-from phasewatch.monitor.core.ending import ended_by, reason_for
+from phasewatch.monitor.core.context import LossFn, MeasureContext, MicroBatches, StepRecord
+from phasewatch.monitor.core.contracts import Observable, Sink
+from phasewatch.monitor.core.ending import RunState, ended_by, reason_for
 from phasewatch.monitor.core.errors import StoreError
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.forecast import ForecastRow
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.history import History
-from phasewatch.monitor.core.types import (
-    LossFn,
-    MeasureContext,
-    MicroBatches,
-    Observable,
-    Observation,
-    RunState,
-    Sink,
-    StepRecord,
-    Transition,
-    TransitionStatus,
-)
+from phasewatch.monitor.core.transitions import Transition, TransitionStatus
 from phasewatch.monitor.run.buffer import ScalarBuffer
 from phasewatch.monitor.run.console import ensure_heard
 from phasewatch.monitor.run.failures import Failures

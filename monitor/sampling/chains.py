@@ -38,6 +38,10 @@ BLOW_UP_PER_PARAMETER, BLOW_UP = 5.0, 50.0
 """A chain has left when nβ K exceeds 5 d + 50 nats; in equilibrium it is about d/2 or less. A
 *fall* of any depth is no blow-up: far from a minimum the loss really falls."""
 
+DESCENT_SHARE = 1 / 3
+"""Chains from outside come down within this share of the time that is left, or not at all: what is
+left is for the draws."""
+
 BLOW_UP_FROM_OUTSIDE = 3.0
 """Chains from outside have left when K exceeds this many times what it was at their release."""
 
@@ -286,7 +290,7 @@ class Run:
             num_sampled=self.num_sampled,
             restrict=self._restrict,
             generator=self._generator,
-            stopwatch=self.stopwatch,
+            is_over=self.stopwatch.share_is_over(DESCENT_SHARE),
         )
         if met is None:
             self.outside = [False] * len(self.outside)

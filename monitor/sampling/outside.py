@@ -21,7 +21,6 @@ from phasewatch.monitor.core.types import Steps
 from phasewatch.monitor.sampling.engine import Evaluation
 from phasewatch.monitor.sampling.integrators import Baoab, Chains
 from phasewatch.monitor.sampling.sharpness import measure_sharpness
-from phasewatch.monitor.sampling.stopwatch import Stopwatch
 
 STEPS, COOLING = 8, 2.0
 """Steps at one nβ, and the factor to the next. Sixteen steps brought the chains no closer for twice
@@ -38,8 +37,8 @@ LOST_PER_PARAMETER, LOST = 10.0, 100.0
 step that is too long throws chains far out, where a saturated loss is flat and they would stay."""
 
 NEARER = 0.25
-"""Factor on the scale of the start after each loss of a chain: the chains came down in another basin,
-or on a plateau, and tell nothing of that of w*."""
+"""Factor on the scale of the start after each loss of a chain: the chains came down in another
+basin, or on a plateau, and tell nothing of that of w*."""
 
 MAX_LEVELS = 40
 MAX_ATTEMPTS = 4
@@ -70,7 +69,7 @@ def descend(
     num_sampled: int,
     restrict: Callable[[Tensor], None],
     generator: torch.Generator,
-    stopwatch: Stopwatch,
+    is_over: Callable[[], bool],
 ) -> Steps[tuple[float, float] | None]:
     """Put chains outside and cool them to nβ; a step is one evaluation.
 
@@ -85,7 +84,7 @@ def descend(
         num_sampled: Coordinates that are sampled.
         restrict: Zeroes the others.
         generator: Own generator.
-        stopwatch: Says when to give up.
+        is_over: Says when to give up.
 
     Returns:
         The sharpness of L_n and the largest K met at the end; None if no place was found, or no
@@ -108,11 +107,11 @@ def descend(
             caution=CAUTION * 4.0**attempt,
             restrict=restrict,
             generator=generator,
-            stopwatch=stopwatch,
+            is_over=is_over,
         )
         if found is not None:
             return found
-        if stopwatch.is_over:
+        if is_over():
             break
     chains.x.zero_()
     chains.velocity.zero_()
@@ -152,7 +151,7 @@ def _cooled(
     caution: float,
     restrict: Callable[[Tensor], None],
     generator: torch.Generator,
-    stopwatch: Stopwatch,
+    is_over: Callable[[], bool],
 ) -> Steps[tuple[float, float] | None]:
     """Cool the chains; None if one of them was lost, or the time was over."""
     found = evaluate(chains.x)
@@ -162,7 +161,7 @@ def _cooled(
     now = min(n_beta, num_sampled / 2 / max(excess, 1e-30))
     now = max(now, n_beta / COOLING**MAX_LEVELS)
     sharpness: float | None = None
-    while not stopwatch.is_over:
+    while not is_over():
         met = yield from measure_sharpness(
             lambda points: evaluate(points).grad,
             chains.x,

@@ -76,7 +76,8 @@ class Pace:
         a_draw = seconds / drawn
         if isinstance(run, OneByOne):  # begins again
             return wanted if wanted * a_draw <= left else drawn
-        wanted = min(wanted, drawn + int(left / a_draw) if a_draw > 0.0 else wanted)
+        if (wanted - drawn) * a_draw > left:
+            wanted = drawn + int(max(left, 0.0) / a_draw) if a_draw > 0.0 else drawn
         return wanted if wanted >= WORTH * drawn or wanted >= self.first(run) > drawn else drawn
 
     def _wanted(self, summary: Summary, drawn: int) -> int:

@@ -42,6 +42,11 @@ class Stopwatch:
         """Whether it took all that it may, or is to end."""
         return self.seconds > self.deadline_seconds or self.over()
 
+    def share_is_over(self, share: float) -> Callable[[], bool]:
+        """Tells whether so large a share of what is left now is used up, or all is over."""
+        until = self.seconds + share * max(self.deadline_seconds - self.seconds, 0.0)
+        return lambda: self.seconds > until or self.is_over
+
     @contextmanager
     def running(self) -> Iterator[None]:
         """Count the time inside."""

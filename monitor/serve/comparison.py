@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from phasewatch.monitor.core.history import History
-from phasewatch.monitor.core.types import Transition, TransitionStatus
+from phasewatch.monitor.core.transitions import Transition, TransitionStatus
 from phasewatch.monitor.serve.content import Library
 from phasewatch.monitor.serve.curves import drawn, numbers
 from phasewatch.monitor.store.overview import transition_marks

@@ -13,7 +13,7 @@ import numpy as np
 from phasewatch.monitor.core.errors import StoreError
 from phasewatch.monitor.core.explanation import explain
 from phasewatch.monitor.core.meaning import Meanings, Panel
-from phasewatch.monitor.core.types import Transition
+from phasewatch.monitor.core.transitions import Transition
 from phasewatch.monitor.reports.data import KIND_COLOURS, span
 from phasewatch.monitor.reports.tables import FORMATS
 from phasewatch.monitor.serve.curves import Curves, drawn

@@ -5,8 +5,8 @@ from __future__ import annotations
 from sqlalchemy import delete, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.errors import StoreError
-from phasewatch.monitor.core.types import RunState
 from phasewatch.monitor.store import schema
 from phasewatch.monitor.store.reader import RunInfo
 from phasewatch.monitor.store.store import Store

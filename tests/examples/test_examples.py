@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from phasewatch.monitor.core.types import RunState
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.store.store import Store
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

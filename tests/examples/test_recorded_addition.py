@@ -12,7 +12,7 @@ import functools
 
 import pytest
 
-from phasewatch.monitor.core.types import TransitionKind
+from phasewatch.monitor.core.transitions import TransitionKind
 from support import recorded
 
 SEEDS = (0, 1, 2)

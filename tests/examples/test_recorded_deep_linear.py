@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from phasewatch.monitor.core.types import EstimateStatus, TransitionKind
+from phasewatch.monitor.core.estimates import EstimateStatus
+from phasewatch.monitor.core.transitions import TransitionKind
 from phasewatch.monitor.sampling.closed_forms import deep_linear_lambda
 from support.recorded import GOLDEN, read, transitions_of
 

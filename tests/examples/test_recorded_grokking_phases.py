@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from phasewatch.detectors.types import Direction
-from phasewatch.monitor.core.types import TransitionKind, TransitionStatus
+from phasewatch.monitor.core.transitions import TransitionKind, TransitionStatus
 from support.recorded import GOLDEN, read, transitions_of
 
 K = TransitionKind

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from phasewatch.detectors.types import Direction
-from phasewatch.monitor.core.types import TransitionKind
+from phasewatch.monitor.core.transitions import TransitionKind
 from support import recorded
 
 SEEDS = (0, 1, 2)

@@ -14,7 +14,7 @@ import functools
 import numpy as np
 import pytest
 
-from phasewatch.monitor.core.types import TransitionKind
+from phasewatch.monitor.core.transitions import TransitionKind
 from support.recorded import GOLDEN, read, transitions_of
 
 STEPS, PLATEAU = 1200, 300

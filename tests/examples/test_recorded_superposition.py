@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from phasewatch.monitor.core.types import TransitionKind, TransitionStatus
+from phasewatch.monitor.core.transitions import TransitionKind, TransitionStatus
 from phasewatch.monitor.sampling.closed_forms import POLYGONS
 from support.recorded import GOLDEN, read, transitions_of
 

@@ -31,7 +31,8 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy  # n
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 
 from phasewatch.callbacks.lightning.processes import collective_timeout_seconds  # noqa: E402
-from phasewatch.monitor.core.types import Cost, Observation, Work  # noqa: E402
+from phasewatch.monitor.core.estimates import Observation  # noqa: E402
+from phasewatch.monitor.core.work import Cost, Work  # noqa: E402
 from phasewatch.monitor.observables.curvature.noise_scale import GradientNoiseScale  # noqa: E402
 from support.bitwise import differences  # noqa: E402
 from support.observers import Rude, make_monitor  # noqa: E402

@@ -9,15 +9,9 @@ import numpy as np
 
 from phasewatch.detectors.types import Alarm, Direction
 from phasewatch.monitor.core.columns import unit_of
-from phasewatch.monitor.core.types import (
-    Estimate,
-    EstimateStatus,
-    Observation,
-    RunState,
-    Transition,
-    TransitionKind,
-    TransitionStatus,
-)
+from phasewatch.monitor.core.ending import RunState
+from phasewatch.monitor.core.estimates import Estimate, EstimateStatus, Observation
+from phasewatch.monitor.core.transitions import Transition, TransitionKind, TransitionStatus
 from phasewatch.monitor.store.store import Store
 
 RUN_ID = "0123456789abcdef0123456789abcdef"

@@ -14,7 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.utils.data import Dataset
 
-from phasewatch.monitor.core.types import Observable
+from phasewatch.monitor.core.contracts import Observable
 from support import cases
 
 SIZES = ("small", "medium", "large")

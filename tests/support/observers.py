@@ -13,7 +13,9 @@ from torch import nn
 
 from phasewatch.callbacks import TransitionMonitor
 from phasewatch.monitor import MonitorConfig
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation
+from phasewatch.monitor.core.context import MeasureContext
+from phasewatch.monitor.core.estimates import Observation
+from phasewatch.monitor.core.work import Cost
 
 NORMS = ("gradient_norm", "weight_norm", "update_ratio")
 

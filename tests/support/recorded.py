@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from phasewatch.monitor.core.columns import chunked
-from phasewatch.monitor.core.types import EstimateStatus, Observation, Transition
+from phasewatch.monitor.core.estimates import EstimateStatus, Observation
+from phasewatch.monitor.core.transitions import Transition
 from phasewatch.monitor.replay.recorded import detect
 from phasewatch.monitor.store.store import Store
 

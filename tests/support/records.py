@@ -13,14 +13,8 @@ import numpy as np
 
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 from phasewatch.monitor.alerts.message import Alert
-from phasewatch.monitor.core.types import (
-    Estimate,
-    EstimateStatus,
-    Observation,
-    Transition,
-    TransitionKind,
-    TransitionStatus,
-)
+from phasewatch.monitor.core.estimates import Estimate, EstimateStatus, Observation
+from phasewatch.monitor.core.transitions import Transition, TransitionKind, TransitionStatus
 
 NAN, INF = float("nan"), float("inf")
 

@@ -6,11 +6,12 @@ Prints the number of functions, and of the files they lie in. They are not read 
 met: a small Lightning run whose loss jumps, with the sender of alerts and a stand-in for the
 service. Every function of the checkout counts once that is called after the first
 `on_train_batch_end` in the process that trains, and any that is called in the process that sends.
+What has no name of its own does not count: comprehensions, generator expressions and lambdas,
+some of which later versions of Python do not call at all.
 """
 
 from __future__ import annotations
 
-import atexit
 import os
 import sys
 import threading
@@ -45,16 +46,26 @@ class Met:
 
     def _note(self, frame: Any, event: str, _: Any) -> None:
         code = frame.f_code
-        if not self.is_noting or event != "call":
+        if not self.is_noting or event != "call" or code.co_name.startswith("<"):
             return
         if code.co_flags & INSIDE and code.co_filename.startswith(self._tops):
             self.functions.add(f"{code.co_filename}:{code.co_qualname}")
 
 
 def attend() -> None:
-    """Note everything this process does, from now to its end; for the process that sends."""
+    """Note everything this process does, from now to its end; for the process that sends.
+
+    That one leaves by `os._exit`, past all that is done at an exit. Another, which only checks
+    targets before the first step, leaves as usual, and is no part of the road.
+    """
     met = Met(*os.environ[VARIABLE].split(os.pathsep))
-    atexit.register(met.write)
+    leave = os._exit
+
+    def write_and_leave(code: int) -> None:
+        met.write()
+        leave(code)
+
+    os._exit = write_and_leave  # type: ignore[assignment]
     met.is_noting = True
     met.start()
 

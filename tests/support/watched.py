@@ -6,7 +6,7 @@ import numpy as np
 
 from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.columns import Column, chunked, observations_of
-from phasewatch.monitor.core.types import Observation
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.replay.recorded import detect
 
 

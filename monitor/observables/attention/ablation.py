@@ -9,19 +9,16 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import StreamMeaning
-from phasewatch.monitor.core.types import (
-    Cost,
-    MeasureContext,
-    Observation,
-    Steps,
-    Work,
-    run_through,
-)
-from phasewatch.monitor.observables.attention.heads import OLSSON, by_head
+from phasewatch.monitor.core.work import Cost, Steps, Work, run_through
+from phasewatch.monitor.observables.attention.by_head import by_head
 from phasewatch.monitor.observables.attention.layers import Heads
-from phasewatch.monitor.observables.attention.model import WAY_OUT, Attention, heads_at_weights
+from phasewatch.monitor.observables.attention.looking import heads_at_weights
+from phasewatch.monitor.observables.attention.model import WAY_OUT, Attention
+from phasewatch.monitor.observables.attention.pattern_score import OLSSON
 from phasewatch.monitor.observables.evaluation import at_weights, named_weight
 from phasewatch.monitor.sampling.posterior import is_sum_and_count
 

@@ -11,16 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import SUPPORTING
-from phasewatch.monitor.core.types import (
-    Cost,
-    MeasureContext,
-    Observation,
-    Steps,
-    Work,
-    run_through,
-)
+from phasewatch.monitor.core.work import Cost, Steps, Work, run_through
 from phasewatch.monitor.observables.curvature.hessian import marked
 from phasewatch.monitor.observables.curvature.krylov import forwards_to_pose, hessian_of
 from phasewatch.monitor.observables.sharing import Stopwatch, random_of

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from phasewatch.monitor.core.types import MeasureContext, Work
+from phasewatch.monitor.core.context import MeasureContext
+from phasewatch.monitor.core.work import Work
 from phasewatch.monitor.observables.sharing import Stopwatch, random_of
 from phasewatch.monitor.sampling.hessian import MAX_PRODUCTS, Hessian, Way
 

@@ -9,34 +9,33 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import SUPPORTING
-from phasewatch.monitor.core.types import (
-    Cost,
-    MeasureContext,
-    MicroBatches,
-    Observation,
-    StepRecord,
-    Work,
+from phasewatch.monitor.core.work import Cost, Work
+from phasewatch.monitor.observables.curvature.gradient_parts import (
+    affordable,
+    equal_parts,
+    inner_products,
 )
 from phasewatch.monitor.observables.curvature.hessian import marked
 from phasewatch.monitor.observables.curvature.krylov import forwards_to_pose, hessian_of
+from phasewatch.monitor.observables.curvature.noise_statistics import (
+    left_out,
+    noise_and_signal,
+    u_statistics,
+    usable,
+)
 from phasewatch.monitor.observables.weights.norms import observed
 from phasewatch.monitor.observables.work import of_probe
-from phasewatch.monitor.sampling.batches import describe, leading_size
 from phasewatch.monitor.sampling.engine_choice import working_loop
-from phasewatch.monitor.sampling.memory_budget import FREE_SHARE, free_bytes, loop_bytes, mebibytes
-from phasewatch.monitor.sampling.posterior import Problem, pose
+from phasewatch.monitor.sampling.posterior import pose
 
 FEWEST = 4
 """Steps, or gradients of the probe, below which nothing is said of the error."""
-
-CHUNK = 2**20
-"""Entries of gradients that are taken to double precision at a time."""
 
 
 class GradientNoiseScale:
@@ -129,7 +128,7 @@ class GradientNoiseScale:
         try:
             parts, _ = self._parts(context)
             # Tried part by part: the loss may not take batches of another size.
-            working_loop(_affordable(pose(replace(context, batches=tuple(parts)))))
+            working_loop(affordable(pose(replace(context, batches=tuple(parts)))))
         except RefusedError as error:
             raise RefusedError(
                 f'{error}. Or set source="training", if steps accumulate their gradients'
@@ -143,7 +142,7 @@ class GradientNoiseScale:
         Raises:
             RefusedError: The probe cannot be cut into parts.
         """
-        micro = None if self._source == "probe" else _usable(context.record)
+        micro = None if self._source == "probe" else usable(context.record)
         if micro is not None or self._source == "training" or self._seen:
             return Work()
         parts, size = self._parts(context)
@@ -158,12 +157,12 @@ class GradientNoiseScale:
             RefusedError: The probe cannot be taken in parts, or there is no memory.
             MeasurementError: This step did not accumulate, where it was expected to.
         """
-        micro = None if self._source == "probe" else _usable(context.record)
+        micro = None if self._source == "probe" else usable(context.record)
         if micro is not None and context.record is not None:
             found = noise_and_signal(context.record.gradient_norm, micro, context.n_data)
             self._seen.append(found)
             noise, signal = np.array(self._seen).T
-            without = np.stack([_left_out(noise), _left_out(signal)])
+            without = np.stack([left_out(noise), left_out(signal)])
             return self._values(context, noise.mean(), signal.mean(), without, "steps")
         if self._source == "training" or self._seen:
             raise MeasurementError(
@@ -181,7 +180,7 @@ class GradientNoiseScale:
             RefusedError: They are too few, or the probe cannot be cut.
         """
         if self._known_parts is None or self._known_parts[0] is not context.batches:
-            parts, size = _parts(context, self._num_gradients)
+            parts, size = equal_parts(context, self._num_gradients)
             if 0 < len(parts) < FEWEST:
                 raise RefusedError(
                     f"the gradient noise needs a probe in at least {FEWEST} parts of one size; it "
@@ -196,13 +195,13 @@ class GradientNoiseScale:
         whole = hessian_of(context).problem
         equal = (1.0 / len(parts),) * len(parts)
         problem = replace(whole, batches=tuple(parts), weights=equal)
-        products = _products(_affordable(problem))
+        products = inner_products(affordable(problem))
         own, total = np.diag(products), products.sum()
         n_data = context.n_data
-        noise, signal = _u_statistics(own.sum(), total, len(own), size, n_data)
+        noise, signal = u_statistics(own.sum(), total, len(own), size, n_data)
         # Without gradient i: its own square leaves the first, its products leave the second.
         squares, totals = own.sum() - own, total - 2 * products.sum(axis=1) + own
-        without = np.stack(_u_statistics(squares, totals, len(own) - 1, size, n_data))
+        without = np.stack(u_statistics(squares, totals, len(own) - 1, size, n_data))
         # What is left of the data is all that chance can still change of |G|².
         left = 1.0 if n_data is None else max(1.0 - len(own) * size / n_data, 0.0)
         return self._values(context, noise, signal, without, "gradients", left)
@@ -253,119 +252,3 @@ class GradientNoiseScale:
         """Take over what `state_dict` gave; the mapping is not changed."""
         self._seen.clear()
         self._seen.extend((float(noise), float(signal)) for noise, signal in state["seen"])
-
-
-def noise_and_signal(
-    gradient_norm: Tensor, micro: MicroBatches, n_data: int | None = None
-) -> tuple[float, float]:
-    """Unbiased S and |G|² of one accumulated step, in units of the step's own gradient.
-
-    Args:
-        gradient_norm: Norm of the accumulated gradient, the mean of the micro-batches'.
-        micro: What it was accumulated from; its first norm is that of a k-th of its gradient.
-        n_data: Samples that they were drawn from without replacement; None for no end of them.
-    """
-    num = len(micro.num_samples)
-    small = (num * float(micro.first_norm)) ** 2
-    big = float(gradient_norm) ** 2
-    small_share = 1.0 / micro.num_samples[0]
-    big_share = sum(1.0 / size for size in micro.num_samples) / num**2 / micro.num_replicas
-    noise = (small - big) / (small_share - big_share)
-    return noise, big - noise * (big_share - _share_of(n_data))
-
-
-def _share_of(n_data: int | None) -> float:
-    return 1.0 / n_data if n_data else 0.0
-
-
-def _usable(record: StepRecord | None) -> MicroBatches | None:
-    micro = None if record is None else record.micro_batches
-    if record is None or micro is None or len(micro.num_samples) < 2 or 0 in micro.num_samples:
-        return None
-    # A gradient scaler skips a step that overflowed; its norms are not numbers.
-    finite = torch.isfinite(record.gradient_norm) & torch.isfinite(micro.first_norm)
-    return micro if bool(finite.all()) else None
-
-
-def _left_out(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means of all but one."""
-    means: NDArray[np.float64] = (values.sum() - values) / max(len(values) - 1, 1)
-    return means
-
-
-def _u_statistics(
-    squares: Any, total: Any, num: int, size: int, n_data: int | None
-) -> tuple[Any, Any]:
-    """S and |G|² from Σ |g_i|² and |Σ g_i|², for `num` gradients of `size` samples each."""
-    spread = (squares - total / num) / (num - 1)
-    noise = size * spread
-    return noise, total / num**2 - noise * (1.0 / (num * size) - _share_of(n_data))
-
-
-def _parts(context: MeasureContext, num_wanted: int) -> tuple[list[Any], int]:
-    """The probe in at most so many parts of one size, and that size.
-
-    Raises:
-        RefusedError: It cannot be cut.
-    """
-    parts: Sequence[Any] = context.batches
-    if 0 < len(parts) < num_wanted:
-        share = math.ceil(num_wanted / len(parts))
-        parts = [part for batch in parts for part in _cut(batch, share)]
-    sizes = [leading_size(part) for part in parts]
-    alike = [part for part, size in zip(parts, sizes, strict=True) if size == sizes[0]]
-    return alike[:num_wanted], sizes[0] if sizes else 0
-
-
-def _affordable(problem: Problem) -> Problem:
-    """The same problem.
-
-    Raises:
-        RefusedError: There is no memory for the gradients of its batches.
-    """
-    needed = loop_bytes(problem, 1) + len(problem.batches) * problem.state_bytes
-    limit = int(FREE_SHARE * free_bytes(problem.device))
-    if needed > limit:
-        raise RefusedError(
-            f"the gradient noise needs {mebibytes(needed)} for {len(problem.batches)} gradients, "
-            f"and may take {mebibytes(limit)}; set num_gradients lower"
-        )
-    return problem
-
-
-def _cut(batch: Any, num_parts: int) -> list[Any]:
-    """A batch in at most so many parts of one size; what is left over is dropped."""
-    total = leading_size(batch)
-    size = max(total // num_parts, 1)
-    return [_rows(batch, total, first, size) for first in range(0, total - size + 1, size)]
-
-
-def _rows(data: Any, total: int, first: int, size: int) -> Any:
-    if isinstance(data, Tensor):
-        cut = data.ndim > 0 and data.shape[0] == total
-        return data[first : first + size] if cut else data
-    if isinstance(data, Mapping):
-        return {key: _rows(value, total, first, size) for key, value in data.items()}
-    if isinstance(data, tuple) and hasattr(data, "_fields"):
-        return type(data)(*(_rows(item, total, first, size) for item in data))
-    if isinstance(data, (list, tuple)):
-        return type(data)(_rows(item, total, first, size) for item in data)
-    if hasattr(data, "__dict__"):
-        raise RefusedError(
-            f"the gradient noise cannot cut a probe batch ({describe(data)}) into parts; give the "
-            "probe in many small batches (probe.batch_size)"
-        )
-    return data
-
-
-def _products(problem: Problem) -> NDArray[np.float64]:
-    """g_i · g_j of the gradients of all batches, shape (n, n), in double precision."""
-    loop = working_loop(problem)
-    x = problem.displacements(1)
-    gradients = torch.cat([loop.batch(x, index)[1] for index in range(len(problem.batches))])
-    products = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
-    for part in gradients.split(CHUNK, dim=1):
-        wide = part.double()
-        products += (wide @ wide.T).cpu()
-    found: NDArray[np.float64] = products.numpy()
-    return found

@@ -19,21 +19,17 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.config.measuring import SamplerConfig
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import StreamMeaning
-from phasewatch.monitor.core.types import (
-    Cost,
-    MeasureContext,
-    Observation,
-    Steps,
-    Work,
-    run_through,
-)
+from phasewatch.monitor.core.work import Cost, Steps, Work, run_through
 from phasewatch.monitor.isolation.probe import build_probe
 from phasewatch.monitor.observables.evaluation import device_of, to_device
-from phasewatch.monitor.observables.llc.llc import LLC, observed_llc, refusals
+from phasewatch.monitor.observables.llc.llc import LLC
 from phasewatch.monitor.observables.llc.parts import Turns
+from phasewatch.monitor.observables.llc.values import observed_llc, refusals
 from phasewatch.monitor.sampling import Memory
 from phasewatch.monitor.sampling.batches import leading_size
 from phasewatch.monitor.sampling.estimators import default_n_beta

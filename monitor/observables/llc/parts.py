@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import RefusedError
-from phasewatch.monitor.core.types import MeasureContext
 from phasewatch.monitor.observables.weights.norms import OTHER, group_of
 from phasewatch.monitor.sampling import attention_heads
 from phasewatch.monitor.sampling.restrictions import Selection

@@ -10,16 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import LOSS, on_both
-from phasewatch.monitor.core.types import (
-    Cost,
-    MeasureContext,
-    Observation,
-    Steps,
-    Work,
-    run_through,
-)
+from phasewatch.monitor.core.work import Cost, Steps, Work, run_through
 from phasewatch.monitor.observables.evaluation import listed
 from phasewatch.monitor.observables.tokens.losses import (
     LossesFn,

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import RefusedError
-from phasewatch.monitor.core.types import MeasureContext
 from phasewatch.monitor.isolation.batches import clone_batch
 from phasewatch.monitor.observables.evaluation import at_weights
 from phasewatch.monitor.observables.work import of_probe, samples_in

@@ -8,11 +8,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import StreamMeaning
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
+from phasewatch.monitor.core.work import Cost, Work
 from phasewatch.monitor.observables.evaluation import finite, named_weight
-from phasewatch.monitor.observables.toy_models.tickets import MINEGISHI, check_share, magnitude_mask
+from phasewatch.monitor.observables.toy_models.magnitude_masks import (
+    MINEGISHI,
+    check_share,
+    magnitude_mask,
+)
 from phasewatch.monitor.observables.weights.norms import observed, widened
 from phasewatch.monitor.observables.work import MULTIPLIED, SELECTED, reads
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import LOSS, SUPPORTING, Role, Tells
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, Work
+from phasewatch.monitor.core.work import Cost, Work
 from phasewatch.monitor.observables.evaluation import device_of
 from phasewatch.monitor.observables.toy_models.fourier import (
     basis,
@@ -30,14 +32,16 @@ from phasewatch.monitor.observables.toy_models.modular_addition import (
     matrix,
     read_task,
 )
-from phasewatch.monitor.observables.weights.norms import MAX_GROUPS, l2_norm, observed
+from phasewatch.monitor.observables.weights.norms import MAX_GROUPS, observed
 from phasewatch.monitor.observables.work import of_probe, reads
 
 LOSS_READS = 15.0
 """Reads for each logit, in double precision, of a loss without a frequency."""
 
+
 KEY_SHARE = 0.25
 """A frequency is key where its norm exceeds this share of the largest."""
+
 
 _EXCLUDED = replace(LOSS, tells=Tells.EXCLUDED_LOSS, detector="measured")
 
@@ -255,36 +259,3 @@ class GrokkingProgress:
     def _kept(means: Tensor, key: Sequence[int], rows: Tensor) -> Tensor:
         """Σ_{k∈K} P_k of a function of one number mod p."""
         return sum((component(means, k, rows) for k in key), torch.zeros_like(means))
-
-
-class SquaredWeights:
-    """Sum of the squares of all parameters, Σ_i w_i²: trainable and frozen, biases and embeddings.
-
-    Of complex parameters |w|². With weight decay it shrinks slowly while circuits form, and falls
-    sharply in the cleanup that makes a network generalise.
-
-    Example:
-        >>> import torch
-        >>> from phasewatch.monitor.observables.once import measure_once
-        >>> model = torch.nn.Linear(2, 1, bias=False)
-        >>> _ = torch.nn.init.constant_(model.weight, 3.0)
-        >>> [(o.name, round(o.value, 3)) for o in measure_once(SquaredWeights(), model)]
-        [('squared_weights', 18.0)]
-    """
-
-    name = "squared_weights"
-    unit = "weight²"
-    cost = Cost.WEIGHTS
-    reads_live = True
-    source = "Nanda et al. 2023, arXiv 2301.05217, §5.2"
-    streams: ClassVar = {"squared_weights": SUPPORTING}
-
-    def work(self, _: MeasureContext) -> Work:
-        """A norm of all weights."""
-        return Work(weight_passes=1.0)
-
-    def measure(self, context: MeasureContext) -> Observation:
-        """The sum at w*."""
-        frozen = (context.buffers[name] for name in sorted(context.frozen))
-        norm = l2_norm((*context.params.values(), *frozen))
-        return observed(context, self.name, self.unit, float(norm) ** 2)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import RefusedError
-from phasewatch.monitor.core.types import MeasureContext
 from phasewatch.monitor.observables.evaluation import at_weights, device_of, listed
 
 AUTO = "auto"

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import RefusedError
-from phasewatch.monitor.core.types import MeasureContext
 from phasewatch.monitor.observables.evaluation import listed, named_weight
 
 

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phasewatch.monitor.core.types import MeasureContext, Work
+from phasewatch.monitor.core.context import MeasureContext
+from phasewatch.monitor.core.work import Work
 from phasewatch.monitor.observables.evaluation import finite
 from phasewatch.monitor.observables.weights.displacement import METHOD, ROUNDING, sketch
 from phasewatch.monitor.observables.weights.norms import grouped, widened

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phasewatch.monitor.config.monitor import MonitorConfig, ObservableConfig
+from phasewatch.monitor.config.measuring import ObservableConfig
+from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.config.schedule import EveryNSteps, LogSpaced
 from phasewatch.monitor.core.errors import ConfigError
 

@@ -11,7 +11,7 @@ from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core import redaction
 from phasewatch.monitor.core.errors import ConfigError, StoreError
 from phasewatch.monitor.core.redaction import add_secret, get_logger, redact, redacted
-from phasewatch.monitor.core.types import TransitionStatus
+from phasewatch.monitor.core.transitions import TransitionStatus
 from phasewatch.monitor.core.urls import web_address
 from phasewatch.monitor.run.watch import Watch
 from phasewatch.monitor.store.store import Store

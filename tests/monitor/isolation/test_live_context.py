@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.core.context import MicroBatches, StepRecord
 from phasewatch.monitor.core.errors import MeasurementError, RefusedError
-from phasewatch.monitor.core.types import MicroBatches, StepRecord
 from phasewatch.monitor.isolation import context as room
 from phasewatch.monitor.isolation import live_context, measure_context
 from phasewatch.monitor.observables import BUILTIN, create, needs_params_before, reads_live
-from phasewatch.monitor.observables.weights.norms import UpdateRatio, record_step
+from phasewatch.monitor.observables.weights.norms import record_step
+from phasewatch.monitor.observables.weights.update_ratio import UpdateRatio
 
 ARGUMENTS = {
     "frequency_entropy": {"embed": "0.weight", "hidden": "2.weight", "unembed": "4.weight"},

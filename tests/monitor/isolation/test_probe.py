@@ -13,7 +13,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from phasewatch.monitor.config.monitor import ProbeConfig
+from phasewatch.monitor.config.measuring import ProbeConfig
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.isolation import guard
 from phasewatch.monitor.isolation.batches import clone_batch, count_samples, same_batch

@@ -6,10 +6,11 @@ import pytest
 
 from phasewatch.monitor import observables as registry
 from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.core.contracts import Observable
 from phasewatch.monitor.core.errors import ConfigError, UnknownNameError
-from phasewatch.monitor.core.types import Cost, Observable
+from phasewatch.monitor.core.work import Cost
 from phasewatch.monitor.observables import BUILTIN, catalogue, create, names, register, selected
-from phasewatch.monitor.observables.llc.llc import RefinedLLC
+from phasewatch.monitor.observables.llc.refined_llc import RefinedLLC
 
 
 class Own:

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from phasewatch.monitor.config.monitor import MonitorConfig
-from phasewatch.monitor.core.types import MeasureContext, SharedWork, run_through
+from phasewatch.monitor.core.context import MeasureContext, SharedWork
+from phasewatch.monitor.core.work import run_through
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.observables import create
 from phasewatch.monitor.observables.tokens.components import ComponentLoss

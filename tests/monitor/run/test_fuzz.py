@@ -16,10 +16,10 @@ from phasewatch.monitor.config.alerts import AlertsConfig, resolve_targets
 from phasewatch.monitor.config.monitor import ExporterConfig, MonitorConfig
 from phasewatch.monitor.core.bounded_http import NoAnswerError, fetch
 from phasewatch.monitor.core.errors import PhasewatchError
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.metrics import label_value
 from phasewatch.monitor.core.redaction import redact
-from phasewatch.monitor.core.types import Observation
 from phasewatch.monitor.core.urls import web_address
 from phasewatch.monitor.operations.doctor_routes import receivers, relabelled
 from phasewatch.monitor.prometheus.sink import PrometheusSink

@@ -6,8 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from phasewatch.monitor.config.monitor import MonitorConfig
-from phasewatch.monitor.core.ending import ended_by
-from phasewatch.monitor.core.types import RunState
+from phasewatch.monitor.core.ending import RunState, ended_by
 from phasewatch.monitor.run.run_names import StepCount, new_name
 from phasewatch.monitor.run.watch import Watch
 from phasewatch.monitor.store.store import Store

@@ -19,7 +19,7 @@ import torch
 from phasewatch.monitor import Watch
 from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.meaning import THINNING
-from phasewatch.monitor.core.types import TransitionStatus
+from phasewatch.monitor.core.transitions import TransitionStatus
 from phasewatch.monitor.replay.recorded import compare, replay
 from phasewatch.monitor.run import road, watch
 from phasewatch.monitor.run.road import split

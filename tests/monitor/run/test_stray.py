@@ -8,8 +8,8 @@ import time
 import pytest
 
 from phasewatch.monitor.alerts import queued
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.stray import let_through
-from phasewatch.monitor.core.types import Observation
 from phasewatch.monitor.run import watchdog as watchdog_module
 from phasewatch.monitor.run.watch import Watch
 from phasewatch.monitor.run.watchdog import Watchdog

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from phasewatch.monitor import Watch
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.errors import ConfigError
+from phasewatch.monitor.core.estimates import EstimateStatus, Observation
 from phasewatch.monitor.core.meaning import Meanings
-from phasewatch.monitor.core.types import EstimateStatus, Observation, RunState, TransitionStatus
+from phasewatch.monitor.core.transitions import TransitionStatus
 from phasewatch.monitor.store.store import Store
 from support.scripted import Scripted
 

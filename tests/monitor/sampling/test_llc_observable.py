@@ -11,7 +11,8 @@ from torch import nn
 from phasewatch.monitor.config.monitor import SamplerConfig
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.core.types import Cost, Estimate, EstimateStatus, Observable
-from phasewatch.monitor.observables.llc.llc import LLC, RefinedLLC
+from phasewatch.monitor.observables.llc.llc import LLC
+from phasewatch.monitor.observables.llc.refined_llc import RefinedLLC
 
 
 def test_it_is_an_observable():

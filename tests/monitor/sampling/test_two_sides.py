@@ -1,5 +1,7 @@
 """Chains from w* and chains from outside: where they meet is the truth."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -27,11 +29,18 @@ def test_a_net_at_zero_loss_is_right():
 
 @pytest.mark.slow
 def test_a_small_net_at_its_minimum_is_right():
-    """From w* alone it read 34 ± 2; the long-run value is 40.1."""
-    found = measured(with_noise((7, 10, 4), torch.nn.Tanh, 1000, 0))
-    assert found.status is EstimateStatus.OK
-    assert abs(found.lambda_hat - 40.1) < 2.5 * found.lambda_stderr
-    assert found.lambda_hat == pytest.approx(40.1, rel=0.12)
+    """Twelve chains of 120,000 draws say 43.7 ± 0.9, Metropolis-adjusted ones 42.2 ± 0.8.
+
+    Chains change basins every few thousand draws only, and the sides stay apart for as long: those
+    from w* read 40, those from outside 50. The truth lies between them, and the error says so.
+    """
+    net = with_noise((7, 10, 4), torch.nn.Tanh, 1000, 0)
+    found = measured(net, num_chains=8, max_draws=3072, max_seconds=math.inf)
+    assert found.lambda_within < 43.7 < found.lambda_outside
+    assert found.lambda_hat == pytest.approx(43.7, rel=0.12)
+    assert abs(found.lambda_hat - 43.7) < 1.96 * np.hypot(found.lambda_stderr, 0.9)
+    # As wide as the sides are apart, or nearly.
+    assert 1.96 * found.lambda_stderr > 0.4 * (found.lambda_outside - found.lambda_within)
 
 
 def quadratic(spectrum, **changes):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.observables.llc.data import LLCSlices
 from support.cases.norms import perceptron, points
 from support.observable_cases import ObservableCase

@@ -10,17 +10,16 @@ import pytest
 import torch
 from torch import nn
 
+from phasewatch.monitor.core.context import SharedWork
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
-from phasewatch.monitor.core.types import EstimateStatus, SharedWork
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.observables.attention.ablation import HeadAblation
-from phasewatch.monitor.observables.attention.heads import (
-    Composition,
-    CopyingScore,
-    PrefixMatching,
-    PreviousToken,
-)
+from phasewatch.monitor.observables.attention.composition import Composition
+from phasewatch.monitor.observables.attention.copying_score import CopyingScore
 from phasewatch.monitor.observables.attention.layers import Heads
+from phasewatch.monitor.observables.attention.prefix_matching import PrefixMatching
+from phasewatch.monitor.observables.attention.previous_token import PreviousToken
 from phasewatch.monitor.observables.attention.scores import (
     compositions,
     copying_scores,

@@ -11,17 +11,16 @@ from torch.nn import functional as F
 
 from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.isolation import measure_context
-from phasewatch.monitor.observables.attention.layers import heads_of, watched
-from phasewatch.monitor.observables.attention.model import (
-    FoundAttention,
-    Pass,
+from phasewatch.monitor.observables.attention.found import FoundAttention, logits_of, written_by
+from phasewatch.monitor.observables.attention.layers import heads_of
+from phasewatch.monitor.observables.attention.looking import (
     attention_of,
     forward,
-    logits_of,
     token_batches,
     try_forward,
-    written_by,
 )
+from phasewatch.monitor.observables.attention.model import Pass
+from phasewatch.monitor.observables.attention.watching import watched
 from support.attention_models import (
     HEADS,
     LENGTH,

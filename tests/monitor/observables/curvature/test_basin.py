@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
-from phasewatch.monitor.core.types import EstimateStatus
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.observables.curvature.basin import BasinBroadness, crossing
 from phasewatch.monitor.sampling.closed_forms import Monomial, Quadratic, plain_loss, squared_error

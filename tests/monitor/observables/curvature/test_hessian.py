@@ -9,10 +9,13 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from phasewatch.monitor.core.context import SharedWork
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
-from phasewatch.monitor.core.types import EstimateStatus, SharedWork
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.isolation import measure_context
-from phasewatch.monitor.observables.curvature.hessian import HessianRank, HessianTop, HessianTrace
+from phasewatch.monitor.observables.curvature.hessian_rank import HessianRank
+from phasewatch.monitor.observables.curvature.hessian_top import HessianTop
+from phasewatch.monitor.observables.curvature.hessian_trace import HessianTrace
 from phasewatch.monitor.observables.curvature.krylov import Lanczos
 from phasewatch.monitor.sampling.closed_forms import Quadratic, plain_loss
 from phasewatch.monitor.sampling.hessian import MAX_PRODUCTS, Hessian

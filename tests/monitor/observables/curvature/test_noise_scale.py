@@ -13,13 +13,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from phasewatch.monitor import Watch
+from phasewatch.monitor.core.context import MicroBatches, StepRecord
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
-from phasewatch.monitor.core.types import EstimateStatus, MicroBatches, StepRecord
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.isolation import measure_context
-from phasewatch.monitor.observables.curvature.noise_scale import (
-    GradientNoiseScale,
-    noise_and_signal,
-)
+from phasewatch.monitor.observables.curvature.noise_scale import GradientNoiseScale
+from phasewatch.monitor.observables.curvature.noise_statistics import noise_and_signal
 from support.bitwise import differences, quietly
 from support.observers import make_monitor
 from support.training import make_trainer, record_case, unmonitored

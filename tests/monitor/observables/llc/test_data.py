@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from phasewatch.monitor import Watch
-from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
-from phasewatch.monitor.core.types import EstimateStatus
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.observables.llc import data as module
 from phasewatch.monitor.observables.llc.data import LLCSlices, LLCValidation

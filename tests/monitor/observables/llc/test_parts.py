@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.isolation import measure_context
-from phasewatch.monitor.observables.llc import llc as module
-from phasewatch.monitor.observables.llc.llc import RefinedLLC
+from phasewatch.monitor.observables.llc import refined_llc as module
 from phasewatch.monitor.observables.llc.parts import Turns, find_parts
+from phasewatch.monitor.observables.llc.refined_llc import RefinedLLC
 from phasewatch.monitor.sampling.closed_forms import plain_loss
 from phasewatch.monitor.sampling.restrictions import names_of
 from support.records import make_estimate

@@ -10,9 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from phasewatch.detectors.types import Direction
+from phasewatch.monitor.core.contracts import Observable
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.core.meaning import guess
-from phasewatch.monitor.core.types import Cost, Observable, TransitionKind
+from phasewatch.monitor.core.transitions import TransitionKind
+from phasewatch.monitor.core.work import Cost
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.observables.tokens.components import ComponentLoss
 from phasewatch.monitor.observables.weights.norms import MAX_GROUPS

@@ -12,19 +12,14 @@ import pytest
 import torch
 from torch import nn
 
+from phasewatch.monitor.core.contracts import Observable
 from phasewatch.monitor.core.errors import MeasurementError, RefusedError
 from phasewatch.monitor.core.meaning import Meanings, Role
-from phasewatch.monitor.core.types import Cost, Observable
+from phasewatch.monitor.core.work import Cost
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.observables.tokens import essential_dynamics
-from phasewatch.monitor.observables.tokens.essential_dynamics import (
-    ROWS,
-    WIDTH,
-    EssentialDynamics,
-    fit,
-    sharp_turns,
-    turns,
-)
+from phasewatch.monitor.observables.tokens.essential_dynamics import ROWS, WIDTH, EssentialDynamics
+from phasewatch.monitor.observables.tokens.trajectory import fit, sharp_turns, turns
 
 
 class Given(nn.Module):

@@ -10,17 +10,14 @@ import torch
 from torch import nn
 
 from phasewatch.detectors.types import Direction
+from phasewatch.monitor.core.contracts import Observable
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.core.meaning import Meanings
-from phasewatch.monitor.core.types import Cost, Observable
+from phasewatch.monitor.core.work import Cost
 from phasewatch.monitor.isolation import measure_context
-from phasewatch.monitor.observables.tokens.in_context import (
-    DlossDlogToken,
-    IclScore,
-    TokenLoss,
-    default_positions,
-    log_spaced,
-)
+from phasewatch.monitor.observables.tokens.icl_score import DlossDlogToken, IclScore
+from phasewatch.monitor.observables.tokens.positions import default_positions, log_spaced
+from phasewatch.monitor.observables.tokens.token_loss import TokenLoss
 
 
 class Given(nn.Module):

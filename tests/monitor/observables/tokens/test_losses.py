@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import RefusedError
-from phasewatch.monitor.core.types import MeasureContext
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.observables.tokens.losses import losses_of
 

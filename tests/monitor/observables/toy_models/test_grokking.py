@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
-from phasewatch.monitor.core.types import EstimateStatus
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.isolation.context import measure_context
 from phasewatch.monitor.observables.toy_models.fourier import basis, gini, spectrum
-from phasewatch.monitor.observables.toy_models.grokking import GrokkingProgress, SquaredWeights
+from phasewatch.monitor.observables.toy_models.grokking import GrokkingProgress
+from phasewatch.monitor.observables.weights.squared_weights import SquaredWeights
 
 
 class Table(nn.Module):

@@ -12,13 +12,9 @@ from torch import nn
 
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
 from phasewatch.monitor.isolation.context import measure_context
-from phasewatch.monitor.observables.toy_models.superposition import (
-    FeatureDimensionality,
-    Polygon,
-    RepresentedFeatures,
-    polygon_lambda,
-    polygon_name,
-)
+from phasewatch.monitor.observables.toy_models.feature_dimensionality import FeatureDimensionality
+from phasewatch.monitor.observables.toy_models.polygon import Polygon, polygon_lambda, polygon_name
+from phasewatch.monitor.observables.toy_models.represented_features import RepresentedFeatures
 from phasewatch.monitor.sampling.closed_forms import (
     POLYGONS,
     Superposition,

@@ -13,12 +13,13 @@ from torch import nn
 
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
 from phasewatch.monitor.isolation import measure_context
-from phasewatch.monitor.observables.toy_models import tickets
-from phasewatch.monitor.observables.toy_models.tickets import (
-    KeptWeights,
+from phasewatch.monitor.observables.toy_models import magnitude_masks, mask_overlap
+from phasewatch.monitor.observables.toy_models.kept_weights import KeptWeights
+from phasewatch.monitor.observables.toy_models.magnitude_masks import magnitude_mask
+from phasewatch.monitor.observables.toy_models.mask_overlap import (
     MaskOverlap,
     chance_level,
-    magnitude_mask,
+    jaccard,
 )
 
 
@@ -95,7 +96,7 @@ def test_random_masks_overlap_by_chance() -> None:
         first, second = (
             magnitude_mask(torch.rand(40_000, generator=random), keep).numpy() for _ in range(2)
         )
-        assert tickets.jaccard(first, second) == pytest.approx(chance_level(keep), abs=0.01)
+        assert jaccard(first, second) == pytest.approx(chance_level(keep), abs=0.01)
 
 
 def test_of_weights_as_large_as_the_edge_none_is_kept() -> None:
@@ -107,7 +108,7 @@ def test_of_weights_as_large_as_the_edge_none_is_kept() -> None:
 
 def test_pruned_networks_have_no_mask_in_common() -> None:
     empty = np.zeros(4, dtype=bool)
-    assert math.isnan(tickets.jaccard(empty, empty))
+    assert math.isnan(jaccard(empty, empty))
 
 
 @pytest.mark.parametrize("keep", [0.05, 0.4])
@@ -210,7 +211,7 @@ def test_of_a_large_network_a_sample_is_ranked_with_its_error(monkeypatch) -> No
             second.weight.copy_(first.weight + 0.3 * torch.randn(90, 120, generator=random))
         exact, rough = {}, {}
         for limit, into in ((2**23, exact), (1000, rough)):
-            monkeypatch.setattr(tickets, "LARGEST", limit)
+            monkeypatch.setattr(magnitude_masks, "LARGEST", limit)
             overlap, kept = MaskOverlap(), KeptWeights()
             overlap.measure(measure_context(first, step=1))
             for observable in (overlap, kept):
@@ -227,11 +228,12 @@ def test_of_a_large_network_a_sample_is_ranked_with_its_error(monkeypatch) -> No
 
 
 def test_the_sample_walks_over_all_columns(monkeypatch) -> None:
-    monkeypatch.setattr(tickets, "LARGEST", 16 * 64 // 4)
-    assert tickets._stride(16 * 64) == 5  # not 4, which would see every fourth column only
-    assert tickets._stride(256) == 1
+    monkeypatch.setattr(magnitude_masks, "LARGEST", 16 * 64 // 4)
+    assert magnitude_masks.stride_of(16 * 64) == 5  # 4 would see every fourth column only
+    assert magnitude_masks.stride_of(256) == 1
     seen = []
-    monkeypatch.setattr(tickets, "magnitude_mask", lambda sizes, _: seen.append(sizes) or sizes > 0)
+    look = lambda sizes, _: seen.append(sizes) or sizes > 0  # noqa: E731
+    monkeypatch.setattr(mask_overlap, "magnitude_mask", look)
     model = nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 64))
     with torch.no_grad():
         model[0].weight.copy_(1.0 + torch.arange(512.0).reshape(8, 64))

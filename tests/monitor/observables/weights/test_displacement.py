@@ -15,7 +15,7 @@ from phasewatch.monitor.observables.weights.displacement import (
     Displacements,
     sketch,
 )
-from phasewatch.monitor.observables.weights.norms import WeightNorm
+from phasewatch.monitor.observables.weights.weight_norm import WeightNorm
 
 STANDARD_ERROR = 1.0 / math.sqrt(512.0)
 

@@ -12,15 +12,13 @@ import torch
 from torch import nn
 
 from phasewatch.monitor.core.errors import MeasurementError, RefusedError
-from phasewatch.monitor.core.types import EstimateStatus
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.observables.weights import positions
-from phasewatch.monitor.observables.weights.distances import (
-    DistanceFromInit,
-    DistanceMoved,
-    UpdateAngle,
-)
+from phasewatch.monitor.observables.weights.distance_from_init import DistanceFromInit
+from phasewatch.monitor.observables.weights.distance_moved import DistanceMoved
 from phasewatch.monitor.observables.weights.norms import MAX_GROUPS
+from phasewatch.monitor.observables.weights.update_angle import UpdateAngle
 
 EVERY = (DistanceFromInit, DistanceMoved, UpdateAngle)
 

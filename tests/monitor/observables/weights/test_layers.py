@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from phasewatch.monitor.core.errors import MeasurementError, RefusedError
-from phasewatch.monitor.core.types import EstimateStatus
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.isolation import measure_context
-from phasewatch.monitor.observables.weights import layers
-from phasewatch.monitor.observables.weights.layers import DeadUnits, SpectralNorm
+from phasewatch.monitor.observables.weights import spectral_norm
+from phasewatch.monitor.observables.weights.dead_units import DeadUnits
 from phasewatch.monitor.observables.weights.norms import MAX_GROUPS
+from phasewatch.monitor.observables.weights.spectral_norm import SpectralNorm
 
 
 def with_spectrum(rows: int, columns: int, *values: float) -> torch.Tensor:
@@ -67,7 +68,7 @@ def test_large_random_matrices_are_within_half_the_tolerance(shape, dtype) -> No
     exact = float(torch.linalg.svdvals(model.weight.detach().double())[0])
     found = norms_of(SpectralNorm(), model)["spectral_norm"]
     assert found <= exact * (1 + 1e-5)
-    assert found == pytest.approx(exact, rel=layers.TOLERANCE / 2)
+    assert found == pytest.approx(exact, rel=spectral_norm.TOLERANCE / 2)
 
 
 def test_a_complex_matrix_has_its_spectral_norm() -> None:
@@ -86,15 +87,15 @@ def test_the_next_measurement_goes_on_where_the_last_stood(monkeypatch) -> None:
     with torch.no_grad():
         model.weight += 1e-4 * torch.randn(300, 300)
     exact = float(torch.linalg.svdvals(model.weight.detach().double())[0])
-    monkeypatch.setattr(layers, "ROUNDS", 1)
+    monkeypatch.setattr(spectral_norm, "ROUNDS", 1)
     (cold, _) = SpectralNorm().measure(measure_context(model, step=1))
     assert cold.status is EstimateStatus.UNCONVERGED
     assert norms_of(observable, model)["spectral_norm"] == pytest.approx(exact, rel=5e-4)
 
 
 def test_what_does_not_converge_is_marked(monkeypatch) -> None:
-    monkeypatch.setattr(layers, "SEARCHED", 2)
-    monkeypatch.setattr(layers, "ROUNDS", 2)
+    monkeypatch.setattr(spectral_norm, "SEARCHED", 2)
+    monkeypatch.setattr(spectral_norm, "ROUNDS", 2)
     model = linear(with_spectrum(200, 150, 3.0, 2.9, 1.0))
     total, group = SpectralNorm().measure(measure_context(model, step=1))
     assert total.status is group.status is EstimateStatus.UNCONVERGED

@@ -12,9 +12,10 @@ from torch import nn
 
 from phasewatch.detectors.types import Direction
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
-from phasewatch.monitor.core.types import Cost
+from phasewatch.monitor.core.work import Cost
 from phasewatch.monitor.isolation.context import measure_context
-from phasewatch.monitor.observables.weights.spectra import EffectiveRank, SingularValues
+from phasewatch.monitor.observables.weights.effective_rank import EffectiveRank
+from phasewatch.monitor.observables.weights.singular_values import SingularValues
 from phasewatch.monitor.transitions.streams import Streams
 
 
