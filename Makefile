@@ -21,6 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/python examples/grokking.py --out phasewatch-demo
+	$(if $(LIVE),$(BIN)/phasewatch serve phasewatch-demo/phasewatch.db,@echo "on the live page: $(BIN)/phasewatch serve phasewatch-demo/phasewatch.db, or make demo LIVE=1")
 
 # All examples in full, three seeds each; their pictures and reports lie in phasewatch-examples.
 examples: $(STAMP)
