@@ -1,4 +1,8 @@
-"""The configuration of one watched run. Every default lives in this room, and nowhere else."""
+"""The configuration of one watched run.
+
+The default of every setting lives in this room, and nowhere else. Which detector watches a stream
+for which nothing is set, says `detectors/registry.py`.
+"""
 
 from __future__ import annotations
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from phasewatch.monitor.core.errors import ConfigError
 
@@ -18,15 +19,54 @@ def count_samples(batch: Any) -> int:
     Raises:
         ConfigError: There is no tensor with a dimension.
     """
-    if isinstance(graphs := getattr(batch, "num_graphs", None), int):
+    size = _size_of(batch)
+    if size is None:
+        raise ConfigError(
+            f"probe: no tensor with a batch dimension in a {type(batch).__name__}; "
+            "say how many terms the loss averages over with n_samples="
+        )
+    return size
+
+
+def leading_size(batch: Any) -> int:
+    """The same as `count_samples`, and 1 where there is no tensor with a dimension."""
+    size = _size_of(batch)
+    return 1 if size is None else size
+
+
+def _size_of(batch: Any) -> int | None:
+    graphs = graphs_in(batch)
+    if graphs is not None:
         return graphs
-    for leaf in _leaves(batch):
-        if isinstance(leaf, (torch.Tensor, np.ndarray)) and leaf.ndim > 0:
-            return int(leaf.shape[0])
-    raise ConfigError(
-        f"probe: no tensor with a batch dimension in a {type(batch).__name__}; "
-        "say how many terms the loss averages over with n_samples="
-    )
+    leaves = (leaf for leaf in _leaves(batch) if isinstance(leaf, (Tensor, np.ndarray)))
+    return next((int(leaf.shape[0]) for leaf in leaves if leaf.ndim > 0), None)
+
+
+def graphs_in(batch: Any) -> int | None:
+    """Graphs in a batch of graphs, whose tensors lead with nodes or edges; None if it is none."""
+    count = getattr(batch, "num_graphs", None)
+    return count if isinstance(count, int) and not isinstance(count, bool) else None
+
+
+def tensors_in(batch: Any) -> Iterator[Tensor]:
+    """Every tensor in a nest of mappings, sequences and plain objects, in a fixed order."""
+    return (leaf for leaf in _leaves(batch) if isinstance(leaf, Tensor))
+
+
+def mapped(data: Any, change: Callable[[Any], Any]) -> Any:
+    """The same nest of lists, tuples and mappings, with `change` of each thing in it.
+
+    Example:
+        >>> mapped({"x": [1, 2], "y": (3,)}, lambda leaf: 10 * leaf)
+        {'x': [10, 20], 'y': (30,)}
+    """
+    if isinstance(data, Mapping):
+        return {key: mapped(value, change) for key, value in data.items()}
+    if isinstance(data, tuple) and hasattr(data, "_fields"):
+        return type(data)(*(mapped(item, change) for item in data))
+    if isinstance(data, (list, tuple)):
+        return type(data)(mapped(item, change) for item in data)
+    return change(data)
 
 
 def num_bytes(batch: Any) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import MeasurementError, RefusedError
+from phasewatch.monitor.isolation.batches import mapped
 
 Function = Callable[..., Any]
 """`function(model, *arguments)`: calls the model, or reads its weights, and gives what it found."""
@@ -65,15 +66,7 @@ def device_of(context: MeasureContext) -> torch.device:
 
 def to_device(data: Any, device: torch.device) -> Any:
     """Tensors within lists, tuples and mappings, moved; anything else as it is."""
-    if isinstance(data, Tensor):
-        return data.to(device)
-    if isinstance(data, Mapping):
-        return {key: to_device(value, device) for key, value in data.items()}
-    if isinstance(data, tuple) and hasattr(data, "_fields"):
-        return type(data)(*(to_device(item, device) for item in data))
-    if isinstance(data, (list, tuple)):
-        return type(data)(to_device(item, device) for item in data)
-    return data
+    return mapped(data, lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf)
 
 
 def named_weight(context: MeasureContext, name: str, what: str) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.work import Work
-from phasewatch.monitor.sampling.batches import leading_size
+from phasewatch.monitor.isolation.batches import leading_size
 
 COPIED, SELECTED, SKETCHED = 2.0, 60.0, 6.0
 """Reads for each number that is copied, ranked (`kthvalue`), or sketched."""

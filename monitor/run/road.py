@@ -10,16 +10,13 @@ one thread at a time.
 from __future__ import annotations
 
 import atexit
-import itertools
 import logging
 import math
-import operator
 import os
 import queue
 import threading
 import time
 import weakref
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +29,7 @@ from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import THINNING
 from phasewatch.monitor.core.transitions import Transition
 from phasewatch.monitor.run.buffer import Batch, ScalarBuffer
+from phasewatch.monitor.run.portions import some_at_a_time, split
 from phasewatch.monitor.run.sinks import Outlets
 from phasewatch.monitor.transitions.pipeline import Detection
 from phasewatch.monitor.transitions.thinning import Pace, Thinner
@@ -40,12 +38,6 @@ log = logging.getLogger("phasewatch")
 
 TURN = 256
 """Points that are detected in one go, about."""
-
-TURN_STEPS = 32
-"""Steps of one go, at least: points of a stream cost less together."""
-
-COLUMNS = 16
-"""Streams that are passed on in one go."""
 
 BREATH_SECONDS = 3e-4
 """The thread works about so long and then sleeps for as long. Without the sleep, a training thread
@@ -285,7 +277,7 @@ class Road:
             return
         with self._surviving("what was logged could not be passed on"):
             self._look(columns)
-            for part in _parts(columns):
+            for part in some_at_a_time(columns):
                 for name, column in part.items():
                     column.unit = self._detection.meanings.of(name).unit
                 self._outlets.emit_columns(part)
@@ -309,7 +301,7 @@ class Road:
         else:
             self._adjust()
             kept: dict[str, Column] = {}
-            for part in _parts(columns):
+            for part in some_at_a_time(columns):
                 kept |= self._thinner.thin(part)
                 self._breathe()
             for turn in split(kept, TURN):
@@ -391,47 +383,6 @@ def _work(items: queue.SimpleQueue[tuple[Road, _Item] | None]) -> None:
         road._take(thing)
         road.cpu_seconds = time.thread_time()
         del item, road, thing
-
-
-def split(columns: Mapping[str, Column], num_points: int) -> Iterator[Mapping[str, Column]]:
-    """Cut columns between steps into parts of about so many points.
-
-    Columns whose steps decrease somewhere stay in one part: what comes when is not known.
-    """
-    total = sum(len(column.steps) for column in columns.values())
-    num_points = max(num_points, TURN_STEPS * len(columns))
-    if total <= 2 * num_points or not all(_increases(c.steps) for c in columns.values()):
-        if total:
-            yield columns
-        return
-    longest = max((column.steps for column in columns.values()), key=len)
-    stride = max(1, len(longest) * num_points // total)
-    begins = dict.fromkeys(columns, 0)
-    for last in [*longest[stride - 1 : -1 : stride], math.inf]:
-        part = {}
-        for name, column in columns.items():
-            begin = begins[name]
-            end = begins[name] = bisect_right(column.steps, last, begin)
-            if begin < end:
-                part[name] = Column(
-                    column.steps[begin:end],
-                    column.values[begin:end],
-                    column.epochs[begin:end],
-                    column.timestamps[begin:end],
-                )
-        if part:
-            yield part
-
-
-def _parts(columns: Mapping[str, Column]) -> Iterator[dict[str, Column]]:
-    """The columns, some at a time."""
-    items = iter(columns.items())
-    while part := dict(itertools.islice(items, COLUMNS)):
-        yield part
-
-
-def _increases(steps: list[int]) -> bool:
-    return all(map(operator.le, steps, steps[1:]))
 
 
 _roads: weakref.WeakSet[Road] = weakref.WeakSet()

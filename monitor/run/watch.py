@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shlex
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,12 +26,13 @@ from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.forecast import ForecastRow
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.history import History
-from phasewatch.monitor.core.transitions import Transition, TransitionStatus
+from phasewatch.monitor.core.transitions import Transition
 from phasewatch.monitor.run.buffer import ScalarBuffer
 from phasewatch.monitor.run.console import ensure_heard
 from phasewatch.monitor.run.failures import Failures
 from phasewatch.monitor.run.forecast import headline_of, table_of
 from phasewatch.monitor.run.installed_sinks import open_installed
+from phasewatch.monitor.run.last_look import look_back, say_goodbye
 from phasewatch.monitor.run.measurements import Given, Measuring, Seen, Subject
 from phasewatch.monitor.run.resuming import (
     CARRY_SECONDS,
@@ -321,7 +321,13 @@ class Watch:
             for transition in self._detection.grown():
                 outlets.keep(transition)  # it grew since it was told: no news for a sink
             if state in (RunState.FINISHED, RunState.STOPPED):
-                self._look_back(outlets)
+                look_back(
+                    outlets,
+                    self._detection,
+                    self.transitions,
+                    run_id=self.run_id,
+                    attempt=self.attempt,
+                )
         finally:
             self._refresh_health(outlets)
             self._beside_before = self.health.beside_seconds_total
@@ -336,46 +342,7 @@ class Watch:
             else:
                 store.close()
             self._refresh_health(outlets)  # after the last write: what was lost is counted by now
-        self._say_goodbye(state, store)
-
-    def _look_back(self, outlets: Outlets) -> None:
-        """Judge transitions once more by the full history; what fails leaves them as they were."""
-        from phasewatch.monitor.transitions.hindsight import review, stored_history
-
-        store, before = outlets.store, {t.id: t.status for t in self.transitions}
-        try:
-            # The store also knows those of earlier attempts; what it was just told, not yet.
-            known = {t.id: t for t in (*store.transitions(self.run_id), *self.transitions)}
-            reviewed = review(
-                known.values(),
-                self._detection.streams,
-                stored_history(store, self.run_id),
-                run=self.run_id,
-                attempt=self.attempt,
-            )
-        except Exception as error:
-            log.warning("transitions were not looked at again: %s: %s", type(error).__name__, error)
-            return
-        self._detection.revise(reviewed)
-        for transition in reviewed:
-            told = before.get(transition.id) in (
-                TransitionStatus.CONFIRMED,
-                TransitionStatus.ENDED,
-            )
-            if told and transition.status is TransitionStatus.WITHDRAWN:
-                outlets.notify(transition)
-            else:
-                outlets.keep(transition)
-
-    def _say_goodbye(self, state: RunState, store: Store) -> None:
-        found = [t for t in self.transitions if t.status is not TransitionStatus.WITHDRAWN]
-        listed = ", ".join(f"{t.kind} at step {t.onset_step}" for t in found) or "none"
-        log.info("run %s %s; transitions: %s", self.run_name, state, listed)
-        if store.is_in_memory:
-            log.info("its history was kept in memory only, and ends with this process")
-        else:
-            name = shlex.quote(self.run_name)
-            log.info("look at it with: phasewatch report %s --store %s", name, store.where)
+        say_goodbye(self.run_name, state, self.transitions, store)
 
     def __enter__(self) -> Self:
         self.start()

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
+
+from phasewatch.monitor.isolation.batches import graphs_in, leading_size, tensors_in
+
+__all__ = [
+    "Draw",
+    "describe",
+    "graphs_in",
+    "in_double",
+    "leading_size",
+    "same",
+    "tensors_in",
+]
 
 
 @dataclass(frozen=True)
@@ -17,34 +28,6 @@ class Draw:
 
     batch: Any
     seed: int
-
-
-def tensors_in(batch: Any) -> Iterator[Tensor]:
-    """Every tensor in a nest of mappings, sequences and plain objects, in a fixed order."""
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from tensors_in(value)
-    elif isinstance(batch, (list, tuple)):
-        for value in batch:
-            yield from tensors_in(value)
-    elif hasattr(batch, "__dict__"):
-        yield from tensors_in(vars(batch))
-
-
-def graphs_in(batch: Any) -> int | None:
-    """Graphs in a batch of graphs, whose tensors lead with nodes or edges; None if it is none."""
-    count = getattr(batch, "num_graphs", None)
-    return count if isinstance(count, int) and not isinstance(count, bool) else None
-
-
-def leading_size(batch: Any) -> int:
-    """Samples in a batch: its graphs, or the leading dimension of its first tensor that has one."""
-    graphs = graphs_in(batch)
-    if graphs is not None:
-        return graphs
-    return next((t.shape[0] for t in tensors_in(batch) if t.ndim > 0), 1)
 
 
 def in_double(batch: Any) -> Any:

@@ -189,7 +189,13 @@ def card(transition: Transition, info: RunInfo, units: dict[str, str]) -> dict[s
 
 
 def pick(names: Sequence[str], meanings: Meanings, panel: Panel) -> str | None:
-    """The stream that stands for a panel: the whole net's before a part's, train before val."""
+    """The stream that stands for a panel: the whole net's before a part's, train before val.
+
+    Args:
+        names: The streams there are.
+        meanings: What they mean.
+        panel: The panel.
+    """
     there = [name for name in names if meanings.of(name).panel is panel]
     return min(
         there,

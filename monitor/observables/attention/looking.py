@@ -7,17 +7,20 @@ model's own method `attention_heads()` returns, or `FoundAttention`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import RefusedError
+from phasewatch.monitor.isolation.batches import tensors_in
 from phasewatch.monitor.observables.attention.found import FoundAttention
 from phasewatch.monitor.observables.attention.layers import Heads
 from phasewatch.monitor.observables.attention.model import WAY_OUT, Attention, Pass
 from phasewatch.monitor.observables.evaluation import at_weights, device_of
+
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
+"""Kinds of numbers that token ids may be."""
 
 
 def attention_of(context: MeasureContext, given: Attention | None = None) -> Attention:
@@ -48,21 +51,10 @@ def attention_of(context: MeasureContext, given: Attention | None = None) -> Att
 def token_batches(context: MeasureContext) -> Iterator[Tensor]:
     """The first tensor of whole numbers with two axes in each probe batch: (batch, length)."""
     for batch in context.batches:
-        found = _tokens_in(batch)
+        whole = (tensor for tensor in tensors_in(batch) if tensor.dtype in WHOLE)
+        found = next((tensor for tensor in whole if tensor.ndim == 2), None)
         if found is not None:
             yield found
-
-
-def _tokens_in(data: Any) -> Tensor | None:
-    if isinstance(data, Tensor):
-        whole = data.dtype in (torch.int64, torch.int32, torch.int16, torch.uint8)
-        return data if whole and data.ndim == 2 else None
-    items = data.values() if hasattr(data, "values") else data
-    if isinstance(data, (list, tuple)) or hasattr(data, "values"):
-        for item in items:
-            if (found := _tokens_in(item)) is not None:
-                return found
-    return None
 
 
 def forward(context: MeasureContext, attention: Attention, tokens: Tensor) -> Pass:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import RefusedError
-from phasewatch.monitor.sampling.batches import describe, leading_size
+from phasewatch.monitor.isolation.batches import leading_size, mapped
+from phasewatch.monitor.sampling.batches import describe
 from phasewatch.monitor.sampling.engine_choice import working_loop
 from phasewatch.monitor.sampling.memory_budget import FREE_SHARE, free_bytes, loop_bytes, mebibytes
 from phasewatch.monitor.sampling.posterior import Problem
@@ -57,25 +59,19 @@ def _cut(batch: Any, num_parts: int) -> list[Any]:
     """A batch in at most so many parts of one size; what is left over is dropped."""
     total = leading_size(batch)
     size = max(total // num_parts, 1)
-    return [_rows(batch, total, first, size) for first in range(0, total - size + 1, size)]
 
+    def rows(leaf: Any, first: int) -> Any:
+        if isinstance(leaf, Tensor):
+            has_samples = leaf.ndim > 0 and leaf.shape[0] == total
+            return leaf[first : first + size] if has_samples else leaf
+        if hasattr(leaf, "__dict__"):
+            raise RefusedError(
+                f"the gradient noise cannot cut a probe batch ({describe(leaf)}) into parts; give "
+                "the probe in many small batches (probe.batch_size)"
+            )
+        return leaf
 
-def _rows(data: Any, total: int, first: int, size: int) -> Any:
-    if isinstance(data, Tensor):
-        cut = data.ndim > 0 and data.shape[0] == total
-        return data[first : first + size] if cut else data
-    if isinstance(data, Mapping):
-        return {key: _rows(value, total, first, size) for key, value in data.items()}
-    if isinstance(data, tuple) and hasattr(data, "_fields"):
-        return type(data)(*(_rows(item, total, first, size) for item in data))
-    if isinstance(data, (list, tuple)):
-        return type(data)(_rows(item, total, first, size) for item in data)
-    if hasattr(data, "__dict__"):
-        raise RefusedError(
-            f"the gradient noise cannot cut a probe batch ({describe(data)}) into parts; give the "
-            "probe in many small batches (probe.batch_size)"
-        )
-    return data
+    return [mapped(batch, partial(rows, first=first)) for first in range(0, total - size + 1, size)]
 
 
 def inner_products(problem: Problem) -> NDArray[np.float64]:

@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.core.context import MeasureContext
@@ -25,13 +24,13 @@ from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import StreamMeaning
 from phasewatch.monitor.core.work import Cost, Steps, Work, run_through
+from phasewatch.monitor.isolation.batches import leading_size, mapped
 from phasewatch.monitor.isolation.probe import build_probe
 from phasewatch.monitor.observables.evaluation import device_of, to_device
 from phasewatch.monitor.observables.llc.llc import LLC
 from phasewatch.monitor.observables.llc.parts import Turns
 from phasewatch.monitor.observables.llc.values import observed_llc, refusals
 from phasewatch.monitor.sampling import Memory
-from phasewatch.monitor.sampling.batches import leading_size
 from phasewatch.monitor.sampling.estimators import default_n_beta
 from phasewatch.monitor.sampling.measure import check_llc, llc_steps, sampling_work
 
@@ -233,7 +232,7 @@ def chosen_of(batch: Any, mask: Any, part: str) -> Any:
         has_samples = isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == size
         return leaf[mask] if has_samples else leaf
 
-    chosen = tree_map(cut, batch)
+    chosen = mapped(batch, cut)
     if leading_size(chosen) != int(mask.sum()):
         raise RefusedError(
             f"the slice {part!r}: a batch of type {type(batch).__name__} cannot be cut into "

@@ -15,6 +15,7 @@ from phasewatch.monitor.core.errors import ConfigError, RefusedError
 from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import LOSS, on_both
 from phasewatch.monitor.core.work import Cost, Steps, Work, run_through
+from phasewatch.monitor.isolation.batches import leading_size
 from phasewatch.monitor.observables.evaluation import listed
 from phasewatch.monitor.observables.tokens.losses import (
     LossesFn,
@@ -27,7 +28,6 @@ from phasewatch.monitor.observables.tokens.losses import (
 )
 from phasewatch.monitor.observables.weights.norms import MAX_GROUPS, OTHER, observed
 from phasewatch.monitor.observables.work import of_probe
-from phasewatch.monitor.sampling.batches import leading_size
 
 log = logging.getLogger("phasewatch")
 

@@ -22,7 +22,7 @@ from phasewatch.monitor.core.meaning import THINNING
 from phasewatch.monitor.core.transitions import TransitionStatus
 from phasewatch.monitor.replay.recorded import compare, replay
 from phasewatch.monitor.run import road, watch
-from phasewatch.monitor.run.road import split
+from phasewatch.monitor.run.portions import split
 from phasewatch.monitor.store.store import Store
 from phasewatch.monitor.transitions import thinning
 from phasewatch.monitor.transitions.pipeline import Detection

@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from phasewatch.monitor.core.types import EstimateStatus
-from phasewatch.monitor.isolation.batches import count_samples
+from phasewatch.monitor.isolation.batches import count_samples, leading_size
 from phasewatch.monitor.sampling import SamplerConfig, estimate_llc
-from phasewatch.monitor.sampling.batches import leading_size
 from phasewatch.monitor.sampling.terms import candidates, counted, halves, joined
 
 V, D, N, T = 6, 3, 48, 12
