@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+HF     := .venv-hf
 PEERS  := .venv-peers
 PEER   := $(PEERS)/.installed
 RIVALS := $(PEERS)/.rivals
@@ -10,7 +11,7 @@ EXAMPLES := $(filter-out examples/common.py examples/terminal.py,$(wildcard exam
 SEEDS  := 0 1 2
 SOURCES := callbacks deploy detectors docs monitor phasewatch examples tests
 
-.PHONY: browser chaos chaos-short postgres dashboards demo docs examples test check lint types mypy slow bench bench-detection \
+.PHONY: browser chaos chaos-short hf postgres dashboards demo docs examples test check lint types mypy slow bench bench-detection \
 	bench-observables bench-peers false-alarms clean
 
 $(STAMP): pyproject.toml constraints.txt
@@ -47,6 +48,18 @@ browser: $(STAMP)
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || $(BIN)/playwright install chromium
 	$(BIN)/python -m pytest -m browser -q tests/browser
 
+# transformers and what it brings live in an environment of their own, over that of the others.
+$(HF)/.installed: $(STAMP)
+	@test -x $(HF)/bin/python || $(PYTHON) -m venv $(HF)
+	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> $$($(HF)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/zz_shared.pth
+	$(HF)/bin/pip install --quiet -c constraints.txt "setuptools>=77"
+	$(HF)/bin/pip install --quiet -c constraints.txt --editable ".[hf]" peft trl
+	@touch $@
+
+hf: $(HF)/.installed
+	$(HF)/bin/python -m pytest -m hf -q -n 2 tests/callbacks/huggingface tests/examples tests/monitor/backfill
+
 # Kills trainings at random and counts what is lost: see docs/reliability.md. About an hour.
 chaos: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/chaos/kills.py --kills 200
@@ -72,13 +85,14 @@ mypy: $(STAMP)
 dashboards: $(STAMP)
 	$(BIN)/python deploy/grafana/build.py
 
-check: lint mypy test slow
+check: lint mypy test slow postgres chaos-short hf
 
 # Pages that are made from code; a test holds them equal.
 docs: $(STAMP)
 	$(BIN)/python docs/build_api.py
 	$(BIN)/python docs/build_metrics.py
 	$(BIN)/python docs/build_observables.py
+	$(BIN)/python docs/build_runbook.py
 	$(BIN)/python docs/build_streams.py
 
 bench: $(STAMP)
@@ -108,6 +122,7 @@ $(RIVALS):
 	@touch $@
 
 bench-detection: $(STAMP) $(RIVALS)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/local_change_model.py --left-out
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/detection.py --long
 
 # The table that thresholds are taken from; to be made anew whenever a detector changes. It takes
@@ -117,4 +132,4 @@ false-alarms: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/false_alarms.py --points 100000
 
 clean:
-	rm -rf $(VENV) $(PEERS) build dist *.egg-info phasewatch-demo phasewatch-examples
+	rm -rf $(VENV) $(HF) $(PEERS) build dist *.egg-info phasewatch-demo phasewatch-examples

@@ -25,6 +25,7 @@ from phasewatch.detectors.registry import (
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 
 if TYPE_CHECKING:
+    from phasewatch.detectors.online.abrupt_change import AbruptChange
     from phasewatch.detectors.online.bocpd import Bocpd
     from phasewatch.detectors.online.cusum import Cusum
     from phasewatch.detectors.online.early_warning import Precursor
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from phasewatch.detectors.online.slope_shift import SlopeShift
 
 _LAZY = {
+    "AbruptChange": "online.abrupt_change",
     "Bocpd": "online.bocpd",
     "Cusum": "online.cusum",
     "Focus": "online.focus",
@@ -48,6 +50,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "AbruptChange",
     "Alarm",
     "AlarmKind",
     "BaseDetector",

@@ -17,6 +17,10 @@ from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 NONFINITE_RUN = 3
 """This many non-finite values in a row are an instability."""
 
+GAPS = 2
+"""A run of non-finite values must be longer than so many times the longest gap before: what a
+logger writes between two evaluations is missing, not wrong."""
+
 FINITE_RUN = 20
 """This many finite ones in a row end it: a stream that flickers is one instability, not many."""
 
@@ -130,6 +134,7 @@ class BaseDetector(ABC):
         self._nonfinite_onset = 0
         self._finite = 0
         self._broken = False
+        self._longest_gap = self._longest_finite = self._finite_now = 0
         self._reset()
 
     def update(self, step: int, value: float, stderr: float | None = None) -> Alarm | None:
@@ -149,9 +154,14 @@ class BaseDetector(ABC):
             return None
         self._last_step = step
         if not math.isfinite(value):
-            return self._skip(step)
-        self._nonfinite = 0
+            return self._skip(step, value)
+        if self._nonfinite:
+            self._longest_gap = max(self._longest_gap, self._nonfinite)
+            self._nonfinite = 0
         self._num_points += 1
+        if self._longest_finite < NONFINITE_RUN:
+            self._finite_now += 1
+            self._longest_finite = max(self._longest_finite, self._finite_now)
         self._last_value = value
         if self._broken:
             self._finite += 1
@@ -168,6 +178,7 @@ class BaseDetector(ABC):
             "last_step": self._last_step,
             "last_value": self._last_value,
             "nonfinite": [self._nonfinite, self._nonfinite_onset, self._finite, self._broken],
+            "gaps": [self._longest_gap, self._longest_finite, self._finite_now],
             "state": self._state(),
         }
 
@@ -190,20 +201,34 @@ class BaseDetector(ABC):
         self._last_step = state["last_step"]
         self._last_value = float(state["last_value"])
         self._nonfinite, self._nonfinite_onset, self._finite, self._broken = state["nonfinite"]
+        gaps = state.get("gaps", [0, min(self._num_points, NONFINITE_RUN), 0])
+        self._longest_gap, self._longest_finite, self._finite_now = gaps
         self._load(state["state"])
 
     def clone(self) -> Self:
         """A fresh detector with the same parameters."""
         return type(self)(**self._parameters)
 
-    def _skip(self, step: int) -> Alarm | None:
-        """Count a non-finite value; the third in a row is an instability."""
+    @property
+    def undefined(self) -> bool:
+        """Whether there were values, and never a finite one: no change can be seen in them."""
+        return self._num_points == 0 and self._num_skipped > 0
+
+    def _skip(self, step: int, value: float) -> Alarm | None:
+        """Count a non-finite value; a run of them after finite ones is an instability.
+
+        Three in a row, and twice the longest gap before. A stream that was never finite is
+        undefined; one whose finite values always stood alone is logged with gaps: unless it
+        becomes infinite, nobody can tell a value gone wrong from one that is missing.
+        """
         self._num_skipped += 1
-        self._finite = 0
+        self._finite = self._finite_now = 0
         if self._nonfinite == 0:
             self._nonfinite_onset = step
         self._nonfinite += 1
-        if self._nonfinite < NONFINITE_RUN or self._broken:
+        sparse = self._longest_finite < NONFINITE_RUN and math.isnan(value)
+        needed = max(NONFINITE_RUN, GAPS * self._longest_gap + 1)
+        if self._nonfinite < needed or self._broken or self._num_points == 0 or sparse:
             return None
         self._broken = True
         return Alarm(
@@ -211,7 +236,7 @@ class BaseDetector(ABC):
             onset_step=self._nonfinite_onset,
             direction=Direction.UP,
             kind=AlarmKind.INSTABILITY,
-            score=self._nonfinite / NONFINITE_RUN,
+            score=self._nonfinite / needed,
             run_length=self._nonfinite,
             value_before=self._last_value,
             value_after=self._last_value,

@@ -18,9 +18,9 @@ ENTRY_POINT_GROUP = "phasewatch.detectors"
 StreamKind = Literal["loss", "measured", "scalar"]
 
 _DEFAULTS: dict[StreamKind, str] = {
-    "loss": "slope_shift",
+    "loss": "abrupt_change",
     "measured": "level_shift",
-    "scalar": "ruptures_window",
+    "scalar": "abrupt_change",
 }
 
 
@@ -37,15 +37,16 @@ def _shipped(module: str, attribute: str) -> Callable[..., Detector]:
 _FACTORIES: dict[str, Callable[..., Detector]] = {
     name: _shipped(module, attribute)
     for name, module, attribute in (
+        ("abrupt_change", "online.abrupt_change", "AbruptChange"),
         ("bocpd", "online.bocpd", "Bocpd"),
         ("cusum", "online.cusum", "Cusum"),
         ("focus", "online.focus", "Focus"),
         ("level_shift", "online.level_shift", "LevelShift"),
+        ("local_change", "online.local_change", "LocalChange"),
         ("page_hinkley", "online.page_hinkley", "PageHinkley"),
         ("precursor", "online.early_warning", "Precursor"),
         ("ruptures_window", "online.ruptures_window", "RupturesWindow"),
         ("slope_shift", "online.slope_shift", "SlopeShift"),
-        ("local_change", "online.local_change", "LocalChange"),
     )
 }
 

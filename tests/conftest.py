@@ -10,6 +10,14 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(autouse=True)
+def _no_secrets_of_other_tests(monkeypatch):
+    """What one test gave as a secret may be part of another's path."""
+    from phasewatch.monitor.core import redaction
+
+    monkeypatch.setattr(redaction, "_known", {})
+
+
 @pytest.fixture
 def phasewatch(monkeypatch, capfd):
     """Runs the command line as a user's shell does: exit code, standard output, standard error."""

@@ -42,6 +42,8 @@ def test_docstring_examples_of(name: str) -> None:
 
 @pytest.mark.parametrize("name", modules())
 def test_public_names_of_exist_and_are_documented(name: str) -> None:
+    if name == "phasewatch.callbacks.huggingface":
+        pytest.importorskip("transformers", reason="run by `make hf`")
     module = importlib.import_module(name)
     for public in getattr(module, "__all__", ()):
         value = getattr(module, public)

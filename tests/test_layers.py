@@ -43,12 +43,15 @@ ROOMS = {
     "monitor/reports": 12,
     "monitor/alerts": 13,
     "monitor/serve": 13,
-    "monitor/cli": 14,
     "monitor/run": 14,
-    "callbacks/lightning": 15,
+    "callbacks/shared": 15,
     "monitor/__init__.py": 15,
-    "callbacks/__init__.py": 16,
-    "phasewatch": 17,
+    "monitor/backfill": 15,
+    "callbacks/huggingface": 16,
+    "callbacks/lightning": 16,
+    "monitor/cli": 16,
+    "callbacks/__init__.py": 17,
+    "phasewatch": 18,
 }
 """Folders, and the front doors of the packages, which only hand out names of their rooms."""
 
@@ -58,6 +61,7 @@ WORKSHOP = ("detectors/evaluation", "detectors/checks.py")
 LIBRARIES = {
     "lightning": ("callbacks/lightning/",),
     "pytorch_lightning": ("callbacks/lightning/",),
+    "transformers": ("callbacks/huggingface/",),
     "ruptures": ("detectors/",),
     "grafana_client": ("monitor/grafana/client.py",),
     "prometheus_client": ("monitor/prometheus/",),
@@ -65,7 +69,13 @@ LIBRARIES = {
     "aiohttp": ("monitor/serve/",),
     "apprise": ("monitor/alerts/apprise.py",),
     "requests": ("monitor/alerts/apprise.py",),
-    "torch": ("monitor/sampling/", "monitor/observables/", "monitor/isolation/", "callbacks/"),
+    "torch": (
+        "monitor/sampling/",
+        "monitor/observables/",
+        "monitor/isolation/",
+        "monitor/backfill/checkpoints.py",
+        "callbacks/",
+    ),
 }
 
 FILES = [path for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))]

@@ -146,7 +146,7 @@ def test_an_alert_channel_says_what_is_wrong_with_a_target_before_the_first_step
     install("alert_channel")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     settings = SETTINGS | {"store": str(tmp_path / "runs.db"), "alerts": ["logbook://"]}
-    with pytest.raises(ConfigError, match="it names no file; give "):
+    with pytest.raises(ConfigError, match="it names no file; give logbook:///PATH"):
         Watch(settings).start()
 
 

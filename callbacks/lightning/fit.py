@@ -10,24 +10,19 @@ from typing import Any
 import torch
 
 from phasewatch.callbacks.lightning.metrics import TRAIN_LOSS, LoggedMetrics, held
-from phasewatch.callbacks.lightning.processes import longest_turn_seconds
 from phasewatch.callbacks.lightning.steps import StepLosses
-from phasewatch.callbacks.lightning.subject import Subject
-from phasewatch.monitor.core.errors import ConfigError, RefusedError
-from phasewatch.monitor.isolation import refuse_unmeasurable
-from phasewatch.monitor.isolation.batches import num_bytes
+from phasewatch.callbacks.lightning.subject import FitSubject
+from phasewatch.callbacks.shared.processes import longest_turn_seconds
+from phasewatch.callbacks.shared.training import WatchedTraining
 from phasewatch.monitor.run.watch import Watch
 from phasewatch.monitor.sampling.batches import leading_size
 
 log = logging.getLogger("phasewatch")
 
-MAX_SAVED_BYTES = 8 * 2**20
-"""Largest probe of passing batches that is kept in checkpoints."""
-
 NOTHING_DUE = 2**63
 
 
-class Fit:
+class Fit(WatchedTraining):
     """Watches one fit of a trainer.
 
     Args:
@@ -38,19 +33,12 @@ class Fit:
     """
 
     def __init__(self, trainer: Any, module: Any, watch: Watch, settings: dict[str, Any]) -> None:
+        super().__init__(module, watch, FitSubject(trainer, module, watch=watch, **settings))
         self._trainer = trainer
-        self._module = module
-        self._watch = watch
-        self._seed = watch.config.seed
-        self._failures = watch.failures
-        self._subject = Subject(trainer, module, watch=watch, **settings)
         self._metrics = LoggedMetrics()
         self._steps = StepLosses(trainer.global_step, manual=not module.automatic_optimization)
-        self._epoch: int | None = None
-        self._measures_from: float = math.inf
         self._recorded_step = -1
         self._next_log = 0
-        self.wants_batches = False
         self.num_backwards = 0
 
     # ---- life cycle
@@ -79,6 +67,11 @@ class Fit:
             self._prepare(state.get("probe"))
 
     @property
+    def step(self) -> int:
+        """Optimizer steps completed."""
+        return self._steps.step
+
+    @property
     def global_step(self) -> int:
         """Where the trainer stands."""
         return int(self._trainer.global_step)
@@ -86,29 +79,9 @@ class Fit:
     def state_dict(self) -> dict[str, Any]:
         """Steps, and the probe where a resumed run could not find it again."""
         state: dict[str, Any] = {"step": self._steps.step, "counting": self._steps.counting}
-        batches = self._subject.batches_taken_in_passing()
-        if batches and _is_plain(batches):
-            if num_bytes(batches) <= MAX_SAVED_BYTES:
-                state["probe"] = list(batches)
-            else:
-                self._failures.tell_once(
-                    "probe",
-                    "the probe was taken from passing batches and is too large for checkpoints: "
-                    "a resumed run will take another, and its values will jump; pass probe=",
-                )
-        return state
+        return state | self.saved_probe()
 
     # ---- observing
-
-    def batch_passes(self, batch: Any) -> None:
-        """Take a copy of a batch for the probe."""
-        passing = self._subject.passing
-        try:
-            with self._watch.spending():
-                if passing is not None and passing.offer(batch):
-                    self._settle()
-        except Exception as error:
-            self._give_up_passing(error)
 
     def before_step(self, optimizer: Any) -> None:
         """Let the watch look at gradients, if the coming step is due.
@@ -193,16 +166,12 @@ class Fit:
         """Take values of the epoch that Lightning has reduced."""
         with self._failures.surviving(self._steps.step):
             self._observe(self._metrics.of_epoch(self._trainer))
-            if self.wants_batches and self._subject.passing is not None:
-                self._subject.passing.close()
-                if self._subject.passing.complete:
-                    self._settle()
+            self.no_more_batches()
 
     def training_ends(self) -> None:
         """Take the values of the last epoch, and measure what the run had no room for."""
         self.epoch_reduced()
-        if not math.isinf(self._measures_from):
-            self._watch.measure_last(self._steps.step, self._subject, self._epoch)
+        self.measure_last()
 
     def validation_starts(self) -> None:
         """Remember what was logged before."""
@@ -229,57 +198,6 @@ class Fit:
 
     # ---- measuring
 
-    def _prepare(self, saved: Any) -> None:
-        try:
-            refuse_unmeasurable(self._module)
-            with self._subject.guarded(0, 0, self._subject.touched()):
-                self._subject.prepare(saved)
-        except RefusedError as error:
-            self._watch.refuse(str(error))
-            return
-        except ConfigError:
-            raise
-        except Exception as error:
-            self._watch.refuse(f"{type(error).__name__}: {error}")
-            return
-        self.wants_batches = self._subject.passing is not None
-        if not self.wants_batches:
-            self._check()
-
-    def _settle(self) -> None:
-        with self._subject.guarded(self._steps.step, 0):
-            self.wants_batches = not self._subject.settle()
-        if not self.wants_batches:
-            self._check()
-
-    def _give_up_passing(self, error: Exception) -> None:
-        """Go on without a probe loss. It is too late for an error: training has begun."""
-        self.wants_batches = False
-        self._subject.passing = None
-        self._subject.reason = self._subject.reason or f"{type(error).__name__}: {error}"
-        try:
-            self._check()
-        except Exception as refused:
-            self._failures.tell_once("probe", str(refused))
-            self._measures_from = self._steps.step  # what cannot be measured is skipped then
-
-    def _check(self) -> None:
-        """Ask every observable whether it can measure this model, and begin."""
-        step = self._steps.step
-        with self._watch.spending(), self._subject.guarded(step, 0):
-            try:
-                context = self._subject.context_to_check(step)
-            except Exception as error:  # no copy, nothing to measure; training goes on
-                self._watch.refuse(f"{type(error).__name__}: {error}")
-                return
-            self._watch.check(
-                context,
-                loss=self._subject.loss_source,
-                step_seconds=self._subject.step_seconds,
-                cost=self._subject.cost,
-            )
-        self._measures_from = step
-
     def _parameters_of(self, optimizer: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Several optimizers: only the stepping one's gradients are this step's."""
         if len(self._trainer.optimizers) == 1:
@@ -295,12 +213,3 @@ class Fit:
             log.debug("the number of steps to come is not known: %s", error)
             return math.inf
         return math.inf if steps < 0 else float(steps)
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a checkpoint that is loaded with `weights_only` can hold this."""
-    if type(value) in (list, tuple):
-        return all(map(_is_plain, value))
-    if type(value) is dict:
-        return all(map(_is_plain, value.values())) and all(map(_is_plain, value))
-    return type(value) in (torch.Tensor, int, float, str, bytes, bool, type(None))

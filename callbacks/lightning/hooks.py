@@ -5,34 +5,19 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import Any
 
 from phasewatch.callbacks.lightning.fit import Fit
-from phasewatch.callbacks.lightning.settings import settle_config
 from phasewatch.callbacks.lightning.stages import renamed_state, stopped_early
-from phasewatch.detectors.base import Detector
-from phasewatch.monitor.config.alerts import AlertsConfig
-from phasewatch.monitor.config.monitor import ExporterConfig, MonitorConfig
-from phasewatch.monitor.config.schedule import EveryNSteps, LogSpaced
-from phasewatch.monitor.core.arguments import named_arguments
-from phasewatch.monitor.core.ending import ended_by, reason_for
+from phasewatch.callbacks.shared.monitor import MonitorBase
+from phasewatch.monitor.core.ending import RunState, ended_by, reason_for
 from phasewatch.monitor.core.errors import ConfigError
-from phasewatch.monitor.core.history import History
-from phasewatch.monitor.core.types import Observable, RunState, Sink, Transition
-from phasewatch.monitor.run.watch import Watch
 
 log = logging.getLogger("phasewatch")
 
-DISABLED = "PHASEWATCH_DISABLED"
-"""Environment variable: "1" makes the callback do nothing at all."""
 
-
-class MonitorHooks:
+class MonitorHooks(MonitorBase):
     """Watches a model while it trains, and says when it changes in kind.
 
     One callback estimates the local learning coefficient and other observables live, runs
@@ -70,103 +55,19 @@ class MonitorHooks:
         []
     """
 
-    @named_arguments
-    def __init__(
-        self,
-        config: MonitorConfig | str | Path | None = None,
-        *,
-        run_name: str | None = None,
-        observables: Literal["all"] | Sequence[str | Observable] | Mapping[str, Any] | None = None,
-        detectors: Mapping[str, Detector | str | dict[str, Any]] | None = None,
-        probe: Any = None,
-        val_probe: Any = None,
-        loss_fn: Callable[..., torch.Tensor] | None = None,
-        n_samples: int | None = None,
-        every_n_steps: int | None = None,
-        schedule: EveryNSteps | LogSpaced | None = None,
-        overhead: float | None = None,
-        store: str | Path | None = None,
-        exporter: ExporterConfig | bool | int | None = None,
-        alerts: AlertsConfig | Sequence[str] | None = None,
-        sinks: Sequence[Sink] | None = None,
-    ) -> None:
-        super().__init__()
-        if loss_fn is not None and not callable(loss_fn):
-            raise ConfigError(
-                f"loss_fn: got {loss_fn!r}; give a function loss_fn(model, batch) -> losses"
-            )
-        if n_samples is not None and n_samples < 1:
-            raise ConfigError(f"n_samples: got {n_samples!r}; give a number of at least 1")
-        self._config, self._observables, self._detectors = settle_config(
-            config,
-            observables=observables,
-            detectors=detectors,
-            run_name=run_name,
-            every_n_steps=every_n_steps,
-            schedule=schedule,
-            overhead=overhead,
-            store=store,
-            exporter=exporter,
-            alerts=alerts,
-        )
-        self._subject_settings = {
-            "loss_fn": loss_fn,
-            "probe": probe,
-            "val_probe": val_probe,
-            "n_samples": n_samples,
-        }
-        self._sinks = tuple(sinks or ())
-        self._watch: Watch | None = None
-        self._fit: Fit | None = None
-        self._pending: dict[str, Any] = {}
-        self._ended_at: int | None = None  # step at which `_pending` was left by a fit of ours
-
-    # ---- what users read
-
-    @property
-    def config(self) -> MonitorConfig:
-        """The configuration, with what the constructor was given."""
-        return self._config
-
-    @property
-    def watch(self) -> Watch | None:
-        """The running watch; None before a fit, on ranks other than 0, and when disabled."""
-        return self._watch
-
-    @property
-    def transitions(self) -> list[Transition]:
-        """Transitions found so far, in the order of their onset."""
-        return self._watch.transitions if self._watch is not None else []
-
-    def history(self, name: str, *, include_unconverged: bool = False) -> History:
-        """Everything observed of one stream: steps, values, standard errors, each of shape (n,).
-
-        Args:
-            name: Stream name, for example "llc" or "train_loss".
-            include_unconverged: Show also the values whose status is not OK, which are NaN else.
-        """
-        if self._watch is None:
-            return History.empty(name)
-        return self._watch.history(name, include_unconverged=include_unconverged)
+    _fit: Fit | None = None
 
     # ---- life cycle
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check the configuration before anything runs."""
-        if stage != "fit" or os.environ.get(DISABLED) == "1" or not trainer.is_global_zero:
+        if stage != "fit" or self._is_disabled() or not trainer.is_global_zero:
             return
-        self._refuse_twins(trainer)
+        self._refuse_twins(trainer.callbacks)
         if self._watch is None:
-            config = self._config
-            if trainer.fast_dev_run:  # a rehearsal leaves no trace, like the trainer's own loggers
-                config = config.replace(store="sqlite://", exporter={"enabled": False}, alerts=())
-            self._watch = Watch(
-                config,
-                observables=self._observables,
-                detectors=self._detectors,
-                sinks=self._sinks,
-                root=Path(trainer.default_root_dir),
-            )
+            # A rehearsal leaves no trace, like the trainer's own loggers.
+            root = Path(trainer.default_root_dir)
+            self._watch = self._make_watch(root, leaves_traces=not trainer.fast_dev_run)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin an attempt: open the store, take the probe, ask what can be measured."""
@@ -286,18 +187,17 @@ class MonitorHooks:
         if (found := renamed_state(checkpoint, self.state_key)) is not None:
             self.load_state_dict(found)
 
-    # ---- helpers
+    # ---- what transformers' Trainer calls
 
-    @property
-    def _run_name(self) -> str | None:
-        return self._config.run_name
+    def on_init_end(self, *_: Any, **__: Any) -> None:
+        """Refuse the Trainer of another framework.
 
-    def _refuse_twins(self, trainer: Any) -> None:
-        for other in trainer.callbacks:
-            if other is self or not isinstance(other, MonitorHooks):
-                continue
-            if other._run_name == self._run_name:
-                raise ConfigError(
-                    f"run_name: two monitors in one Trainer are both named {self._run_name!r}; "
-                    "give each its own run_name"
-                )
+        Raises:
+            ConfigError: Always; names the callback that it takes.
+        """
+        raise ConfigError(
+            "TransitionMonitor is a callback of Lightning's Trainer; give that of transformers "
+            "phasewatch.callbacks.huggingface.TransitionCallback(), which takes the same arguments"
+        )
+
+    on_train_begin = on_init_end

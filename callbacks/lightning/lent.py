@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from phasewatch.callbacks.lightning.views import (
+from phasewatch.callbacks.shared.views import (
     Disguised,
     InertOptimizer,
     InertScheduler,

@@ -24,14 +24,14 @@ from phasewatch.callbacks.lightning.muted import (
     mute,
     mute_metrics,
 )
-from phasewatch.callbacks.lightning.views import WAY_OUT
+from phasewatch.callbacks.shared.views import WAY_OUT
+from phasewatch.monitor.core.context import LossFn, MeasureContext
 from phasewatch.monitor.core.errors import RefusedError
-from phasewatch.monitor.core.types import LossFn, MeasureContext
 from phasewatch.monitor.isolation.batches import clone_batch, same_batch
 from phasewatch.monitor.isolation.places import told_with_place
 from phasewatch.monitor.isolation.rng import RngState
 from phasewatch.monitor.observables.evaluation import at_weights
-from phasewatch.monitor.sampling.posterior import averaged, is_sum_and_count
+from phasewatch.monitor.sampling.probe_loss import averaged, is_sum_and_count
 from phasewatch.monitor.sampling.terms import SAMPLES, counted
 
 log = logging.getLogger("phasewatch")

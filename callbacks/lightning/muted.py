@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from phasewatch.callbacks.lightning.lent import Lent, same
-from phasewatch.callbacks.lightning.views import WAY_OUT
+from phasewatch.callbacks.shared.views import WAY_OUT
 from phasewatch.monitor.core.errors import RefusedError
 
 _SILENT = (

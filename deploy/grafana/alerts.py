@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from panels import latest
+from panels import EACH, latest
 
 from phasewatch.monitor.core import metrics as m
 from phasewatch.monitor.core.types import EstimateStatus, RunState
@@ -49,13 +49,13 @@ def _risen(name: str, by: str) -> str:
 
 
 def _rules() -> list[_Rule]:
-    good = f'sum by (run) (increase({m.ESTIMATES.name}{{status="{EstimateStatus.OK}"}}[30m]))'
-    every = f"sum by (run) (increase({m.ESTIMATES.name}[30m])) > 0"
+    good = f'sum by ({EACH}) (increase({m.ESTIMATES.name}{{status="{EstimateStatus.OK}"}}[30m]))'
+    every = f"sum by ({EACH}) (increase({m.ESTIMATES.name}[30m])) > 0"
     return [
         _Rule(
             uid="phasewatch-transition",
             title="Transition",
-            expr=_risen(m.TRANSITIONS.name, "run, kind"),
+            expr=_risen(m.TRANSITIONS.name, f"{EACH}, kind"),
             severity="info",
             summary="{{ $labels.kind }} in run {{ $labels.run }}",
             description="The model changed in kind. The dashboard Run shows where and how.",
@@ -74,7 +74,7 @@ def _rules() -> list[_Rule]:
         _Rule(
             uid="phasewatch-failed",
             title="Run failed",
-            expr="max by (run) "
+            expr=f"max by ({EACH}) "
             f'(max_over_time({m.RUN_STATE.name}{{state="{RunState.FAILED}"}}[5m]))',
             severity="critical",
             summary="Run {{ $labels.run }} ended with an exception",
@@ -83,8 +83,8 @@ def _rules() -> list[_Rule]:
         _Rule(
             uid="phasewatch-stalled",
             title="Run stalled",
-            expr=f"(time() - {latest(m.LAST_STEP_TIMESTAMP, 'run', '')}) "
-            f"and on (run) {latest(m.RUN_STATE, 'run', TRAINING)} == 1",
+            expr=f"(time() - {latest(m.LAST_STEP_TIMESTAMP, EACH, '')}) "
+            f"and on ({EACH}) {latest(m.RUN_STATE, EACH, TRAINING)} == 1",
             above=600,
             severity="warning",
             summary="Run {{ $labels.run }} has made no step for ten minutes",
@@ -93,7 +93,7 @@ def _rules() -> list[_Rule]:
         _Rule(
             uid="phasewatch-non-finite",
             title="Value not finite",
-            expr=_risen(m.NONFINITE.name, "run, observable"),
+            expr=_risen(m.NONFINITE.name, f"{EACH}, observable"),
             severity="warning",
             summary="{{ $labels.observable }} of run {{ $labels.run }} is not finite",
             description="A loss or another stream was NaN or infinite.",
@@ -111,8 +111,8 @@ def _rules() -> list[_Rule]:
         _Rule(
             uid="phasewatch-monitor",
             title="Monitor unhealthy",
-            expr=f"sum by (run) (increase({m.MEASUREMENT_FAILURES.name}[30m])) "
-            f"+ on (run) sum by (run) (increase({m.STORE_FAILURES.name}[30m]))",
+            expr=f"sum by ({EACH}) (increase({m.MEASUREMENT_FAILURES.name}[30m])) "
+            f"+ on ({EACH}) sum by ({EACH}) (increase({m.STORE_FAILURES.name}[30m]))",
             wait="10m",
             severity="warning",
             summary="The monitor of run {{ $labels.run }} meets errors",
@@ -150,7 +150,8 @@ def _provisioned(rule: _Rule) -> dict[str, object]:
         "annotations": {
             "summary": rule.summary,
             "description": rule.description,
-            "dashboard": "/d/phasewatch-run?var-run={{ $labels.run | urlquery }}",
+            "dashboard": "/d/phasewatch-run?var-run={{ $labels.run | urlquery }}"
+            "&var-run_id={{ $labels.run_id | urlquery }}",
         },
         "notification_settings": {"receiver": CONTACT_POINT},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders import dashboard
 from panels import (
+    EACH,
     Built,
     against_step,
     assemble,
@@ -72,25 +73,25 @@ def _quantities() -> list[tuple[str, str, str, bool]]:
         (
             "λ̂",
             "Local learning coefficient, where the estimate passed its checks.",
-            trusted(latest(m.LAMBDA_HAT, "run", LLC), "run", LLC),
+            trusted(latest(m.LAMBDA_HAT, EACH, LLC), EACH, LLC),
             False,
         ),
         (
             "validation loss",
             "Validation loss, in nats a sample.",
-            latest(m.LOSS, "run", f'{RUNS}, split="val"'),
+            latest(m.LOSS, EACH, f'{RUNS}, split="val"'),
             True,
         ),
         (
             "training loss",
             "Training loss, in nats a sample.",
-            latest(m.LOSS, "run", f'{RUNS}, split="train"'),
+            latest(m.LOSS, EACH, f'{RUNS}, split="train"'),
             True,
         ),
         (
             "$observable",
             "The observable chosen above, in its own unit.",
-            passed(f"max by (run) ({observables(OTHER)})", "run", OTHER),
+            passed(f"max by ({EACH}) ({observables(OTHER)})", EACH, OTHER),
             False,
         ),
     ]
@@ -122,13 +123,13 @@ def _last() -> Built:
         "Last values of each run",
         "The last that was seen of each run in this time range; λ̂ only if it passed its checks.",
         {
-            "step": last_seen(m.RUN_STEP, "run", RUNS),
-            "λ̂": trusted(last_seen(m.LAMBDA_HAT, "run", LLC), "run", LLC, seen=True),
-            "±": trusted(last_seen(m.LAMBDA_STDERR, "run", LLC), "run", LLC, seen=True),
-            "train loss": last_seen(m.LOSS, "run", f'{RUNS}, split="train"'),
-            "val loss": last_seen(m.LOSS, "run", f'{RUNS}, split="val"'),
-            "transitions": total_seen(m.TRANSITIONS, "run", RUNS),
-            "last onset": last_seen(m.LAST_TRANSITION_ONSET_STEP, "run", RUNS),
+            "step": last_seen(m.RUN_STEP, EACH, RUNS),
+            "λ̂": trusted(last_seen(m.LAMBDA_HAT, EACH, LLC), EACH, LLC, seen=True),
+            "±": trusted(last_seen(m.LAMBDA_STDERR, EACH, LLC), EACH, LLC, seen=True),
+            "train loss": last_seen(m.LOSS, EACH, f'{RUNS}, split="train"'),
+            "val loss": last_seen(m.LOSS, EACH, f'{RUNS}, split="val"'),
+            "transitions": total_seen(m.TRANSITIONS, EACH, RUNS),
+            "last onset": last_seen(m.LAST_TRANSITION_ONSET_STEP, EACH, RUNS),
         },
     ).override_by_name("λ̂", [prop("decimals", 2)]).override_by_name(
         "±", [prop("decimals", 2)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.builders import dashboard
 from panels import (
+    EACH,
     GREEN,
     SPLIT_COLORS,
     STATE_COLORS,
@@ -43,11 +44,11 @@ def build() -> dashboard.Dashboard:
 
 
 def _figures() -> list[Built]:
-    running = latest(m.RUN_STATE, "run", f'{RUNS}, state="{RunState.RUNNING}"')
-    failed = last_seen(m.RUN_STATE, "run", f'{RUNS}, state="{RunState.FAILED}"')
-    count = total_seen(m.TRANSITIONS, "run", RUNS)
-    estimates = last_seen(m.ESTIMATES, "run, status", RUNS)
-    good = last_seen(m.ESTIMATES, "run, status", f'{RUNS}, status="{EstimateStatus.OK}"')
+    running = latest(m.RUN_STATE, EACH, f'{RUNS}, state="{RunState.RUNNING}"')
+    failed = last_seen(m.RUN_STATE, EACH, f'{RUNS}, state="{RunState.FAILED}"')
+    count = total_seen(m.TRANSITIONS, EACH, RUNS)
+    estimates = last_seen(m.ESTIMATES, f"{EACH}, status", RUNS)
+    good = last_seen(m.ESTIMATES, f"{EACH}, status", f'{RUNS}, status="{EstimateStatus.OK}"')
     was_running = (
         f'last_over_time({m.RUN_STATE.name}{{{RUNS}, state="{RunState.RUNNING}"}}[$__range]) == 1'
     )
@@ -87,17 +88,17 @@ def _runs() -> Built:
         "The last that was seen of each run in this time range; λ̂ only if it passed its checks. "
         "A click on a name opens the run.",
         {
-            "is": f"{last_seen(m.RUN_STATE, 'run, state', RUNS)} == 1",
-            "step": last_seen(m.RUN_STEP, "run", RUNS),
-            "steps/s": last_seen(m.STEPS_PER_SECOND, "run", RUNS),
-            "train loss": last_seen(m.LOSS, "run", f'{RUNS}, split="train"'),
-            "val loss": last_seen(m.LOSS, "run", f'{RUNS}, split="val"'),
-            "λ̂": trusted(last_seen(m.LAMBDA_HAT, "run", llc), "run", llc, seen=True),
-            "±": trusted(last_seen(m.LAMBDA_STDERR, "run", llc), "run", llc, seen=True),
-            "transitions": total_seen(m.TRANSITIONS, "run", RUNS),
-            "last onset": last_seen(m.LAST_TRANSITION_ONSET_STEP, "run", RUNS),
-            "overhead": last_seen(m.OVERHEAD, "run", RUNS),
-            "last step at": f"{last_seen(m.LAST_STEP_TIMESTAMP, 'run', RUNS)} * 1000",
+            "is": f"{last_seen(m.RUN_STATE, f'{EACH}, state', RUNS)} == 1",
+            "step": last_seen(m.RUN_STEP, EACH, RUNS),
+            "steps/s": last_seen(m.STEPS_PER_SECOND, EACH, RUNS),
+            "train loss": last_seen(m.LOSS, EACH, f'{RUNS}, split="train"'),
+            "val loss": last_seen(m.LOSS, EACH, f'{RUNS}, split="val"'),
+            "λ̂": trusted(last_seen(m.LAMBDA_HAT, EACH, llc), EACH, llc, seen=True),
+            "±": trusted(last_seen(m.LAMBDA_STDERR, EACH, llc), EACH, llc, seen=True),
+            "transitions": total_seen(m.TRANSITIONS, EACH, RUNS),
+            "last onset": last_seen(m.LAST_TRANSITION_ONSET_STEP, EACH, RUNS),
+            "overhead": last_seen(m.OVERHEAD, EACH, RUNS),
+            "last step at": f"{last_seen(m.LAST_STEP_TIMESTAMP, EACH, RUNS)} * 1000",
         },
         hidden=("is",),
     )
@@ -108,6 +109,7 @@ def _runs() -> Built:
     link = {
         "title": "Open the run",
         "url": "/d/phasewatch-run?var-run=${__value.raw:percentencode}"
+        "&var-run_id=${__data.fields.run_id:percentencode}"
         "&var-datasource=${datasource}&${__url_time_range}",
     }
     return (
@@ -130,14 +132,14 @@ def _curves() -> list[Built]:
             "λ̂",
             "Latest estimate of the local learning coefficient of each run's whole model, where it "
             "passed its checks. Its error is on the dashboard of the run.",
-            queries((trusted(latest(m.LAMBDA_HAT, "run", llc), "run", llc), "{{run}}")),
+            queries((trusted(latest(m.LAMBDA_HAT, EACH, llc), EACH, llc), "{{run}}")),
             width=24,
         ),
         *(
             curves(
                 f"{name} loss",
                 f"Latest {name} loss of each run, in nats a sample.",
-                queries((latest(m.LOSS, "run", f'{RUNS}, split="{split}"'), "{{run}}")),
+                queries((latest(m.LOSS, EACH, f'{RUNS}, split="{split}"'), "{{run}}")),
                 label="nats",
                 log=True,
             )
@@ -150,6 +152,6 @@ def _found() -> Built:
     return rows_of(
         "Transitions by kind",
         "Confirmed transitions of each run, by kind, in this time range.",
-        {"count": f"{total_seen(m.TRANSITIONS, 'run, kind', RUNS)} > 0"},
+        {"count": f"{total_seen(m.TRANSITIONS, f'{EACH}, kind', RUNS)} > 0"},
         height=7,
     ).override_by_name("count", [prop("decimals", 0)])

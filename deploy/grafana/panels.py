@@ -27,6 +27,8 @@ from phasewatch.monitor.core.types import EstimateStatus, RunState
 
 TAG = "phasewatch"
 SOURCE = common_models.DataSourceRef(type_val="prometheus", uid="${datasource}")
+EACH = "run, run_id"
+"""What tells runs apart: two may have the same name."""
 REFERENCES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # Okabe and Ito's colours, told apart with any common colour vision.
@@ -298,7 +300,7 @@ def against_step(
     against it; it knows no colours but fixed ones and those of the classic palette.
     """
     targets = [
-        query(latest(m.RUN_STEP, "run", 'run=~"$run"'), ref="A", table=True),
+        query(latest(m.RUN_STEP, EACH, 'run=~"$run"'), ref="A", table=True),
         query(expr, ref="B", table=True),
     ]
     panel = _dressed(xychart.Panel(), title, description, targets, width=width, height=10, unit="")
@@ -311,12 +313,22 @@ def against_step(
                     options={
                         "excludeByName": {},
                         "renameByName": {"Value #A": "step", "Value #B": name},
-                        "indexByName": {"Time": 0, "run": 1, "Value #A": 2, "Value #B": 3},
+                        "indexByName": {
+                            "Time": 0,
+                            "run": 1,
+                            "run_id": 2,
+                            "Value #A": 3,
+                            "Value #B": 4,
+                        },
                     },
                 ),
                 models.DataTransformerConfig(
                     id_val="partitionByValues",
-                    options={"fields": ["run"], "naming": {"asLabels": True}, "keepFields": False},
+                    options={
+                        "fields": ["run", "run_id"],
+                        "naming": {"asLabels": True},
+                        "keepFields": False,
+                    },
                 ),
             ]
         )
@@ -444,12 +456,12 @@ def transitions(matcher: str) -> dashboard.AnnotationQuery:
     first is marked at the second's time too: the exporter tells the time of the latest alone.
     """
     series = f"{m.TRANSITIONS.name}{{{matcher}}}"
-    count = f"sum by (run, kind) ({series})"
-    before = f"sum by (run, kind) ({series} offset $__rate_interval)"
-    when = latest(m.LAST_TRANSITION_TIMESTAMP, "run", matcher)
+    count = f"sum by ({EACH}, kind) ({series})"
+    before = f"sum by ({EACH}, kind) ({series} offset $__rate_interval)"
+    when = latest(m.LAST_TRANSITION_TIMESTAMP, EACH, matcher)
     expr = (
         f"clamp((({count} - {before}) > 0) or (({count} unless {before}) > 0), 1, 1)"
-        f" * on (run) group_left () ({when} * 1000)"
+        f" * on ({EACH}) group_left () ({when} * 1000)"
     )
     return (
         dashboard.AnnotationQuery()

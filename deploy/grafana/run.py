@@ -38,7 +38,7 @@ from phasewatch.monitor.core import metrics as m
 from phasewatch.monitor.core.types import EstimateStatus
 
 UID = "phasewatch-run"
-RUN = 'run="$run"'
+RUN = 'run="$run", run_id=~"$run_id"'
 BAND = 2  # standard errors on either side
 
 
@@ -47,6 +47,15 @@ def build() -> dashboard.Dashboard:
     board = (
         new_dashboard(UID, "phasewatch: Run", "One watched training run.")
         .with_variable(choice("run", "Run", "The run that is shown.", run_values()))
+        .with_variable(
+            choice(
+                "run_id",
+                "Identity",
+                "Which of the runs of that name; all of them are laid over each other.",
+                f'label_values({m.RUN_STATE.name}{{run="$run"}}, run_id)',
+                multi=True,
+            )
+        )
         .with_variable(
             choice(
                 "llc",

@@ -1,12 +1,12 @@
-"""Abrupt changes of any scalar, both ways, at any time scale. Not a default: chosen by name.
+"""Abrupt changes of any scalar, both ways, at any time scale.
 
 The stream is kept at levels: single points, and robust means of 4, 16, 64, … of them. At each level
 a running forecast says cheaply whether anything may have happened; where it may have, the latest 1
 to 14 values are compared with what the values before them were doing (`local_features`), at once
 and again a few values later, and boosted trees (`boosted`) turn the comparison into log-odds that
 an experienced eye would call it an abrupt change. The trees were fitted to recorded curves of many
-repositories and to simulated ones. On repositories that were left out of the fit they find 58 % of
-the transitions, at 0.08 false alarms in 1000 points; on long smooth losses `slope_shift` is better.
+repositories and to simulated ones. Falls of long smooth losses are better told by `slope_shift`:
+`abrupt_change` runs both.
 
 Everything forgets: the forecast, its errors and the range are those of the recent past, and what
 lies before a change is not compared with what comes after it. No name, unit or length of the run
@@ -17,13 +17,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from phasewatch.detectors.base import BaseDetector, require
-from phasewatch.detectors.online.slope_shift import SlopeShift
 from phasewatch.detectors.statistics.boosted import BoostedTrees, shipped
 from phasewatch.detectors.statistics.local_features import MIN_OLD, NAMES, NEW, Looks, Past, look
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
@@ -75,10 +73,6 @@ times the points that took, and so many more, at most."""
 CAREFUL, STRICTER = 1000.0, 0.2
 """From so many points on, the log-odds must be higher: by so much for each e-fold of the length."""
 
-FALL_STRICTNESS = 1.4
-"""Of the rule for falls of positive streams: what a run of 10⁵ points, and a false alarm in a
-hundred such streams, ask for."""
-
 SINGLE = 2.0
 """Log-odds that a single point needs beyond that: noise with heavy tails has such points, and the
 next one will tell."""
@@ -88,7 +82,6 @@ SIGNIFICANT, FEW = 6.0, 6.0
 known from many values, twice that where it is from so few."""
 
 Z = NAMES.index("z_mean")
-
 PENDING = 1.0
 """At the end of a stream, log-odds lower by this are enough: nothing more will be known."""
 
@@ -209,9 +202,11 @@ class LocalChange(BaseDetector):
         certainty: Log-odds from which on a look is an alarm, up to 1000 points; half a unit more
             for each e-fold beyond.
         strictness: Log-odds added to that; the knob of a run's false alarms.
+        min_effect: Smallest change that counts, in the stream's own unit.
+        falls: Log-odds that a fall of values above 0 needs beyond that.
 
     Raises:
-        ValueError: A parameter is not finite.
+        ValueError: A parameter is not finite, or `min_effect` is below 0.
 
     Example:
         >>> detector = LocalChange()
@@ -223,13 +218,29 @@ class LocalChange(BaseDetector):
 
     name = "local_change"
 
-    def __init__(self, *, certainty: float = 2.0, strictness: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        certainty: float = 2.0,
+        strictness: float = 0.0,
+        min_effect: float = 0.0,
+        falls: float = 0.0,
+    ) -> None:
         require(math.isfinite(certainty), "certainty", certainty, "finite")
         require(math.isfinite(strictness), "strictness", strictness, "finite")
+        require(math.isfinite(falls), "falls", falls, "finite")
+        require(min_effect >= 0.0, "min_effect", min_effect, "at least 0")
         self._certainty, self._strictness = certainty, strictness
+        self._min_effect, self._falls = min_effect, falls
         self._model: BoostedTrees = shipped(MODEL)
-        self._falls = SlopeShift(strictness=FALL_STRICTNESS)
-        super().__init__({"certainty": certainty, "strictness": strictness})
+        super().__init__(
+            {
+                "certainty": certainty,
+                "strictness": strictness,
+                "min_effect": min_effect,
+                "falls": falls,
+            }
+        )
 
     @property
     def min_points(self) -> int:
@@ -249,7 +260,8 @@ class LocalChange(BaseDetector):
 
     @property
     def _in_episode(self) -> bool:
-        return self._count < self._quiet_from or self._falls.active
+        # It is over sooner than a further alarm the same way would be news.
+        return self._count < self._quiet_from - HOLD + BRIEF
 
     def _reset(self) -> None:
         self._levels: list[_Level] = []
@@ -257,26 +269,8 @@ class LocalChange(BaseDetector):
         self._farthest = self._size = 0.0
         self._in_log = False
         self._odds = 0.0
-        self._falls.reset()
 
     def _observe(self, step: int, value: float, stderr: float | None) -> Alarm | None:  # noqa: ARG002
-        falling = self._falls.active
-        fall = self._falls.update(step, value)
-        alarm = self._observe_locally(step, value)
-        if alarm is not None:
-            return None if falling and alarm.direction is Direction.DOWN else alarm
-        if fall is None or self._count < self._quiet_from:
-            return None
-        self._odds = max(self._odds, fall.score)
-        self._since = max(self._count - fall.run_length, 0)
-        return replace(
-            fall,
-            effect=fall.value_after - fall.value_before,
-            rule="slope of a fall" if fall.kind is AlarmKind.SHIFT else "rise by half a decade",
-        )
-
-    def _observe_locally(self, step: int, value: float) -> Alarm | None:
-        """The local rule alone."""
         self._count += 1
         self._odds = 0.0
         if self._count < self._quiet_from < self._last_until:
@@ -297,6 +291,10 @@ class LocalChange(BaseDetector):
             value = 0.5 * (fold[1] + fold[2])
             fold.clear()
             index += 1
+
+    def forget(self, points: int) -> None:
+        """Compare nothing that comes with what lies more than so many points back."""
+        self._since = max(self._since, self._count - points)
 
     def _go_on(self, value: float) -> None:
         """Prolong the episode while the stream moves on in its direction."""
@@ -339,6 +337,9 @@ class LocalChange(BaseDetector):
         log_odds[
             looks.features[:, Z] < math.log10(SIGNIFICANT * (1.0 + FEW / looks.old))
         ] = -math.inf
+        log_odds[np.abs(looks.after - looks.before) < self._min_effect] = -math.inf
+        if min(level.values[-usable:]) > 0.0:
+            log_odds[looks.change < 0.0] -= self._falls
         if index == 0:
             log_odds[0] -= SINGLE
         best = int(log_odds.argmax())
@@ -369,7 +370,7 @@ class LocalChange(BaseDetector):
         before, after = float(looks.before[best]), float(looks.after[best])
         return Alarm(
             detected_step=step,
-            onset_step=min(last_before + max((first - last_before) // stride, 1), step),
+            onset_step=min(last_before + max((first - last_before) // (2 * stride), 1), step),
             direction=Direction.UP if looks.change[best] > 0.0 else Direction.DOWN,
             kind=AlarmKind.SHIFT,
             score=max(self._odds, 1.0),
@@ -398,7 +399,6 @@ class LocalChange(BaseDetector):
             "episode": [self._quiet_from, self._held_until, self._last_until],
             "change": [self._farthest, self._size, self._in_log],
             "odds": self._odds,
-            "falls": self._falls.state_dict(),
         }
 
     def _load(self, state: Mapping[str, Any]) -> None:
@@ -406,7 +406,6 @@ class LocalChange(BaseDetector):
         self._quiet_from, self._held_until, self._last_until = state["episode"]
         self._farthest, self._size, self._in_log = state["change"]
         self._odds = float(state["odds"])
-        self._falls.load_state_dict(state["falls"])
         for index, saved in enumerate(state["levels"]):
             level = _Level(KEEP if index else KEEP_POINTS)
             level.load_state_dict(saved)

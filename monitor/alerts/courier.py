@@ -176,6 +176,7 @@ class Courier:
         self._num_failures = 0
         self._num_refused_in_row = 0
         self._unnoted: dict[int, Message] = {}
+        self._taken: set[str] = set()
         self._put_off_until: dict[int, float] = {}
         self._retry_at = 0.0
         self._refresh_at = time.monotonic() + REFRESH_SECONDS
@@ -206,6 +207,9 @@ class Courier:
         message = self._outbox.first(self.box, self._skipped())
         if message is None:
             return False
+        if message.key in self._taken:  # the store is another one now, and knows nothing of it
+            self._unnoted[message.id] = message
+            return True
         drawn = not self.target.is_alertmanager and message.last_error not in REFUSALS
         alert = self._desk.write(message, drawn=drawn)
         if not self._outbox.claim(message):
@@ -215,6 +219,7 @@ class Courier:
         except DeliveryError as error:
             return self._failed(message, error)
         self._unnoted[message.id] = message
+        self._taken.add(message.key)
         self.account.sent += 1
         if self._num_failures:
             self._say(f"{self.target.name} takes alerts again")

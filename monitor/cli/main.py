@@ -11,6 +11,7 @@ import typer
 
 from phasewatch.monitor.cli import (
     alerts,
+    backfill,
     compare,
     detect,
     doctor,
@@ -159,6 +160,7 @@ app.command()(follow.follow)
 app.command()(compare.compare)
 app.command("rm")(remove.remove)
 app.command()(init.init)
+app.command()(backfill.backfill)
 app.command()(detect.detect)
 app.command()(detect.replay)
 app.command("test-alert")(alerts.try_targets)

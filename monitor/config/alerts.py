@@ -169,7 +169,8 @@ def _target(position: int, url: str) -> Target:
             "json://… or alertmanager://host:9093, or env:NAME or file:PATH"
         )
     # Slow on purpose: the digest gets into the store, and a password must not be guessed from it.
-    add_secret(url, *secrets_of(url))
+    is_more = len(url.partition("://")[2]) > _MIN_SECRET  # a scheme alone stands in many a remedy
+    add_secret(*([url] if is_more else []), *secrets_of(url))
     digest = hashlib.scrypt(url.encode(), salt=b"phasewatch", n=2**13, r=8, p=1, dklen=4).hex()
     return Target(name=f"{position}-{scheme[:40]}-{digest}", url=url)
 

@@ -34,6 +34,8 @@ class ExporterConfig(Settings):
         certfile: Certificate chain (PEM) to serve HTTPS with; None serves HTTP.
         keyfile: Its private key (PEM, not encrypted); None where the certificate's file holds it.
         client_cafile: Certificates (PEM) that sign those of the clients; who has none is refused.
+        runbook_url: Page that alerts lead to for what to do; None is the one that each run serves
+            beside its metrics, as /runbook.
     """
 
     enabled: bool = True
@@ -45,6 +47,12 @@ class ExporterConfig(Settings):
     certfile: Path | None = None
     keyfile: Path | None = None
     client_cafile: Path | None = None
+    runbook_url: str | None = None
+
+    @field_validator("runbook_url")
+    @classmethod
+    def _no_secret(cls, url: str | None) -> str | None:
+        return url if url is None else web_address(url)
 
     @model_validator(mode="after")
     def _certificate_first(self) -> ExporterConfig:
@@ -87,8 +95,7 @@ class PushgatewayConfig(Settings):
     def _no_secret(cls, url: str) -> str:
         if "@" in url:  # anywhere: a password may hold a slash
             raise ValueError("give user and password as username and password_env or password_file")
-        web_address(url)
-        return url
+        return web_address(url, like="http://gateway:9091")
 
     @model_validator(mode="after")
     def _one_password(self) -> PushgatewayConfig:

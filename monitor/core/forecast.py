@@ -75,4 +75,4 @@ def duration_in_words(seconds: float | None) -> str:
         if seconds >= size:
             number = seconds / size
             return f"{number:.2g} {unit}" if number < 9.95 else f"{number:.0f} {unit}"
-    return f"{seconds * 1e6:.0f} µs"
+    return f"{seconds * 1e6:.0f} µs" if seconds > 0.0 else "0 s"

@@ -199,6 +199,20 @@ _SINGLE = frozenset(phrase[0] for _, phrase in _PHRASES if len(phrase) == 1)
 _HEADS = sorted(SPLITS | _SINGLE, key=len, reverse=True)
 
 
+COPIES = re.compile(r"(__(MIN|MAX|MEAN|min|max|mean)|[_/](step|epoch))$")
+"""Ends of names under which loggers write one stream again."""
+
+
+def source_of(name: str) -> str:
+    """The stream that a name is a copy of.
+
+    Example:
+        >>> source_of("train_loss_epoch"), source_of("val/acc__MAX")
+        ('train_loss', 'val/acc')
+    """
+    return COPIES.sub("", name)
+
+
 @lru_cache(maxsize=4096)
 def guess(name: str) -> StreamMeaning:
     """What the words of a name say.

@@ -96,6 +96,13 @@ RUN = Metric(
     help="The process that trains, and the experiment the run belongs to.",
 )
 
+RUNBOOK = Metric(
+    name="phasewatch_runbook_info",
+    type=MetricType.INFO,
+    labels=("run", "run_id", "url"),
+    help="Where the page lies that says what to do about an alert.",
+)
+
 RUN_STATE = _gauge("run_state", "1 for the state the run is in, 0 for the others.", "state")
 RUN_STEP = _gauge("run_step", "Optimizer steps completed.")
 RUN_EPOCH = _gauge("run_epoch", "Epoch the run is in.")
@@ -225,6 +232,7 @@ EXPORTER_OMITTED = _gauge(
 METRICS: tuple[Metric, ...] = (
     BUILD,
     RUN,
+    RUNBOOK,
     RUN_STATE,
     RUN_STEP,
     RUN_EPOCH,

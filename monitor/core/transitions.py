@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from phasewatch.detectors.types import Alarm, AlarmKind
@@ -55,6 +55,7 @@ class Hindsight:
         onset_step: First step of the change in the full history; None where there is none.
         end_step: Its last step; None where there is none, or it was still going on at the end.
         score: How many times as steep the change is as what is around it; 0 where there is none.
+        reason: What the verdict rests on; empty where it is that of the changes above.
     """
 
     verdict: HindsightVerdict
@@ -62,6 +63,7 @@ class Hindsight:
     onset_step: int | None = None
     end_step: int | None = None
     score: float = 0.0
+    reason: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         """The verdict, and the steps where they are news."""

@@ -91,7 +91,8 @@ def guard(
     require one.
 
     Where another thread may draw random numbers meanwhile, the generators are neither seeded nor
-    put back, and what draws from them inside is refused.
+    put back: inside, numpy and `random` draw from streams of their own, seeded with `seed`, and
+    what draws from torch's generators is refused.
 
     Args:
         module: The live module.
@@ -102,13 +103,13 @@ def guard(
         The report, filled when the guard is left.
 
     Raises:
-        RefusedError: What is measured draws, and another thread may too.
+        RefusedError: What is measured draws from torch's, and another thread may draw too.
     """
     report = GuardReport()
     shell = _Shell(module, extra)
     try:
         shell.enter(seed)
-        with measuring_modes(), beside(shell.others) if shell.others else nullcontext():
+        with measuring_modes(), beside(shell.others, seed) if shell.others else nullcontext():
             yield report
     finally:
         try:

@@ -103,7 +103,7 @@ def skeleton(
 
 def original_of(module: nn.Module) -> nn.Module:
     """The module that `torch.compile` wrapped, or the module itself."""
-    while isinstance(original := module._modules.get("_orig_mod"), nn.Module):
+    while isinstance(original := getattr(module, "_orig_mod", None), nn.Module):
         module = original
     return module
 

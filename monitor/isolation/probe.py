@@ -237,7 +237,11 @@ def is_indexed(source: Any) -> bool:
 
 def batch_size_of(source: Any) -> int | None:
     """Samples in a batch of a loader; None for anything else."""
-    return source.batch_size if isinstance(source, DataLoader) else None
+    if not isinstance(source, DataLoader):
+        return None
+    # A loader that was given its batch sampler has no size of its own.
+    size = source.batch_size or getattr(source.batch_sampler, "batch_size", None)
+    return size if isinstance(size, int) else None
 
 
 def num_available(source: Any) -> int:
@@ -268,9 +272,8 @@ def _from_loader(
         indices = range(len(loader.dataset))  # type: ignore[arg-type]
     if loader.batch_sampler is None:  # the dataset itself gives batches
         chosen = _choose(indices, len(indices), seed)
-        return _until_full((loader.collate_fn(loader.dataset[i]) for i in chosen), config), len(
-            indices
-        )
+        read = _reader(lambda group: loader.collate_fn(loader.dataset[group[0]]), seed)
+        return _until_full(read([[index] for index in chosen]), config), len(indices)
     return _from_dataset(loader.dataset, config, seed, loader.collate_fn, indices), len(indices)
 
 
@@ -289,12 +292,9 @@ def _from_dataset(
     def fetch(group: list[int]) -> Any:
         return collate(_fetch_many(dataset, group))
 
-    def fetch_all(groups: list[list[int]]) -> list[Any]:
-        if drawing_threads():
-            return fetch_elsewhere(fetch, groups, seed)
-        return [fetch(group) for group in groups]
-
-    each = num_bytes(fetch_all([chosen[:1]])[0])
+    read = _reader(fetch, seed)
+    (first,) = read([chosen[:1]])
+    each = num_bytes(first)
     if each > config.max_bytes:
         raise RefusedError(
             f"one probe sample takes {each} bytes, more than probe.max_bytes = "
@@ -313,7 +313,20 @@ def _from_dataset(
     size = config.batch_size or len(chosen)
     if len(chosen) > size:  # equal batches, so that every sample weighs the same in the mean
         chosen = chosen[: len(chosen) - len(chosen) % size]
-    return fetch_all([chosen[start : start + size] for start in range(0, len(chosen), size)])
+    return [*read([chosen[start : start + size] for start in range(0, len(chosen), size)])]
+
+
+def _reader(
+    fetch: Callable[[list[int]], Any], seed: int
+) -> Callable[[list[list[int]]], Iterable[Any]]:
+    """Reads groups of samples, in another process while another thread may draw."""
+
+    def read(groups: list[list[int]]) -> Iterable[Any]:
+        if drawing_threads():
+            return fetch_elsewhere(fetch, groups, seed)
+        return map(fetch, groups)
+
+    return read
 
 
 def _from_stream(loader: DataLoader[Any], config: ProbeConfig, seed: int) -> list[Any]:
@@ -330,6 +343,7 @@ def _from_stream(loader: DataLoader[Any], config: ProbeConfig, seed: int) -> lis
         batch_size=loader.batch_size,
         collate_fn=loader.collate_fn,
         generator=torch.Generator().manual_seed(seed),
+        num_workers=1 if drawing_threads() else 0,  # its numbers are then its own
     )
     return _until_full(iter(own), config)
 

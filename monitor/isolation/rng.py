@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from phasewatch.monitor.isolation.generators import reseed
 from phasewatch.monitor.isolation.threads import is_beside
 
 
@@ -38,9 +39,10 @@ class RngState:
 
         `torch.manual_seed` is not used: it also seeds accelerators that were not saved, and it
         queues a seed for those that are not initialised yet. Beside another thread that may draw,
-        nothing is seeded: what draws is refused there.
+        only this thread's own streams are seeded: what draws from torch's is refused there.
         """
         if is_beside():
+            reseed(seed)
             return
         torch.default_generator.manual_seed(seed)
         for generator, _ in self._accelerators:

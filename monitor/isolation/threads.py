@@ -3,8 +3,8 @@
 The generators of torch, numpy and `random` belong to the whole process. To seed them for a
 measurement and to put them back afterwards is invisible only while nobody else draws: a thread that
 prepares batches would get our numbers, and then the same ones again. So where such a thread lives,
-the generators are left alone, and what is measured must not draw from them; a draw is refused
-before it happens.
+the generators are left alone: what is measured draws from streams of its own in place of numpy's
+and Python's, and a draw from torch's is refused before it happens.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
 from phasewatch.monitor.core.errors import RefusedError
+from phasewatch.monitor.isolation.generators import own_streams
 
 OWN_PREFIX = "phasewatch-"
 """What the names of our own threads begin with; none of them draws."""
@@ -91,11 +92,15 @@ def is_beside() -> bool:
 
 
 class _Refusing(TorchDispatchMode):
-    """Raises before an operation of this thread draws from a generator of the whole process."""
+    """Raises before an operation of this thread draws from a generator of the whole process.
 
-    def __init__(self, others: list[str]) -> None:
+    Args:
+        why: From the operation's name to why not.
+    """
+
+    def __init__(self, why: Callable[[str], str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._others = others
+        self._why = why
         self._process = os.getpid()
 
     def __enter__(self) -> Any:
@@ -111,7 +116,7 @@ class _Refusing(TorchDispatchMode):
         if os.getpid() != self._process:  # a fork has generators of its own
             return func(*args, **kwargs)
         if torch.Tag.nondeterministic_seeded in func.tags and _draws(func, args, kwargs):
-            raise RefusedError(_why(self._others, str(func)))
+            raise RefusedError(self._why(str(func)))
         return func(*args, **kwargs)
 
 
@@ -127,7 +132,7 @@ def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return not any(name in given and not given[name] for name in ("dropout_p", "dropout"))
 
 
-def _why(others: list[str], what: str) -> str:
+def _why_not_measured(others: list[str], what: str) -> str:
     listed = ", ".join(others[:3]) + (" and others" if len(others) > 3 else "")
     return (
         f"what is measured draws random numbers ({what}), and so may another thread of this "
@@ -136,9 +141,13 @@ def _why(others: list[str], what: str) -> str:
     )
 
 
+FETCH_SECONDS = 120
+"""Longest wait for a sample of the child process: a lock held at the fork stays held there."""
+
+
 def fetch_elsewhere(
     fetch: Callable[[list[int]], Any], groups: Sequence[list[int]], seed: int
-) -> list[Any]:
+) -> Iterator[Any]:
     """Fetch groups of samples in a child process, whose generators are its own.
 
     For datasets that draw, such as for augmentation, where another thread of this process may draw
@@ -155,8 +164,9 @@ def fetch_elsewhere(
         sampler=groups,
         num_workers=1,
         generator=torch.Generator().manual_seed(seed),
+        timeout=FETCH_SECONDS,
     )
-    return list(loader)
+    return iter(loader)
 
 
 class _Fetching(Dataset[Any]):
@@ -167,16 +177,35 @@ class _Fetching(Dataset[Any]):
         return self._fetch(indices)
 
 
-def beside(others: list[str]) -> AbstractContextManager[Any]:
-    """Measure beside threads that may draw: nothing in here draws from torch's own generators.
-
-    Draws from numpy's and Python's generators cannot be told from those of the other threads; they
-    are neither seeded nor put back either, so nobody gets a number twice.
+@contextmanager
+def beside(others: list[str], seed: int) -> Iterator[None]:
+    """Measure beside threads that may draw, without a number lost or doubled for them.
 
     Args:
         others: Names of the threads.
+        seed: Seed of the streams that stand for numpy's and Python's generators in here.
 
     Raises:
-        RefusedError: Something would draw; before it does.
+        RefusedError: Something would draw from torch's own generators; before it does.
     """
-    return _Refusing(others)
+    with own_streams(seed), _Refusing(functools.partial(_why_not_measured, others)):
+        yield
+
+
+@contextmanager
+def unfelt() -> Iterator[None]:
+    """Run a part of the user's monitoring, such as a sink, so that training's numbers stay.
+
+    Raises:
+        RefusedError: It would draw from torch's own generators; before it does.
+    """
+    seed = int.from_bytes(os.urandom(4))
+    with own_streams(seed), _Refusing(_why_not_called):
+        yield
+
+
+def _why_not_called(what: str) -> str:
+    return (
+        f"it draws random numbers ({what}) from the generator that training draws from; give it a "
+        "torch.Generator of its own"
+    )

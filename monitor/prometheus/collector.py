@@ -45,6 +45,9 @@ class RunCollector:
         meanings: What the streams mean; None goes by their names.
         run_id: Identity of the run.
         attempt: Which fit of the run.
+
+    Attributes:
+        runbook_url: The page that alerts are to lead to; empty if there is none.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class RunCollector:
         self._meanings = meanings or Meanings()
         self.run = m.label_value(run)
         self.labels = m.RunLabels(self.run, run_id)
+        self.runbook_url = ""
         self._health = health
         self._latest: dict[str, Observation] = {}
         self._made: dict[str, tuple[Observation, list[Reading]]] = {}
@@ -109,6 +113,8 @@ class RunCollector:
             m.BUILD.name: [Reading(m.BUILD, self._build, 1)],
             m.RUN.name: [Reading(m.RUN, self._process, 1)],
         }
+        if self.runbook_url:
+            found[m.RUNBOOK.name] = [Reading(m.RUNBOOK, (self.runbook_url,), 1)]
         num_series = num_omitted = 0
         for reading in self._readings():
             size = NUM_BUCKET_SERIES if isinstance(reading.value, Durations) else 1

@@ -16,6 +16,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -93,6 +94,11 @@ class Scrapes:
         return min(max(due, 0.0), MAX_PATIENCE)
 
 
+RUNBOOK_PATH = "/runbook"
+RUNBOOK = Path(__file__).resolve().parents[2] / "deploy" / "prometheus" / "runbook.html"
+"""In a checkout as in an installed package, `deploy` lies beside `monitor`."""
+
+
 def application(collector: RunCollector) -> Any:
     """The pages of one run as a WSGI application; what is unusual is left to prometheus_client."""
     registry = CollectorRegistry()
@@ -107,6 +113,9 @@ def application(collector: RunCollector) -> Any:
         ):
             other: list[bytes] = usual(environ, start_response)
             return other
+        if environ["PATH_INFO"].rstrip("/") == RUNBOOK_PATH:
+            start_response("200 OK", [("Content-Type", "text/html; charset=utf-8")])
+            return [RUNBOOK.read_bytes()]
         _, content_type = choose_encoder(environ.get("HTTP_ACCEPT", ""))
         page = collector.text(openmetrics=content_type.startswith("application/openmetrics"))
         headers = [("Content-Type", content_type)]

@@ -19,7 +19,7 @@ from phasewatch.monitor.core.metrics import label_value
 from phasewatch.monitor.core.redaction import get_logger
 from phasewatch.monitor.core.types import Observation, RunState, Transition
 from phasewatch.monitor.prometheus.collector import RunCollector
-from phasewatch.monitor.prometheus.server import Scrapes, serve
+from phasewatch.monitor.prometheus.server import RUNBOOK_PATH, Scrapes, serve
 from phasewatch.monitor.prometheus.target_files import TargetFile, address
 
 logger = get_logger(__name__)
@@ -64,6 +64,9 @@ class PrometheusSink:
         self._scrapes = Scrapes(lambda: health.state is not RunState.RUNNING)
         self._server, self._thread = serve(config, self.collector, self._scrapes)
         self.port = int(self._server.server_port)
+        self.collector.runbook_url = config.runbook_url or (
+            f"{config.scheme}://{address(config.host, self.port)}{RUNBOOK_PATH}"
+        )
         self._target: TargetFile | None = None
         self._closed = False
         _serving.add(self)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import heapq
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from phasewatch.monitor.core.errors import CurveError
-from phasewatch.monitor.readers.json import document_rows, is_document, newest_trainer_state
+from phasewatch.monitor.readers.json import document_rows, is_document, newest_trainer_state, parse
 
 MAX_FOLDERS = 8
 """Folders that an error lists at most."""
@@ -181,7 +180,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                content = json.loads(line)
+                content = parse(line)
             except ValueError as error:
                 raise CurveError(
                     f"{path}, line {number} is no JSON ({error}); each line must be one object"

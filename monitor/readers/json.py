@@ -20,6 +20,25 @@ KNOWN = (
 )
 
 
+def parse(text: str) -> Any:
+    """The content of a JSON text; a number beyond all floats is infinite, as in other formats.
+
+    Raises:
+        ValueError: It is no JSON, or nested beyond all measure.
+    """
+    try:
+        return json.loads(text, parse_int=_number)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _number(digits: str) -> int | float:
+    return int(digits) if len(digits) < MAX_DIGITS else float(digits)
+
+
+MAX_DIGITS = 300
+
+
 def newest_trainer_state(folder: Path) -> Path | None:
     """The state of a Hugging Face trainer in a folder, or in its last checkpoint."""
     if (folder / TRAINER_STATE).is_file():
@@ -40,7 +59,7 @@ def is_document(start: str) -> bool:
     if not text.startswith("{"):
         return False
     try:
-        content = json.loads(text)
+        content = parse(text)
     except ValueError:
         return text == "{" or not text.endswith("}")
     history = content.get("history")
@@ -55,7 +74,7 @@ def document_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         CurveError: It is no JSON, or of no known form.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = parse(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise CurveError(f"{path} is no JSON: {error}") from error
     if isinstance(content, dict) and isinstance(content.get(HISTORY), list):

@@ -128,6 +128,7 @@ class Watched:
         skipped: Points that the detector did not use.
         too_few: The points it needs, where it has seen fewer: its silence says nothing then.
         meaning: What the stream was taken for.
+        undefined: Whether it never had a finite value: its silence says nothing then either.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Watched:
     skipped: int
     too_few: int | None = None
     meaning: StreamMeaning = field(default_factory=StreamMeaning)
+    undefined: bool = False
 
     @classmethod
     def of(cls, stream: Stream) -> Watched:
@@ -150,9 +152,12 @@ class Watched:
             stream.detector.num_skipped,
             None if ready else getattr(stream.detector, "min_points", None),
             stream.meaning,
+            bool(getattr(stream.detector, "undefined", False)),
         )
 
     def __str__(self) -> str:
+        if self.undefined:
+            return f"{self.detector}: undefined, it was never a finite number"
         needs = f": too few points, it needs {self.too_few}"
         return self.detector + ("" if self.too_few is None else needs)
 

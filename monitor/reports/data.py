@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from phasewatch.monitor.core.meaning import Meanings, StreamMeaning
 from phasewatch.monitor.core.meaning import Panel as PanelKind
 from phasewatch.monitor.core.types import Estimate, EstimateStatus, Observation, Transition
+from phasewatch.monitor.store.reader import Hole
 from phasewatch.monitor.store.store import RunInfo, Store
 
 MAX_BINS = 1000
@@ -78,7 +79,7 @@ class Series:
     @property
     def is_measured(self) -> bool:
         """Whether the values carry an error or a status of their own."""
-        return self.passed is not None
+        return bool(self.observations) or self.passed is not None
 
     @property
     def is_llc(self) -> bool:
@@ -131,9 +132,15 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord(Record):
-    """Everything that is shown of one run."""
+    """Everything that is shown of one run.
+
+    Attributes:
+        info: What it is.
+        holes: What it observed and the store lacks.
+    """
 
     info: RunInfo
+    holes: tuple[Hole, ...] = ()
 
     @property
     def last_step(self) -> int:
@@ -157,8 +164,13 @@ def read_run(store: Store, run: str) -> RunRecord:
         name: _series(store, info.id, name, unit, meanings.of(name))
         for name, unit in sorted(store.units(info.id).items())
     }
-    transitions = tuple(store.transitions(info.id))
-    return RunRecord(info=info, series=series, transitions=transitions, config=info.config)
+    return RunRecord(
+        info=info,
+        series=series,
+        transitions=tuple(store.transitions(info.id)),
+        config=info.config,
+        holes=tuple(store.holes(info.id)),
+    )
 
 
 def _series(store: Store, run_id: str, name: str, unit: str, meaning: StreamMeaning) -> Series:
@@ -283,6 +295,11 @@ def lines(
     kept = trusted[thin(steps[trusted], values[trusted], bins)]
     doubts = np.cumsum(~ok)[kept]
     return np.split(kept, np.flatnonzero(np.diff(doubts)) + 1)
+
+
+def is_thinned(series: Series) -> bool:
+    """Whether fewer points are drawn than there are."""
+    return len(series.steps) > 2 * MAX_BINS
 
 
 def value_range(series: Sequence[Series]) -> tuple[float, float] | None:

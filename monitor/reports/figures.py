@@ -9,8 +9,14 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
 
-from phasewatch.monitor.core.types import Estimate, EstimateStatus, TransitionStatus
+from phasewatch.monitor.core.types import (
+    Estimate,
+    EstimateStatus,
+    Observation,
+    TransitionStatus,
+)
 from phasewatch.monitor.reports.data import (
     KIND_COLOURS,
     LINE_COLOURS,
@@ -140,37 +146,35 @@ def _add_exact(
     )
 
 
+def _settings(observation: Observation) -> tuple[float, ...]:
+    """What two values of λ̂ must share to be compared: n, nβ and γ."""
+    made = observation.detail
+    return () if made is None else (made.n_samples, made.n_beta, made.localization)
+
+
+def _stretches(series: Series) -> list[list[NDArray[np.int64]]]:
+    """Lines of points that passed, together as long as n, nβ and γ are the same.
+
+    A line joins what may be compared, and joins nothing across a point that did not pass.
+    """
+    found: list[list[NDArray[np.int64]]] = []
+    known: tuple[float, ...] | None = None
+    for line in lines(series.steps, series.values, series.ok):
+        made = [_settings(series.observations[i]) if series.observations else () for i in line]
+        ends = [place for place in range(1, len(line)) if made[place] != made[place - 1]]
+        for part, settings in zip(np.split(line, ends), [made[p] for p in (0, *ends)], strict=True):
+            if settings == known:
+                found[-1].append(part)
+            else:
+                found.append([part])
+            known = settings
+    return found
+
+
 def _add_measured(figure: go.Figure, series: Series, colour: str, place: dict[str, str]) -> None:
-    drawn = lines(series.steps, series.values, series.ok)
-    errors = np.nan_to_num(series.stderrs)
-    low, high = series.values - 2 * errors, series.values + 2 * errors
     name = html.escape(series.name)
-    around = [np.concatenate([line, line[::-1]]) for line in drawn]
-    edges = [np.concatenate([high[line], low[line][::-1]]) for line in drawn]
-    figure.add_scatter(
-        x=_broken(series.steps[line].tolist() for line in around),
-        y=_broken(_short(edge) for edge in edges),
-        fill="toself",
-        fillcolor=_transparent(colour, 0.25),
-        line={"width": 0},
-        mode="lines",
-        hoverinfo="skip",
-        name=f"{name}: ±2 standard errors",
-        legendgroup=name,
-        **place,
-    )
-    figure.add_scatter(
-        x=_broken(series.steps[line].tolist() for line in drawn),
-        y=_broken(_short(series.values[line]) for line in drawn),
-        mode="lines+markers",
-        name=name,
-        legendgroup=name,
-        line={"color": colour, "width": 1.8},
-        marker={"size": 5},
-        customdata=_broken(_short(errors[line]) for line in drawn),
-        hovertemplate="step %{x}<br>%{y:.4g} ± %{customdata:.2g}<extra>" + name + "</extra>",
-        **place,
-    )
+    for number, stretch in enumerate(_stretches(series)):
+        _add_stretch(figure, series, stretch, colour, place, named=number == 0)
     for status, symbol in STATUS_SYMBOLS.items():
         chosen = [o for o in series.observations if o.status is status and math.isfinite(o.value)]
         if chosen:
@@ -192,6 +196,49 @@ def _broken(parts: Iterable[list[Any]]) -> list[Any]:
     for part in parts:
         found += [None, *part] if found else part
     return found
+
+
+def _add_stretch(
+    figure: go.Figure,
+    series: Series,
+    drawn: list[NDArray[np.int64]],
+    colour: str,
+    place: dict[str, str],
+    *,
+    named: bool,
+) -> None:
+    """Lines through these points, and the bands of their errors."""
+    errors = np.nan_to_num(series.stderrs)
+    low, high = series.values - 2 * errors, series.values + 2 * errors
+    name = html.escape(series.name)
+    around = [np.concatenate([line, line[::-1]]) for line in drawn]
+    edges = [np.concatenate([high[line], low[line][::-1]]) for line in drawn]
+    figure.add_scatter(
+        x=_broken(series.steps[line].tolist() for line in around),
+        y=_broken(_short(edge) for edge in edges),
+        fill="toself",
+        fillcolor=_transparent(colour, 0.25),
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        name=f"{name}: ±2 standard errors",
+        legendgroup=name,
+        **({} if named else {"showlegend": False}),
+        **place,
+    )
+    figure.add_scatter(
+        x=_broken(series.steps[line].tolist() for line in drawn),
+        y=_broken(_short(series.values[line]) for line in drawn),
+        mode="lines+markers",
+        name=name,
+        legendgroup=name,
+        line={"color": colour, "width": 1.8},
+        marker={"size": 5},
+        customdata=_broken(_short(errors[line]) for line in drawn),
+        hovertemplate="step %{x}<br>%{y:.4g} ± %{customdata:.2g}<extra>" + name + "</extra>",
+        **({} if named else {"showlegend": False}),
+        **place,
+    )
 
 
 def _add_rug(figure: go.Figure, series: Series, suffix: str) -> None:

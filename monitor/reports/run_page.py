@@ -16,8 +16,11 @@ from phasewatch.monitor.core.forecast import COLUMNS, forecast_of
 from phasewatch.monitor.core.types import Transition, TransitionStatus
 from phasewatch.monitor.reports.data import (
     KIND_COLOURS,
+    MAX_BINS,
+    MAX_WITH_STATUS,
     Record,
     RunRecord,
+    is_thinned,
     panels,
     read_run,
 )
@@ -78,6 +81,8 @@ def page(title: str, summary: str, record: Record, facts: str) -> str:
         _buttons(record),
         '<div id="overview"></div>',
         _legend_note(record),
+        _thinned_note(record),
+        _holes(record),
         chain_box(
             chains,
             f"Traces of the sampling chains behind each of {len(chains)} λ̂ estimates",
@@ -128,6 +133,39 @@ def _legend_note(record: Record) -> str:
         "are estimates that did not pass their checks: they are shown, and never fed to a "
         "detector. Red ticks at the bottom of a panel are values that were not finite. "
         "Double-click a panel to see everything in it; click a name to show or hide it.</p>"
+    )
+
+
+def _thinned_note(record: Record) -> str:
+    """Which curves are drawn with fewer points than there are."""
+    thinned = [series for series in record.series.values() if is_thinned(series)]
+    if not thinned:
+        return ""
+    listed = ", ".join(f"{html.escape(s.name)} ({len(s.steps):,})" for s in thinned)
+    bare = [s.name for s in thinned if s.is_llc and len(s.steps) > MAX_WITH_STATUS]
+    status = f" Of {html.escape(', '.join(bare))} the status is not shown." if bare else ""
+    return (
+        f'<p class="note" id="thinned">Drawn with fewer points than there are: {listed}. The '
+        f"lowest and the highest of each of {MAX_BINS:,} equal runs of points are kept, so every "
+        f"spike is there; `phasewatch export` gives them all.{status}</p>"
+    )
+
+
+def _holes(record: Record) -> str:
+    """What was observed and is not in the store."""
+    if not isinstance(record, RunRecord) or not record.holes:
+        return ""
+    rows = "".join(
+        f'<tr><td>{html.escape(hole.stream)}</td><td class="number">{hole.num_rows:,}</td>'
+        f'<td class="number">{hole.first_step + 1:,}–{hole.last_step:,}</td>'
+        f"<td>{html.escape(hole.reason)}</td></tr>"
+        for hole in record.holes
+    )
+    total = sum(hole.num_rows for hole in record.holes)
+    return (
+        f'<p class="note">Holes: {total:,} values were observed and are not in the store.</p>'
+        '<div class="wide"><table id="holes"><tr><th>stream</th><th class="number">missing</th>'
+        f'<th class="number">steps</th><th>why</th></tr>{rows}</table></div>'
     )
 
 

@@ -375,9 +375,9 @@ class Measuring:
                 first, expected = "–", 0.0
             if expected < 1.5:
                 note = (
-                    f"one takes {duration_in_words(account.predicted)}, this run's budget is "
-                    f"{duration_in_words(planner.ledger.left_until(planner.seconds_left))}; raise "
-                    "overhead, or give it every_n_steps, which no budget holds back"
+                    f"one takes {duration_in_words(account.predicted)}, this run's budget has "
+                    f"{duration_in_words(planner.ledger.left_until(planner.seconds_left))} left; "
+                    "raise overhead, or give it every_n_steps, which no budget holds back"
                 )
         return ForecastRow(
             name=account.name,
@@ -686,7 +686,7 @@ class Measuring:
                 predicted = self.planner.accounts[name].predicted or 0.0
                 if ledger.level < SHORTEST * predicted:
                     continue
-                opened = self._opened(name, replace(context, deadline_seconds=0.8 * ledger.level))
+                opened = self._opened(name, replace(context, deadline_seconds=0.5 * ledger.level))
                 self._open = opened
                 self.planner.begin(name, step)
                 results += self._go_on(step)

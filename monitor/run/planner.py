@@ -368,7 +368,7 @@ class Planner:
             return self._turns_by_cadence(account)
         if not self.ledger.limited or math.isinf(self._seconds_left):
             return math.inf
-        total = self.ledger.left_until(self._seconds_left)
+        total = max(0.0, self.ledger.left_until(self._seconds_left))
         if account.light:
             return self._light_measurements(total)
         cost = (account.predicted or UNKNOWN_SECONDS) + self._common

@@ -16,7 +16,7 @@ from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.isolation.probe import Probe, build_probe, num_available
 from phasewatch.monitor.observables.evaluation import at_weights
-from phasewatch.monitor.sampling.posterior import averaged
+from phasewatch.monitor.sampling.probe_loss import averaged
 
 log = logging.getLogger("phasewatch")
 

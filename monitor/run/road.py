@@ -28,6 +28,7 @@ from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import THINNING
 from phasewatch.monitor.core.transitions import Transition
+from phasewatch.monitor.isolation.threads import unfelt
 from phasewatch.monitor.run.buffer import Batch, ScalarBuffer
 from phasewatch.monitor.run.portions import some_at_a_time, split
 from phasewatch.monitor.run.sinks import Outlets
@@ -186,8 +187,9 @@ class Road:
     def _put(self, item: _Item) -> None:
         self._num_put += item.size
         if not (self._beside and self._is_running()):
-            self._work_off()
-            self._take(item)
+            with unfelt():  # a detector of the user's may draw
+                self._work_off()
+                self._take(item)
             return
         self._queue.put((self, item))
         if self.num_waiting > MAX_WAITING:

@@ -22,6 +22,7 @@ from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.core.stray import let_through
 from phasewatch.monitor.core.transitions import Transition
 from phasewatch.monitor.grafana.annotations import GrafanaAnnotations
+from phasewatch.monitor.isolation.threads import unfelt
 from phasewatch.monitor.prometheus.push import PushgatewaySink
 from phasewatch.monitor.prometheus.sink import PrometheusSink
 from phasewatch.monitor.run.watchdog import Watchdog
@@ -118,15 +119,20 @@ class Outlets:
 
     def deliver(self) -> None:
         """Call the user's sinks with what waits for them. For the training thread alone."""
-        while self._waiting:
-            item = self._waiting.popleft()
-            for sink in self._own_sinks:
-                if isinstance(item, Observation):
-                    self._call(sink, partial(_emit, item))
-                elif isinstance(item, Transition):
-                    self._call(sink, partial(_notify, item))
-                else:
-                    self._emit_columns(sink, item)
+        if not self._waiting:
+            return
+        with unfelt():
+            while self._waiting:
+                self._deliver(self._waiting.popleft())
+
+    def _deliver(self, item: Mapping[str, Column] | Observation | Transition) -> None:
+        for sink in self._own_sinks:
+            if isinstance(item, Observation):
+                self._call(sink, partial(_emit, item))
+            elif isinstance(item, Transition):
+                self._call(sink, partial(_notify, item))
+            else:
+                self._emit_columns(sink, item)
 
     def _emit_columns(self, sink: Sink, columns: Mapping[str, Column]) -> None:
         latest_only = getattr(sink, "latest_only", False)
@@ -145,8 +151,9 @@ class Outlets:
     def flush(self) -> None:
         """Ask every sink to send out what it holds back."""
         self.deliver()
-        for sink in (*self._sinks, *self._own_sinks):
-            self._call(sink, lambda s: s.flush())
+        with unfelt():
+            for sink in (*self._sinks, *self._own_sinks):
+                self._call(sink, lambda s: s.flush())
 
     def refresh(self) -> None:
         """Hear how the sending of alerts goes."""
@@ -159,7 +166,8 @@ class Outlets:
         if self._alerts is not None:
             self._guard("alerts", self._alerts.close)
         for sink in (*self._sinks, *self._own_sinks):
-            self._call(sink, lambda s: s.close())
+            with unfelt():
+                self._call(sink, lambda s: s.close())
             with self._watchdog.over(f"sink {type(sink).__name__}, at the end"):
                 self._calls[id(sink)].close()
         self._watchdog.close()

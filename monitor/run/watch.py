@@ -21,11 +21,12 @@ from phasewatch.monitor.core.columns import chunked
 from phasewatch.monitor.core.context import LossFn, MeasureContext, MicroBatches, StepRecord
 from phasewatch.monitor.core.contracts import Observable, Sink
 from phasewatch.monitor.core.ending import RunState, ended_by, reason_for
-from phasewatch.monitor.core.errors import StoreError
+from phasewatch.monitor.core.errors import ConfigError, RefusedError, StoreError
 from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.forecast import ForecastRow
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.history import History
+from phasewatch.monitor.core.stray import let_through
 from phasewatch.monitor.core.transitions import Transition
 from phasewatch.monitor.run.buffer import ScalarBuffer
 from phasewatch.monitor.run.console import ensure_heard
@@ -307,15 +308,17 @@ class Watch:
 
     def finish(self, state: RunState = RunState.FINISHED, reason: str = "") -> None:
         """End the attempt: everything observed is stored, every sink closed. Idempotent."""
-        if self._outlets is None:
-            return
-        outlets, store = self._outlets, self._outlets.store
+        if self._outlets is not None:
+            with self.spending():
+                self._close(self._outlets, state, reason)
+
+    def _close(self, outlets: Outlets, state: RunState, reason: str) -> None:
+        store = outlets.store
         try:
             if state is RunState.FINISHED and self._subject is not None:
                 self.measure_last(self.health.step, self._subject, self.health.epoch)
             if self._road is not None:
-                with self.spending():
-                    self._road.close()
+                self._road.close()
             for transition in self._detection.finish():
                 outlets.notify(transition)
             for transition in self._detection.grown():
@@ -394,12 +397,20 @@ class Watch:
         """Whether something is to be measured at `step`; the answer for a step does not change."""
         return step >= self.failures.resumes_at and self._planner.due(self._steps.at(step))
 
-    def before_step(self, step: int, named_parameters: Iterable[tuple[str, Any]]) -> None:
+    def before_step(
+        self,
+        step: int,
+        named_parameters: Iterable[tuple[str, Any]],
+        *,
+        loss_scale: float = 1.0,
+    ) -> None:
         """Look at gradients and weights just before the optimizer steps to `step`, if it is due.
 
         Args:
             step: Count of optimizer steps after the coming one.
             named_parameters: The live parameters; read, never written.
+            loss_scale: What a gradient scaler multiplied the loss by, where the gradients are not
+                unscaled yet: `scaler.get_scale()`.
         """
         step = self._steps.at(step)
         if step < self.failures.resumes_at or not self._planner.due(step):
@@ -410,7 +421,9 @@ class Watch:
         from phasewatch.monitor.observables.weights.norms import record_step  # imports torch
 
         with self.spending(), self.failures.surviving(step):
-            self._record = record_step(step, named_parameters, keep_params=keeps)
+            self._record = record_step(
+                step, named_parameters, keep_params=keeps, loss_scale=loss_scale
+            )
 
     def after_backward(
         self,
@@ -485,11 +498,18 @@ class Watch:
                 self._forecast(context, loss, step_seconds)
                 return
             subject = self._subject = self._subject_of(context)
-            with subject.guarded(0, 0):
-                subject.size(self)
-                copied = subject.context(0, None)
-                self._measuring.check(copied, cost or subject.cost)
-                self._forecast(copied, loss, step_seconds or subject.step_seconds)
+            try:
+                with subject.guarded(0, 0):
+                    subject.size(self)
+                    copied = subject.context(0, None)
+                    self._measuring.check(copied, cost or subject.cost)
+                    self._forecast(copied, loss, step_seconds or subject.step_seconds)
+            except ConfigError:
+                raise
+            except BaseException as error:  # whatever it is: what is on by default kills no run
+                let_through(error)
+                is_ours = isinstance(error, RefusedError)
+                self.refuse(str(error) if is_ours else f"{type(error).__name__}: {error}")
 
     def _forecast(self, context: MeasureContext, loss: str, step_seconds: float | None) -> None:
         """Log and keep what the run will see."""

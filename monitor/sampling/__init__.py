@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from phasewatch.monitor.config.monitor import SamplerConfig
-from phasewatch.monitor.sampling.measure import (
-    Memory,
-    estimate_llc,
-    estimate_refined_llc,
-    measure_llc,
-    measure_refined_llc,
-)
+from phasewatch.monitor.sampling.estimate import estimate_llc, estimate_refined_llc
+from phasewatch.monitor.sampling.measure import measure_llc, measure_refined_llc
+from phasewatch.monitor.sampling.memory import Memory
 from phasewatch.monitor.sampling.restrictions import attention_heads
 from phasewatch.monitor.sampling.temperatures import Reweighted, reweight
 

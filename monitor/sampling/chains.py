@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from phasewatch.monitor.core.types import Steps
@@ -23,16 +19,17 @@ from phasewatch.monitor.sampling.bias import (
     predict,
 )
 from phasewatch.monitor.sampling.diagnostics import Descent
-from phasewatch.monitor.sampling.engine import Engine, Evaluation, evaluate
-from phasewatch.monitor.sampling.integrators import Baoab, Chains, Integrator
+from phasewatch.monitor.sampling.engine import Evaluation
+from phasewatch.monitor.sampling.integrators import Chains, Integrator
+from phasewatch.monitor.sampling.landscape import Landscape
 from phasewatch.monitor.sampling.mass import APART, FIRST_UPDATE, Mass
 from phasewatch.monitor.sampling.mass import EVERY as MASS_EVERY
 from phasewatch.monitor.sampling.outside import descend, spread
 from phasewatch.monitor.sampling.pointwise import TermSums
-from phasewatch.monitor.sampling.posterior import Problem
+from phasewatch.monitor.sampling.recorder import Recorder
 from phasewatch.monitor.sampling.sharpness import Sharpness, measure_sharpness
 from phasewatch.monitor.sampling.stopwatch import Stopwatch
-from phasewatch.monitor.sampling.traces import Trace
+from phasewatch.monitor.sampling.underdamped import Baoab
 
 BLOW_UP_PER_PARAMETER, BLOW_UP = 5.0, 50.0
 """A chain has left when nβ K exceeds 5 d + 50 nats; in equilibrium it is about d/2 or less. A
@@ -72,114 +69,40 @@ TERMS_EVERY, TERM_BLOCK = 4, 16
 """Loss terms are summed at every fourth draw, in sums over sixteen: burn-in is dropped by sums."""
 
 
-class Recorder:
-    """What is kept of each draw.
-
-    Attributes:
-        losses: Per draw, the loss of each chain.
-        baselines: Per draw, L at w* on the very same batches: one number, or one for each chain.
-        virial: V of each chain.
-        work: x·nβ∇L(x) of each chain.
-        acceptance: min(1, r) of each chain's step.
-        euler: `inflation.euler_heat`.
-        noise: `inflation.noise_heat`.
-        terms: Sums of the loss terms, `TERM_BLOCK` draws each.
-    """
-
-    def __init__(self) -> None:
-        self.losses: list[list[float]] = []
-        self.baselines: list[Any] = []
-        self.virial = Trace()
-        self.work = Trace()
-        self.acceptance = Trace()
-        self.euler = Trace()
-        self.noise = Trace()
-        self.terms: list[TermSums] = []
-
-    def __len__(self) -> int:
-        return len(self.losses)
-
-    def excess(self) -> NDArray[np.float64]:
-        """K = L − L(w*), paired draw by draw; shape (chains, draws), in nats."""
-        baselines = np.asarray(self.baselines, dtype=np.float64)
-        return self.chain_loss() - baselines.T
-
-    def chain_loss(self) -> NDArray[np.float64]:
-        """L of each chain and draw, shape (chains, draws), in nats."""
-        losses: NDArray[np.float64] = np.asarray(self.losses, dtype=np.float64)
-        return losses.T
-
-    @classmethod
-    def beside(cls, records: Sequence[Recorder], alive: Sequence[bool]) -> Recorder:
-        """One record of chains that ran alone, as long as the shortest that lived.
-
-        What a lost chain did not draw is NaN.
-        """
-        living = [record for record, lived in zip(records, alive, strict=True) if lived] or records
-        length = min(map(len, living))
-        joined = cls()
-        for draw in range(length):
-            drawn = [(record, draw < len(record)) for record in records]
-            joined.losses.append([r.losses[draw][0] if there else math.nan for r, there in drawn])
-            joined.baselines.append(
-                [r.baselines[draw] if there else math.nan for r, there in drawn]
-            )
-        for name in ("virial", "work", "acceptance", "euler", "noise"):
-            traces = [getattr(record, name) for record in records]
-            setattr(joined, name, Trace.beside(traces, length))
-        joined.terms = [sums for record in living for sums in record.terms]
-        return joined
-
-
 class Run:
     """Some chains of one measurement.
 
     Args:
-        problem: What is sampled.
-        engine: How gradients are computed.
+        landscape: What is sampled.
         integrator: How the chains move.
-        n_beta: nβ.
-        localization: γ.
         generator: Own generator, on the device of the weights.
         adaptive: Set the step from the measured sharpness. False where the step was given.
         num_chains: Chains.
         num_outside: How many of them, the last ones, start outside; see `outside`.
-        mask: Which coordinates are sampled, shape (d,), ones and zeros; None is all.
         pick: Which batches the next step uses.
-        control: Correct each minibatch by its gradient at w* (a control variate):
-            ĝ(w) − ĝ(w*) + g(w*) for the gradient, and for the loss
-            L̂(w) − [ĝ(w*) − g(w*)]·(w − w*). The probe's batches are fixed, so their gradients at
-            w* are computed once, and kept.
         stopwatch: Says when to stop; None never does.
     """
 
     def __init__(
         self,
-        problem: Problem,
-        engine: Engine,
+        landscape: Landscape,
         integrator: Integrator,
         *,
-        n_beta: float,
-        localization: float,
         generator: torch.Generator,
         adaptive: bool,
         num_chains: int,
         num_outside: int = 0,
-        mask: Tensor | None = None,
         pick: Callable[[], Sequence[int]] | None = None,
-        control: bool = False,
         stopwatch: Stopwatch | None = None,
     ) -> None:
-        self.problem = problem
-        self.engine = engine
+        self.landscape = landscape
         self.integrator = integrator
-        self.n_beta = n_beta
-        self.localization = localization
+        self.n_beta = landscape.n_beta
+        self.localization = landscape.localization
         self.adaptive = adaptive
         self.stopwatch = stopwatch or Stopwatch()
         self.last_second = self.stopwatch.deadline_seconds
-        self.chains = Chains.at_center(problem.displacements(num_chains))
-        self.num_sampled = self.chains.x.shape[1] if mask is None else int(mask.count_nonzero())
+        self.chains = Chains.at_center(landscape.problem.displacements(num_chains))
         self.record = Recorder()
         self.alive = [True] * num_chains
         self.outside = [index >= num_chains - num_outside for index in range(num_chains)]
@@ -189,25 +112,19 @@ class Run:
         self.sharpness: float | None = None
         self.latest: Sharpness | None = None
         self.curvature = 0.0
-        self.center_terms = torch.empty(0)
-        self._mask = mask
+        self.descent = Descent()
         self._generator = generator
-        self._all = range(len(problem.batches))
+        self._all = landscape.all
         self._pick = pick
         self._partial = pick is not None
-        self._control = control and self._partial
-        self._center_losses: list[float] = []
-        self._center_grad = torch.empty(0)
-        self._batch_grads: list[Tensor] = []
         self._watched: WatchedStep | None = None
         self._next_check = FIRST_CHECK
         self._caution = 1.0
-        self._descent = Descent()
         self._start_excess = 0.0
         self._mass: Mass | None = None
         self._next_mass = FIRST_UPDATE
         if adaptive and isinstance(integrator, Baoab) and not self._partial:
-            self._mass = Mass(self.chains.x[0], mask)
+            self._mass = Mass(self.chains.x[0], landscape.mask)
 
     # -- before the first draw ---------------------------------------------------------------
 
@@ -226,16 +143,16 @@ class Run:
             displacement: Where the chains stood then; see `_resume`.
             heat: Their mean V then.
         """
-        at_center = self._evaluate_center()
+        at_center = self.landscape.look_at_center(len(self.chains.x))
         yield
         if self.adaptive:
             shape = self.chains.x.shape
             vectors = torch.empty_like(self.chains.x).normal_(generator=self._generator)
             if warm is not None and warm.shape == shape[1:]:
                 vectors.mul_(0.1 / math.sqrt(shape[1])).add_(warm.to(vectors))
-            self._restrict(vectors)
+            self.landscape.restrict(vectors)
             self.latest = yield from measure_sharpness(
-                lambda x: self._gradient(x, self._all),
+                lambda x: self.landscape.gradient(x, self._all),
                 self.chains.x,
                 at_center.grad,
                 vectors,
@@ -247,29 +164,14 @@ class Run:
             self.sharpness = self.latest.value
             self.curvature = self.sharpness * self._largest_metric()
             self._set_curvature()
-        self._look_downhill()
+        self.descent = self.landscape.descent(self.sharpness, len(self.chains.x))
         resumed = displacement is not None and (yield from self._resume(displacement, heat))
         if not resumed:
             yield from self._start()
 
-    def _evaluate_center(self) -> Evaluation:
-        """L, its terms and its gradient at w*; the loss of each batch is the paired baseline."""
-        at_center = torch.zeros_like(self.chains.x)
-        if self._control:
-            self._batch_grads = [
-                evaluate(self.engine, self.problem, at_center, [index]).grad[0].clone()
-                for index in self._all
-            ]
-        whole = self._restricted(evaluate(self.engine, self.problem, at_center, self._all))
-        # One number for each batch: all chains are at w*, so their losses differ by rounding only.
-        self._center_losses = whole.batch_losses.cpu().double().mean(dim=1).tolist()
-        self._center_grad = whole.grad[0].clone()
-        self.center_terms = whole.terms[0].clone()
-        return whole
-
     def _start(self) -> Steps[None]:
         self.integrator.start(self.chains, self._generator)
-        self._restrict(self.chains.velocity)
+        self.landscape.restrict(self.chains.velocity)
         self._watched = None
         first = len(self.outside) - sum(self.outside)
         if first < len(self.outside):
@@ -282,13 +184,13 @@ class Run:
         met = yield from descend(
             chains,
             vectors,
-            lambda x: self._restricted(evaluate(self.engine, self.problem, x, self._all)),
-            scale=spread(self.problem.center(), self.localization),
-            center_loss=self.baseline(self._all),
+            lambda x: self.landscape.evaluate(x, self._all),
+            scale=spread(self.landscape.problem.center(), self.localization),
+            center_loss=self.landscape.baseline(self._all),
             n_beta=self.n_beta,
             localization=self.localization,
-            num_sampled=self.num_sampled,
-            restrict=self._restrict,
+            num_sampled=self.landscape.num_sampled,
+            restrict=self.landscape.restrict,
             generator=self._generator,
             is_over=self.stopwatch.share_is_over(DESCENT_SHARE),
         )
@@ -301,7 +203,7 @@ class Run:
                 self._set_curvature()
         if isinstance(self.integrator, Baoab):
             chains.velocity.normal_(generator=self._generator)
-            self._restrict(chains.velocity)
+            self.landscape.restrict(chains.velocity)
         else:
             chains.velocity.zero_()
 
@@ -321,28 +223,22 @@ class Run:
         """
         if displacement.shape != self.chains.x.shape or not heat > 0.0:
             return False
-        found = self._evaluate(displacement, self._all)
+        found = self.landscape.evaluate(displacement, self._all)
         yield
-        ratio = float(self._virial(displacement, found.grad).mean()) / heat
-        lost = self._lost(found.loss.tolist(), self.baseline(self._all))
+        ratio = float(self.landscape.virial(displacement, found.grad).mean()) / heat
+        lost = self._lost(found.loss.tolist(), self.landscape.baseline(self._all))
         if lost or not 1.0 / MAX_REHEAT < ratio < MAX_REHEAT:
             return False
         torch.mul(displacement, ratio**-0.5, out=self.chains.x)
         self.integrator.refresh(self.chains, self._generator)
-        self._restrict(self.chains.velocity)
+        self.landscape.restrict(self.chains.velocity)
         self.warm = True
         return True
 
     def heat(self) -> float:
         """Mean V where the chains stand."""
         x = self.chains.x
-        return float(self._virial(x, self._evaluate(x, self._all).grad).mean())
-
-    def baseline(self, indices: Sequence[int]) -> float:
-        """L(w*) on these batches."""
-        weights = [self.problem.weights[index] for index in indices]
-        losses = [self._center_losses[index] for index in indices]
-        return math.fsum(map(math.prod, zip(weights, losses, strict=True))) / math.fsum(weights)
+        return float(self.landscape.virial(x, self.landscape.evaluate(x, self._all).grad).mean())
 
     # -- draws -------------------------------------------------------------------------------
 
@@ -370,9 +266,9 @@ class Run:
             indices: The batches.
             num_draws: Draws in the end.
         """
-        found = self._corrected(self._restricted(found), self.chains.x, indices)
+        found = self.landscape.seen(found, self.chains.x, indices)
         values = found.loss.tolist()
-        base = self.baseline(indices)
+        base = self.landscape.baseline(indices)
         lost = self._lost(values, base)
         if lost and (yield from self._restart(lost)):
             return
@@ -386,36 +282,8 @@ class Run:
                 self.chains, found, self.integrator, self.n_beta, self.localization
             )
         self.integrator.advance(self.chains, found.grad, self._generator)
-        self._restrict(self.chains.x)
-        self._restrict(self.chains.velocity)
-
-    def _evaluate(self, x: Tensor, indices: Sequence[int]) -> Evaluation:
-        found = self._restricted(evaluate(self.engine, self.problem, x, indices))
-        return self._corrected(found, x, indices)
-
-    def _gradient(self, x: Tensor, indices: Sequence[int]) -> Tensor:
-        """∇L_n of these batches at `x`, uncorrected: a correction is constant."""
-        return self._restricted(evaluate(self.engine, self.problem, x, indices)).grad
-
-    def _restricted(self, found: Evaluation) -> Evaluation:
-        self._restrict(found.grad)
-        return found
-
-    def _restrict(self, vectors: Tensor) -> None:
-        if self._mask is not None:
-            vectors.mul_(self._mask)
-
-    def _corrected(self, found: Evaluation, x: Tensor, indices: Sequence[int]) -> Evaluation:
-        if not self._control or indices is self._all:
-            return found
-        total = torch.zeros_like(self._center_grad)
-        for index in indices:
-            total.add_(self._batch_grads[index], alpha=self.problem.weights[index])
-        share = math.fsum(self.problem.weights[index] for index in indices)
-        # ĝ(w*) − g(w*), shape (d,)
-        correction = total.div_(share).sub_(self._center_grad)
-        self._restrict(correction)
-        return replace(found, loss=found.loss - x @ correction, grad=found.grad.sub_(correction))
+        self.landscape.restrict(self.chains.x)
+        self.landscape.restrict(self.chains.velocity)
 
     def _keep(
         self, values: list[float], base: float, found: Evaluation, indices: Sequence[int]
@@ -427,8 +295,8 @@ class Run:
             record.acceptance.add(draw, self._watched.arrive(self.chains, found))
             self._watched = None
         if draw % VIRIAL_EVERY == 0:
-            record.virial.add(draw, self._virial(x, found.grad))
-            record.work.add(draw, self._work(x, found.grad))
+            record.virial.add(draw, self.landscape.virial(x, found.grad))
+            record.work.add(draw, self.landscape.work(x, found.grad))
             heat = euler_heat(
                 x,
                 found.grad,
@@ -451,7 +319,7 @@ class Run:
         device = self._generator.device
         order = torch.randperm(len(rest), generator=self._generator, device=device).tolist()
         others = [rest[place] for place in order[: len(indices)]]
-        gap = found.grad - self._evaluate(self.chains.x, others).grad
+        gap = found.grad - self.landscape.evaluate(self.chains.x, others).grad
         share = noise_share(len(indices), len(others), len(self._all))
         return noise_heat(gap, self.integrator, self.chains, n_beta=self.n_beta, share=share)
 
@@ -459,17 +327,7 @@ class Run:
         sums = self.record.terms
         if not sums or draw - sums[-1].first >= TERM_BLOCK:
             sums.append(TermSums(draw, terms.shape[1], terms))
-        sums[-1].add(terms[self.alive] - self.center_terms)
-
-    def _virial(self, x: Tensor, grad: Tensor) -> Tensor:
-        """V = x·(nβ∇L + γx)/d of each chain."""
-        pull: Tensor = torch.linalg.vecdot(x, x) * self.localization
-        return (self._work(x, grad) + pull) / self.num_sampled
-
-    def _work(self, x: Tensor, grad: Tensor) -> Tensor:
-        """x·nβ∇L of each chain."""
-        work: Tensor = torch.linalg.vecdot(x, grad) * self.n_beta
-        return work
+        sums[-1].add(terms[self.alive] - self.landscape.center_terms)
 
     # -- what the draws say ------------------------------------------------------------------
 
@@ -477,24 +335,6 @@ class Run:
         """Predicted excess of λ̂ over its value for ε → 0 and the whole probe."""
         record = self.record
         return predict(record.euler, record.noise, burnin, self.alive, minibatch=self._partial)
-
-    def descent(self) -> Descent:
-        """How far the loss falls from w* along its gradient."""
-        return self._descent
-
-    def _look_downhill(self) -> None:
-        """The curvature along the gradient at w*, by a difference over the thermal length."""
-        norm = float(self._center_grad.norm())
-        if not norm > 0.0 or self.sharpness is None:
-            self._descent = Descent(norm)
-            return
-        kappa = max(self.n_beta * self.sharpness + self.localization, 1e-30)
-        length = 1.0 / math.sqrt(kappa)
-        ahead = torch.zeros_like(self.chains.x).add_(self._center_grad, alpha=-length / norm)
-        slope = float(self._gradient(ahead, self._all)[0] @ self._center_grad) / norm
-        bend = self.n_beta * (norm - slope) / length + self.localization
-        fall = (self.n_beta * norm) ** 2 / (2 * bend) if bend > 0.0 else math.inf
-        self._descent = Descent(norm, fall)
 
     def acceptance(self, burnin: int) -> float | None:
         """Mean acceptance over the living chains; None if no step was watched."""
@@ -512,10 +352,10 @@ class Run:
         renewed = self._renew_mass()
         metric = self.integrator.metric(self.chains)
         base = found.grad
-        if self._control:
-            base = self._gradient(self.chains.x, indices)
+        if self.landscape.control:
+            base = self.landscape.gradient(self.chains.x, indices)
         self.latest = met = yield from measure_sharpness(
-            lambda x: self._gradient(x, indices),
+            lambda x: self.landscape.gradient(x, indices),
             self.chains.x,
             base,
             latest.vectors,
@@ -555,7 +395,7 @@ class Run:
 
     def _lost(self, values: list[float], base: float) -> list[int]:
         """Chains that have left."""
-        limit = (BLOW_UP_PER_PARAMETER * self.num_sampled + BLOW_UP) / self.n_beta
+        limit = (BLOW_UP_PER_PARAMETER * self.landscape.num_sampled + BLOW_UP) / self.n_beta
         limit = base + max(limit, BLOW_UP_FROM_OUTSIDE * self._start_excess)
         return [
             index
@@ -599,65 +439,15 @@ def extend_together(runs: Sequence[Run], num_draws: Sequence[int]) -> Steps[None
         first = wanted[0][0]
         indices = first.pick()
         if len(wanted) == 1:
-            found = evaluate(first.engine, first.problem, first.chains.x, indices)
+            found = first.landscape.raw(first.chains.x, indices)
             yield from first.receive(found, indices, wanted[0][1])
             del found  # before the next one is taken
             yield
             continue
         x = torch.cat([run.chains.x for run, _ in wanted])
-        found = evaluate(first.engine, first.problem, x, indices)
+        found = first.landscape.raw(x, indices)
         sizes = [len(run.alive) for run, _ in wanted]
         for (run, target), part in zip(wanted, found.split(sizes), strict=True):
             yield from run.receive(part, indices, target)
         del found
         yield
-
-
-class OneByOne(Run):
-    """Chains one after another, each from w* to its last draw; there is the state of one only.
-
-    The sharpness is shared: each chain begins with the shortest step that one before it needed,
-    and none is begun again because a later one blew up. A chain that is over cannot be drawn
-    further, so for more draws all begin again, and none can be gone on with later. A deadline is
-    shared out among them.
-
-    Args:
-        problem: What is sampled.
-        num_chains: Chains.
-        **settings: As for `Run`.
-    """
-
-    def __init__(
-        self,
-        problem: Problem,
-        *args: Any,
-        num_chains: int,
-        num_outside: int = 0,
-        **settings: Any,
-    ) -> None:
-        super().__init__(problem, *args, num_chains=1, **settings)
-        self._num_chains = num_chains
-        self._num_outside = num_outside
-
-    def _resume(self, displacement: Tensor, heat: float) -> Steps[bool]:  # noqa: ARG002
-        """Each chain starts anew: the earlier ones are gone."""
-        yield from ()
-        return False
-
-    def extend(self, num_draws: int) -> Steps[None]:
-        """Draw `num_draws` of each chain, or as many as the deadline leaves to the first."""
-        records, alive, outside = [], [], []
-        for chain in range(self._num_chains):
-            self.record, self.alive = Recorder(), [True]
-            self.outside = [chain >= self._num_chains - self._num_outside]
-            self.num_restarts = 0
-            self._next_check, self._next_mass = FIRST_CHECK, FIRST_UPDATE
-            now, last = self.stopwatch.seconds, self.stopwatch.deadline_seconds
-            self.last_second = now + (last - now) / (self._num_chains - chain)
-            yield from self._start()
-            yield from super().extend(num_draws)
-            records.append(self.record)
-            alive += self.alive
-            outside += self.outside
-        self.record, self.alive = Recorder.beside(records, alive), alive
-        self.outside = outside

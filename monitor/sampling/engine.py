@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from phasewatch.monitor.core.errors import RefusedError
-from phasewatch.monitor.sampling.posterior import PREFIX, Problem, checked_terms
+from phasewatch.monitor.sampling.layout import PREFIX
+from phasewatch.monitor.sampling.posterior import Problem
+from phasewatch.monitor.sampling.probe_loss import checked_terms
 
 EngineName = Literal["vmap", "loop", "inplace"]
 Wanted = Literal["auto", "vmap", "loop", "inplace"]

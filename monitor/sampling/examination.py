@@ -19,7 +19,8 @@ from phasewatch.monitor.sampling import noise
 from phasewatch.monitor.sampling.batches import Draw
 from phasewatch.monitor.sampling.engine import Evaluation, evaluate
 from phasewatch.monitor.sampling.engine_choice import working_loop
-from phasewatch.monitor.sampling.posterior import Problem, pose
+from phasewatch.monitor.sampling.posing import pose
+from phasewatch.monitor.sampling.posterior import Problem
 from phasewatch.monitor.sampling.terms import Count, Cut, candidates, cuts
 
 logger = logging.getLogger("phasewatch.monitor.sampling")

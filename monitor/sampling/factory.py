@@ -147,10 +147,11 @@ def load_checkpoint(model: nn.Module, path: Path, prefix: str = "") -> None:
         result = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise ConfigError(f"checkpoint {str(path)!r} does not fit the model: {error}") from error
+    missing = _untied(model, result.missing_keys, state)
     faults = [
         f"{what}: {_some(keys)}"
         for what, keys in (
-            ("missing in the file", result.missing_keys),
+            ("missing in the file", missing),
             ("unknown to the model", result.unexpected_keys),
         )
         if keys
@@ -160,6 +161,13 @@ def load_checkpoint(model: nn.Module, path: Path, prefix: str = "") -> None:
             f"keys of checkpoint {str(path)!r} do not match the model ({'; '.join(faults)})"
             + _prefix_hint(model, state)
         )
+
+
+def _untied(model: nn.Module, missing: Sequence[str], state: Mapping[str, Tensor]) -> list[str]:
+    """Of the keys a file lacks those that no other key stands for: tied weights are saved once."""
+    own = model.state_dict(keep_vars=True)
+    held = {id(value) for key, value in own.items() if key in state}
+    return [key for key in missing if id(own[key]) not in held]
 
 
 def _state(path: Path) -> Mapping[str, Tensor]:

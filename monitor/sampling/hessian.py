@@ -22,7 +22,7 @@ from phasewatch.monitor.core.types import MeasureContext
 from phasewatch.monitor.sampling.engine import LoopEngine, evaluate, plain_attention
 from phasewatch.monitor.sampling.engine_choice import working_loop
 from phasewatch.monitor.sampling.memory_budget import FREE_SHARE, free_bytes, loop_bytes, mebibytes
-from phasewatch.monitor.sampling.posterior import pose
+from phasewatch.monitor.sampling.posing import pose
 
 MAX_PRODUCTS = 48
 """Products a measurement takes at most: with trying how, below a hundred gradients."""

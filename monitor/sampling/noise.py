@@ -27,7 +27,8 @@ from phasewatch.monitor.core.types import LossFn, MeasureContext, Steps
 from phasewatch.monitor.isolation.rng import RngState
 from phasewatch.monitor.sampling.batches import Draw
 from phasewatch.monitor.sampling.engine import Engine, evaluate
-from phasewatch.monitor.sampling.posterior import Problem, checked_terms
+from phasewatch.monitor.sampling.posterior import Problem
+from phasewatch.monitor.sampling.probe_loss import checked_terms
 
 FRESH_SEED = 2**20
 """Seeds of the draws that no chain has seen."""

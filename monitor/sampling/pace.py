@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 
 from phasewatch.monitor.config.monitor import SamplerConfig
-from phasewatch.monitor.sampling import diagnostics
-from phasewatch.monitor.sampling.chains import MIN_DRAWS, OneByOne, Run
+from phasewatch.monitor.sampling import verdict
+from phasewatch.monitor.sampling.chains import MIN_DRAWS, Run
 from phasewatch.monitor.sampling.diagnostics import NUM_SIGMAS, Summary
+from phasewatch.monitor.sampling.one_by_one import OneByOne
 from phasewatch.monitor.sampling.stopwatch import Stopwatch
 
 SLOW_GROWTH, NOISE_GROWTH = 4, 8
@@ -82,10 +83,10 @@ class Pace:
 
     def _wanted(self, summary: Summary, drawn: int) -> int:
         """How many draws would mend the estimate; `drawn` or less if none would."""
-        if diagnostics.is_negative(summary):
+        if verdict.is_negative(summary):
             return 0
-        weak = diagnostics.weaknesses(summary, self.n_samples).keys() - diagnostics.NOT_BY_DRAWS
-        error, limit = summary.relative_stderr, diagnostics.MAX_RELATIVE_STDERR
+        weak = verdict.weaknesses(summary, self.n_samples).keys() - verdict.NOT_BY_DRAWS
+        error, limit = summary.relative_stderr, verdict.MAX_RELATIVE_STDERR
         if not self.is_live:
             limit = min(limit, self.config.target_error / NUM_SIGMAS)
         if not weak and error <= limit:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from phasewatch.monitor.core.errors import RefusedError
-from phasewatch.monitor.sampling.posterior import Layout
+from phasewatch.monitor.sampling.layout import Layout
 
 Selection = str | Sequence[str] | Mapping[str, Tensor] | None
 """Names or patterns, or masks by name; None is all."""

@@ -12,12 +12,16 @@ from phasewatch.monitor.config.monitor import SamplerConfig
 from phasewatch.monitor.core.errors import ConfigError
 from phasewatch.monitor.core.types import Estimate, EstimateStatus
 from phasewatch.monitor.sampling.closed_forms import Case, all_cases, squared_error
-from phasewatch.monitor.sampling.measure import estimate_llc
+from phasewatch.monitor.sampling.estimate import estimate_llc
 from phasewatch.monitor.sampling.net_cases import net_cases
+from phasewatch.monitor.sampling.verdict import MAX_RELATIVE_STDERR
 
-MAX_DRAWS = 16_384
-"""The monomials have λ of a quarter, and need more draws than the default allows to know it to a
-tenth. They cost next to nothing."""
+NUM_SAMPLES = 2_000
+"""Samples of the cases that have data: the verdict needs no more."""
+
+TARGET_ERROR = 2 * MAX_RELATIVE_STDERR
+"""Draws end where the status is settled: the rule asks for a fifth, not for a tenth. The monomials
+have λ of a quarter, and would need four times as many draws."""
 
 MAX_ERROR = 0.2
 NUM_SIGMAS = 3.0
@@ -87,7 +91,7 @@ def run_selfcheck(
     cases: Iterable[Case] | None = None,
     config: SamplerConfig | None = None,
 ) -> Iterator[Check]:
-    """Measure each case with the defaults of the estimator, save `MAX_DRAWS`, and judge it.
+    """Measure each case with the defaults of the estimator, save `TARGET_ERROR`, and judge it.
 
     Args:
         device: Where models, data and chains live.
@@ -97,8 +101,8 @@ def run_selfcheck(
     Yields:
         One check a case, as soon as it is done.
     """
-    config = config or SamplerConfig(max_draws=MAX_DRAWS)
-    for case in [*all_cases(), *net_cases()] if cases is None else cases:
+    config = config or SamplerConfig(target_error=TARGET_ERROR)
+    for case in [*all_cases(NUM_SAMPLES), *net_cases()] if cases is None else cases:
         started = time.monotonic()
         try:
             here = case.to(device)

@@ -19,7 +19,8 @@ from phasewatch.monitor.core.types import Estimate, EstimateStatus
 from phasewatch.monitor.isolation import guard, measure_context
 from phasewatch.monitor.sampling.estimators import default_n_beta
 from phasewatch.monitor.sampling.factory import Subject
-from phasewatch.monitor.sampling.measure import Memory, measure_llc
+from phasewatch.monitor.sampling.measure import measure_llc
+from phasewatch.monitor.sampling.memory import Memory
 
 STEP_MULTIPLES = (1 / 16, 1 / 4, 1.0, 4.0, 16.0, 64.0)
 """Default steps, in automatic steps: down to where chains are too slow, up to where they burst."""

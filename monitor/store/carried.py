@@ -27,7 +27,7 @@ from phasewatch.monitor.store.codec import (
     encode_estimate,
     encode_transition,
 )
-from phasewatch.monitor.store.lineage import Span, lineage, within
+from phasewatch.monitor.store.lineage import Span, holes_within, lineage, within
 from phasewatch.monitor.store.rows import ColumnRow, ObservationRow, Row, RowWriter, TransitionRow
 
 MAX_VALUES = 100_000
@@ -215,19 +215,33 @@ def note_holes(
         if lacking <= 0:
             continue
         num_missing += lacking
+        reason = _reason(connection, name, spans)
         for first, last, number in _gaps(np.sort(steps), min(last_step, step), lacking):
             row = {"run_id": run_id, "attempt": attempt, "stream": name}
             row |= {"first_step": first, "last_step": last, "num_rows": number}
-            row |= {"reason": "killed before they were written", "noted_at": time.time()}
+            row |= {"reason": reason, "noted_at": time.time()}
             connection.execute(insert(schema.holes), row)
     return num_missing
 
 
 def _num_noted(connection: Connection, name: str, spans: Sequence[Span]) -> int:
     table = schema.holes
-    own = [(table.c.run_id == span.run_id) & (table.c.attempt == span.attempt) for span in spans]
+    own = or_(*map(holes_within, spans))
     query = select(func.coalesce(func.sum(table.c.num_rows), 0))
-    return int(connection.execute(query.where(table.c.stream == name, or_(*own))).scalar_one())
+    return int(connection.execute(query.where(table.c.stream == name, own)).scalar_one())
+
+
+def _reason(connection: Connection, name: str, spans: Sequence[Span]) -> str:
+    """Why rows are missing: as a hole says that reaches beyond the checkpoint, else a kill."""
+    table = schema.holes
+    for span in spans:
+        own = (table.c.run_id == span.run_id) & (table.c.attempt == span.attempt)
+        query = select(table.c.reason).where(
+            own, table.c.stream == name, table.c.last_step > span.last_step
+        )
+        if (reason := connection.execute(query.limit(1)).scalar()) is not None:
+            return str(reason)
+    return "killed before they were written"
 
 
 def _steps_of(connection: Connection, name: str, spans: Sequence[Span]) -> np.ndarray[Any, Any]:

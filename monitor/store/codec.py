@@ -220,6 +220,8 @@ def _alarm(content: Mapping[str, Any]) -> Alarm:
     values = _numbers(Alarm, content)
     values["direction"] = Direction(values["direction"])
     values["kind"] = AlarmKind(values["kind"])
+    if values.get("onset_interval") is not None:  # JSON knows no tuples
+        values["onset_interval"] = tuple(values["onset_interval"])
     return Alarm(**values)
 
 

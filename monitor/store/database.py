@@ -7,6 +7,7 @@ import os
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class Database:
         # One connection serves every thread of a store in memory, so they take turns.
         self._turn: threading.RLock | None = threading.RLock() if self.is_in_memory else None
         self._inode: tuple[int, int] | None = None
+        self._makes = create
         if self.path is not None:
             _check_path(self.path, create=create)
         self.engine = self._make_engine()
@@ -83,6 +85,7 @@ class Database:
     @contextlib.contextmanager
     def writing(self) -> Iterator[Connection]:
         """A short transaction that has the write lock from its first statement."""
+        self._follow()
         with self._turn or contextlib.nullcontext(), self.engine.connect() as connection:
             connection = connection.execution_options(phasewatch_writes=True)
             with connection.begin():
@@ -91,6 +94,7 @@ class Database:
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that sees one state of the database and holds nobody up."""
+        self._follow()
         with self._turn or contextlib.nullcontext(), self.engine.connect() as connection:
             try:
                 yield connection
@@ -112,6 +116,12 @@ class Database:
         SQLite goes on writing to a file that was removed, and what it writes is lost.
         """
         return self._inode is not None and self._inode != _inode(self.path)
+
+    def _follow(self) -> None:
+        """Take up the file that the run's process has put in the place of one that was removed."""
+        if not self._makes and self.lost() and (inode := _inode(self.path)) != _GONE:
+            self.engine.dispose()
+            self._inode = inode
 
     def reopen(self) -> None:
         """Let go of a file that was removed, and make a new one in its place."""
@@ -181,9 +191,18 @@ class Database:
                 kind,
             )
         raw = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+        end = time.monotonic() + BUSY_SECONDS
         with contextlib.closing(raw):
-            if raw.execute("PRAGMA journal_mode").fetchone()[0] != mode:
-                raw.execute(f"PRAGMA journal_mode={mode}")
+            while True:
+                try:
+                    if raw.execute("PRAGMA journal_mode").fetchone()[0] != mode:
+                        raw.execute(f"PRAGMA journal_mode={mode}")
+                    return
+                except sqlite3.OperationalError as error:
+                    # Of several first writers one makes the change; the others are told at once.
+                    if not self.is_busy(error) or time.monotonic() > end:
+                        raise
+                    time.sleep(0.02)
 
 
 def network_file_system(path: Path, mounts: str | None = None) -> str | None:
@@ -299,13 +318,17 @@ def _check_path(path: Path, *, create: bool) -> None:
             )
 
 
+_GONE = (0, 0)
+"""Unlike any file."""
+
+
 def _inode(path: Path | None) -> tuple[int, int] | None:
     if path is None:
         return None
     try:
         status = path.stat()
     except OSError:
-        return (0, 0)  # gone: unlike any file
+        return _GONE
     return status.st_dev, status.st_ino
 
 

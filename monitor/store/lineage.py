@@ -103,6 +103,17 @@ def within(table: Table, step: str, spans: Sequence[Span], run_id: str) -> Colum
     return or_(false(), *parts)
 
 
+def holes_within(span: Span) -> ColumnElement[bool]:
+    """The condition that a hole lies in a part of a history.
+
+    One that reaches beyond the checkpoint of a resume is not counted: the resume has compared what
+    its checkpoint says with what is there, and marked anew what lacks up to it.
+    """
+    table = schema.holes
+    own = and_(table.c.run_id == span.run_id, table.c.attempt == span.attempt)
+    return own if span.last_step is None else and_(own, table.c.last_step <= span.last_step)
+
+
 def rivals(connection: Connection, run_id: str, attempt: int) -> list[Row[Any]]:
     """Attempts that may go on from the same checkpoint of `attempt`: it itself and later ones.
 

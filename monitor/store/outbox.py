@@ -311,7 +311,7 @@ class Outbox:
         with self._database.writing() as connection:
             connection.execute(
                 update(_table)
-                .where(_table.c.id == message.id)
+                .where(_table.c.id == message.id, _table.c.key == message.key)
                 .values(claimed_by=None, claimed_until=None, **values)
             )
 

@@ -20,7 +20,7 @@ from phasewatch.monitor.core.types import EstimateStatus, Observation, RunState,
 from phasewatch.monitor.store import schema
 from phasewatch.monitor.store.codec import decode_estimate, decode_numbers, decode_transition
 from phasewatch.monitor.store.database import Database
-from phasewatch.monitor.store.lineage import Span, lineage, within
+from phasewatch.monitor.store.lineage import Span, holes_within, lineage, within
 
 _MIN_PREFIX = 4
 """Letters of an id that may stand for the whole."""
@@ -200,9 +200,7 @@ class Reader:
         found = []
         with self._database.reading() as connection:
             for span in lineage(connection, run_id, attempt):
-                query = select(table).where(
-                    table.c.run_id == span.run_id, table.c.attempt == span.attempt
-                )
+                query = select(table).where(holes_within(span))
                 found += [
                     Hole(
                         stream=row.stream,
@@ -212,7 +210,6 @@ class Reader:
                         reason=row.reason,
                     )
                     for row in connection.execute(query.order_by(table.c.id))
-                    if span.last_step is None or row.first_step < span.last_step
                 ]
         return sorted(found, key=lambda hole: (hole.stream, hole.first_step))
 

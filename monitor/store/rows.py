@@ -112,6 +112,7 @@ class RowWriter:
         self._last_step: dict[tuple[str, int], int] = {}
         self._committed_step: dict[tuple[str, int], int] = {}
         self._statements: dict[tuple[tuple[str, ...], int], str] = {}
+        self._said: dict[tuple[str, int], list[TransitionRow]] = {}
 
     @property
     def has_open_runs(self) -> bool:
@@ -126,8 +127,11 @@ class RowWriter:
         """The transaction that wrote these rows has been committed."""
         for row in rows:
             if isinstance(row, EndRow):
-                self._open.pop((row.run_id, row.attempt), None)
-                self._last_step.pop((row.run_id, row.attempt), None)
+                key = (row.run_id, row.attempt)
+                for kept in (self._open, self._last_step, self._said):
+                    kept.pop(key, None)
+            elif isinstance(row, TransitionRow):
+                self._said.setdefault((row.transition.run, row.attempt), []).append(row)
         self._committed_step = dict(self._last_step)
 
     def rolled_back(self) -> None:
@@ -135,10 +139,18 @@ class RowWriter:
         self._streams.clear()
         self._last_step = dict(self._committed_step)
 
-    def register_again(self, connection: Connection) -> None:
-        """Enter the open attempts into a new database."""
+    def register_again(self, connection: Connection, holes: Sequence[HoleRow]) -> None:
+        """Enter the open attempts into a new database, with their transitions and messages.
+
+        Args:
+            connection: In a transaction.
+            holes: What the old database held.
+        """
         if self._open:
             connection.execute(insert(schema.attempts), [*self._open.values()])
+        open_runs = {run_id for run_id, _ in self._open}
+        said = [row for key in self._open for row in self._said.get(key, ())]
+        self.write(connection, [*said, *(hole for hole in holes if hole.run_id in open_runs)])
 
     def write(self, connection: Connection, rows: Sequence[Row]) -> None:
         """Write the rows, and the heartbeat of every open attempt."""

@@ -40,6 +40,7 @@ from phasewatch.monitor.store.reader import Hole, Reader, RunInfo, StreamInfo
 from phasewatch.monitor.store.rows import (
     ColumnRow,
     EndRow,
+    HoleRow,
     ObservationRow,
     RowWriter,
     TransitionRow,
@@ -102,8 +103,11 @@ class Store:
         self._closed = False
         self._database = Database(source, create=create)
         self._rows = RowWriter()
-        self._writer = Writer(self._database, self._rows, capacity=capacity)
         self._entered: dict[str, carried.Entered] = {}
+        self._attempts: dict[str, int] = {}
+        self._writer = Writer(
+            self._database, self._rows, capacity=capacity, gone=self._rows_committed
+        )
         self._reader = Reader(self._database)
         _open_stores.add(self)
 
@@ -385,6 +389,30 @@ class Store:
         found: tuple[int, int] = self._patiently(f"run {run_id} cannot be gone on with in", compare)
         return found
 
+    def _rows_committed(self) -> list[HoleRow]:
+        """What has been handed over and does not wait any more: a hole, if the store is gone."""
+        waiting: dict[tuple[str, str], list[int]] = {}  # how many, and the first step of them
+        for row in self._writer.pending():
+            if isinstance(row, ColumnRow):
+                name, number, first = row.name, row.size, min(row.column.steps)
+            elif isinstance(row, ObservationRow):
+                name, number, first = row.observation.name, 1, int(row.observation.step)
+            elif isinstance(row, HoleRow):
+                name, number, first = row.stream, row.num_rows, row.first_step + 1
+            else:
+                continue
+            seen = waiting.setdefault((row.run_id, name), [0, first])
+            seen[0], seen[1] = seen[0] + number, min(seen[1], first)
+        reason = "the store was removed or replaced while in use"
+        holes = []
+        for run_id, attempt in [*self._attempts.items()]:
+            for name, (count, last_step) in [*self._entered.get(run_id, {}).items()]:
+                number, first = waiting.get((run_id, name), (0, last_step + 1))
+                if (lost := count - number) > 0:
+                    last = min(last_step, first - 1)
+                    holes.append(HoleRow(run_id, attempt, name, -1, last, lost, reason))
+        return holes
+
     def _count(self, run_id: str, name: str, number: int, last_step: int) -> None:
         seen = self._entered.setdefault(run_id, {}).setdefault(name, [0, last_step])
         seen[0] += number
@@ -401,8 +429,9 @@ class Store:
             observation: What was observed.
         """
         if not (self._closed or self._forked):
-            self._count(run_id, observation.name, 1, int(observation.step))
+            self._attempts[run_id] = attempt
             self._writer.put(ObservationRow(run_id, attempt, observation))
+            self._count(run_id, observation.name, 1, int(observation.step))
 
     def add_scalars(self, run_id: str, attempt: int, name: str, column: Column) -> None:
         """Queue many values of one scalar stream at once. Never blocks and never raises.
@@ -414,8 +443,9 @@ class Store:
             column: Its values.
         """
         if column.steps and not (self._closed or self._forked):
-            self._count(run_id, name, len(column.steps), max(column.steps))
+            self._attempts[run_id] = attempt
             self._writer.put(ColumnRow(run_id, attempt, name, column))
+            self._count(run_id, name, len(column.steps), max(column.steps))
 
     def wait_for_room(self, num_rows: int) -> None:
         """Wait until so many rows can be queued, as long as the database can be written."""

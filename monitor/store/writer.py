@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -52,9 +52,18 @@ class Writer:
         database: Where to write.
         rows: Turns rows into statements.
         capacity: Rows held at most; what comes on top is dropped and counted.
+        gone: Says what the database held, where it was removed.
     """
 
-    def __init__(self, database: Database, rows: RowWriter, *, capacity: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        rows: RowWriter,
+        *,
+        capacity: int,
+        gone: Callable[[], Sequence[HoleRow]] = tuple,
+    ) -> None:
+        self._gone = gone
         self._database = database
         self._rows = rows
         self._capacity = capacity
@@ -230,7 +239,7 @@ class Writer:
         self._database.reopen()
         self._rows.rolled_back()
         with self._database.writing() as connection:
-            self._rows.register_again(connection)
+            self._rows.register_again(connection, self._gone())
         self.num_failed += 1
 
     def _write_batch(self) -> None:

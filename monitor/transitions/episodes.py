@@ -13,6 +13,7 @@ from phasewatch.detectors.types import Alarm, AlarmKind
 from phasewatch.monitor.core.meaning import Role
 from phasewatch.monitor.core.types import Transition, TransitionKind, TransitionStatus
 from phasewatch.monitor.transitions.classification import displacement, progress
+from phasewatch.monitor.transitions.life import Event
 
 SLACK = 0.25
 """Alarms within this share of an episode's length outside it still belong to it."""
@@ -204,13 +205,20 @@ class Episode:
             return False
         if self.waiting:
             return earliest(alarm) <= self.until and alarm.onset_step >= self.start
+        first = self.transition.evidence.get(name)
+        same = first is not None and first.direction is alarm.direction
         if not self.overlaps(alarm) or self._is_followed_by(held_out, alarm):
             return False
-        first = self.transition.evidence.get(name)
+        if self._is_behind(alarm) and not same:
+            return False
         if first is None or first.direction is alarm.direction:
             return True
         undone = displacement(alarm.value_before, alarm.value_after)
         return abs(undone) < UNDONE * abs(displacement(first.value_before, first.value_after))
+
+    def _is_behind(self, alarm: Alarm) -> bool:
+        """Whether a change began after this transition had ended."""
+        return self.transition.end_step is not None and earliest(alarm) > self.transition.end_step
 
     def _is_followed_by(self, held_out: bool, alarm: Alarm) -> bool:
         """Whether held-out data tell of what comes after the circuits formed: the next phase."""
@@ -238,23 +246,37 @@ class Episode:
         went = displacement(alarm.value_before, alarm.value_after)
         return moved * went > 0.0 and abs(moved) >= BEYOND
 
-    def judge(self, point: Point) -> TransitionStatus:
-        """Whether the change of the lead stream held, went back, or is still open."""
+    def judge(self, point: Point) -> Event | None:
+        """Whether the change of the lead stream held or went back; None while that is open."""
         alarm = self.transition.evidence[self.lead]
         if point.step <= alarm.detected_step:
-            return TransitionStatus.SUSPECTED
+            return None
         share = progress(alarm.value_before, alarm.value_after, point.value)
         if not math.isfinite(share):
-            return TransitionStatus.SUSPECTED
+            return None
         self.held_sum += share
         self.held_count += 1
         delay = alarm.detected_step - alarm.onset_step
         if self.held_count < 2 or point.step < alarm.detected_step + PERSISTENCE * delay:
-            return TransitionStatus.SUSPECTED
+            return None
         mean = self.held_sum / self.held_count
         if mean >= HELD:
-            return TransitionStatus.CONFIRMED
-        return TransitionStatus.WITHDRAWN if mean < RETURNED else TransitionStatus.SUSPECTED
+            return Event.HELD
+        return Event.RETURNED if mean < RETURNED else None
+
+    @property
+    def leaning(self) -> Event:
+        """What the values after a suspected change say so far: that it held, if there are none."""
+        held = not self.held_count or self.held_sum >= RETURNED * self.held_count
+        return Event.HELD if held else Event.RETURNED
+
+    def is_peak(self, point: Point) -> bool:
+        """Whether a value lies farther from where the stream came from than any before it."""
+        before = self.transition.before.get(point.name)
+        if before is None or not math.isfinite(point.value):
+            return False
+        away = abs(displacement(before, point.value))
+        return away > abs(displacement(before, self.transition.after[point.name]))
 
     def ended(self, transition: Transition, step: int) -> Transition:
         """The transition, over at `step`; an instability was over when it was last active."""

@@ -18,14 +18,15 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from phasewatch.detectors.registry import default_name
 from phasewatch.detectors.statistics.noise import scale
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 from phasewatch.monitor.core.meaning import Meanings, Role, StreamMeaning
@@ -39,7 +40,7 @@ from phasewatch.monitor.core.types import (
 from phasewatch.monitor.store.store import Store
 from phasewatch.monitor.transitions.classification import classify, severity
 from phasewatch.monitor.transitions.episodes import joint_onset
-from phasewatch.monitor.transitions.streams import Stream, kind_of
+from phasewatch.monitor.transitions.streams import Stream, kind_of, name_of, parameters_of
 from phasewatch.monitor.transitions.tracker import NAMESPACE
 
 SECONDS = 10.0
@@ -67,6 +68,12 @@ NEAR = 0.25
 ONSET_RIGHT, END_RIGHT = 0.25, 0.1
 """An onset, or an end, that is off by less than this share of the change was right. A curve bends
 at its onset, which no rule places sharply."""
+
+LOOKING_BACK = 1.0
+"""Log-odds by which a change may be less certain in hindsight than live: nobody is woken by it."""
+
+LOGGED = default_name("scalar")
+"""The detector of logged streams, whose local rule looks again in hindsight."""
 
 STANDS_OUT, LOOK, MIDDLE = 4.0, 15, 5
 """A jump of a point or two that nobody told of counts only if it is so many times the scatter of so
@@ -125,10 +132,61 @@ class _Curve:
             gate=leniency * GATES[kind],
             abrupt=leniency * ABRUPT,
         )
-        gap = float(self.steps[-1] - self.steps[0]) / (self.steps.size - 1)
         return [
-            _Found(self.name, c.onset_step, c.end_step, c.direction, c.score, c.open, gap)
+            _Found(self.name, c.onset_step, c.end_step, c.direction, c.score, c.open, self.gap)
             for c in found
+        ]
+
+    @property
+    def gap(self) -> float:
+        """Steps between two points, on average."""
+        return float(self.steps[-1] - self.steps[0]) / max(self.steps.size - 1, 1)
+
+    def shows(self, alarm: Alarm, span: tuple[int, int]) -> bool:
+        """Whether the values just before and just after a span show the change of an alarm.
+
+        Nothing farther away counts, so the answer is the same however long the run goes on. The
+        change must be half of what was told, stand out of the scatter nearby, and be faster than
+        what went on over as many points before.
+        """
+        logarithmic = self.meaning.is_loss and bool((self.values > 0.0).all())
+        values = np.log10(self.values) if logarithmic else self.values
+        first = int(np.searchsorted(self.steps, span[0], side="right"))
+        last = int(np.searchsorted(self.steps, span[1]))
+        before, after = values[max(first - LOOK, 0) : first], values[last : last + LOOK]
+        if min(before.size, after.size) < 2:
+            return False
+        sign = 1.0 if alarm.direction is Direction.UP else -1.0
+        level = float(np.median(before[-MIDDLE:]))
+        moved = sign * (float(np.median(after[:MIDDLE])) - level)
+        old, new = alarm.value_before, alarm.value_after
+        if logarithmic:
+            told = abs(math.log10(new / old)) if min(old, new) > 0.0 else math.inf
+        else:
+            told = abs(new - old)
+        scatter = scale(np.concatenate([np.diff(before), np.diff(after)])) / math.sqrt(2.0)
+        earlier = values[max(2 * first - last - MIDDLE, 0) : max(2 * first - last, 1)]
+        trend = max(sign * (level - float(np.median(earlier))), 0.0)
+        return moved >= max(LENIENCY * told, STANDS_OUT * scatter, LENIENCY * ABRUPT * trend)
+
+    def local_changes(self, parameters: Mapping[str, Any]) -> list[_Found]:
+        """What the local rule of a detector of logged streams says where it may be less certain.
+
+        Args:
+            parameters: Those of the detector.
+        """
+        from phasewatch.detectors.online.local_change import LocalChange
+
+        detector = LocalChange(
+            certainty=parameters["certainty"] - LOOKING_BACK,
+            min_effect=parameters["min_effect"],
+            falls=parameters["falls"],
+        )
+        alarms = map(detector.update, self.steps.tolist(), self.values.tolist())
+        return [
+            _Found(self.name, a.onset_step, a.detected_step, a.direction, a.score, False, self.gap)
+            for a in (*alarms, detector.finish())
+            if a is not None
         ]
 
     def stands_out(self, change: _Found) -> bool:
@@ -187,17 +245,19 @@ def review(
     told = [n for t in known for n in t.evidence if by_name.get(n) is None or n in leads]
     meanings = Meanings(declared={s.name: s.meaning for s in by_name.values()})
     curves: dict[str, _Curve] = {}
+    short: dict[str, _Curve] = {}
     deadline = time.monotonic() + seconds
     for name in dict.fromkeys([*told, *leads]):
         if time.monotonic() > deadline:
             break
         curve = _Curve.of(name, history(name), meanings.of(name))
+        short[name] = curve
         if curve.steps.size >= MIN_POINTS:
             curves[name] = curve
     lenient = {name: curves[name].changes(LENIENCY) for name in dict.fromkeys(told) & curves.keys()}
     full = {name: curve.changes(1.0) for name, curve in curves.items()}
     supporting = by_name.keys() - leads
-    judged = [_judged(t, full if _is_withdrawn(t) else lenient, supporting) for t in known]
+    judged = [_judged(t, full if _is_withdrawn(t) else lenient, curves, supporting) for t in known]
     has_validation = any(stream.meaning.held_out for stream in by_name.values())
     spans = [_span(t) for t in (*known, *judged) if t is not None]
     missed = [
@@ -206,8 +266,13 @@ def review(
         for change in full.get(name, ())
         if not change.still_open and curves[name].stands_out(change)
     ]
+    for name in leads:
+        detector = by_name[name].detector
+        if name in short and detector is not None and name_of(detector) == LOGGED:
+            changes = short[name].local_changes(parameters_of(detector))
+            missed += _uncovered(changes, missed)
     found = [
-        _found(group, curves, run, attempt, ordinal, meanings, has_validation=has_validation)
+        _found(group, short, run, attempt, ordinal, meanings, has_validation=has_validation)
         for ordinal, group in enumerate(
             _groups(missed, spans),
             start=1 + sum(t.hindsight is not None and t.hindsight.streamed is None for t in known),
@@ -242,7 +307,10 @@ def _overlaps(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 
 def _judged(
-    transition: Transition, changes: dict[str, list[_Found]], supporting: set[str]
+    transition: Transition,
+    changes: dict[str, list[_Found]],
+    curves: dict[str, _Curve],
+    supporting: set[str],
 ) -> Transition | None:
     """The transition with its verdict; None where nothing can be said."""
     looked_at = [
@@ -260,10 +328,22 @@ def _judged(
         for found, alarm in looked_at
         if (change := _counterpart(found, alarm.direction, span)) is not None
     ]
+    standing = [
+        alarm
+        for name, alarm in transition.evidence.items()
+        if name in changes and alarm.kind is AlarmKind.SHIFT
+        and (alarm.probability is not None or curves[name].shows(alarm, span))
+    ]  # fmt: skip
+    if not seen and standing and streamed is not TransitionStatus.WITHDRAWN:
+        return _stands(transition, streamed, standing)
     if not seen:
         if going_on or len(looked_at) < sum(name not in supporting for name in transition.evidence):
             return None
-        verdict = Hindsight(verdict=HindsightVerdict.WITHDRAWN, streamed=streamed)
+        verdict = Hindsight(
+            verdict=HindsightVerdict.WITHDRAWN,
+            streamed=streamed,
+            reason="neither the full history nor the values around it show an abrupt change",
+        )
         return replace(transition, status=TransitionStatus.WITHDRAWN, hindsight=verdict)
     onset, end = _joint_span(seen)
     still_open = any(c.still_open and c.end == end for c in seen)
@@ -291,6 +371,21 @@ def _judged(
             score=max(c.score for c in seen),
         ),
     )
+
+
+def _stands(
+    transition: Transition, streamed: TransitionStatus | None, alarms: Sequence[Alarm]
+) -> Transition:
+    """A change that its surroundings show stands, whatever the rest of the history is."""
+    verdict = Hindsight(
+        verdict=HindsightVerdict.CONFIRMED,
+        streamed=streamed,
+        onset_step=transition.onset_step,
+        end_step=transition.end_step,
+        score=max(alarm.score for alarm in alarms),
+        reason="the values around it show it",
+    )
+    return replace(transition, hindsight=verdict)
 
 
 def _joint_span(changes: Sequence[_Found]) -> tuple[int, int]:
@@ -321,6 +416,19 @@ def _groups(changes: Sequence[_Found], taken: Sequence[tuple[int, int]]) -> Iter
                 group.append(change)
                 left.remove(change)
         yield group
+
+
+def _uncovered(changes: Sequence[_Found], known: Sequence[_Found]) -> list[_Found]:
+    """Changes that do not overlap a known one of the same stream."""
+    spans = [(one.name, (one.onset, one.end)) for one in known]
+    return [
+        change
+        for change in changes
+        if not any(
+            name == change.name and _overlaps(span, (change.onset, change.end))
+            for name, span in spans
+        )
+    ]
 
 
 def _found(

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from phasewatch import detectors
 from phasewatch.detectors.base import Detector
+from phasewatch.detectors.online.local_change import SUDDEN
 from phasewatch.detectors.types import Alarm, AlarmKind
 from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.columns import Chunk, Column
@@ -73,6 +74,7 @@ class Detection:
         self._announced: set[str] = set()
         self._told: dict[str, Transition] = {}
         self._seen: dict[str, int] = {}
+        self._last: dict[str, Point] = {}
 
     @property
     def transitions(self) -> list[Transition]:
@@ -137,7 +139,7 @@ class Detection:
         for name, column in columns.items():
             breathe()
             self._seen[name] = column.steps[-1]
-            stream = self._streams.get(name, step=column.steps[0])
+            stream = self._streams.get(name)
             if stream.detector is None:
                 self._count_nonfinite(name, column)
                 continue
@@ -190,10 +192,26 @@ class Detection:
                 points.append(self._point(stream, column, index, as_precursor(sign)))
             if alarm is not None or followed:
                 followed = True
-                points.append(self._point(stream, column, index, alarm))
+                points.append(self._point(stream, column, index, self._read(stream.name, alarm)))
             if value - value != 0.0:  # NaN or infinite, in one comparison
                 self._health.nonfinite[stream.name] += 1
+        self._last[stream.name] = self._point(stream, column, -1, None)
         return points
+
+    def _read(self, name: str, alarm: Alarm | None) -> Alarm | None:
+        """What an alarm means for this stream: a sudden turn to the worse is an instability.
+
+        Held-out data turn to the worse where a run memorises, too, and that is none.
+        """
+        if alarm is None or alarm.probability is None or alarm.run_length > SUDDEN:
+            return alarm
+        meaning = self.meanings.of(name)
+        if meaning.held_out:
+            return alarm
+        better = meaning.better
+        if better is None or alarm.direction is better:
+            return alarm
+        return replace(alarm, kind=AlarmKind.INSTABILITY)
 
     def _point(self, stream: Stream, column: Column, index: int, alarm: Alarm | None) -> Point:
         return Point(
@@ -222,7 +240,7 @@ class Detection:
             return []
         if observation.status is not EstimateStatus.OK:
             return []
-        stream = self._streams.get(name, observation.stderr, step=step, measured=True)
+        stream = self._streams.get(name, observation.stderr, measured=True)
         try:
             alarm = stream.update(step, value, observation.stderr)
             ahead = self._ahead.get(name)
@@ -254,7 +272,7 @@ class Detection:
             transition = self._locate(transition, point.step)
             # One point may confirm a transition and end it: that is news all the same.
             sure = transition.status in (TransitionStatus.CONFIRMED, TransitionStatus.ENDED)
-            if sure and transition.id not in self._announced:
+            if sure:
                 self._announce(transition)
             self._told[transition.id] = transition
             changed.append(transition)
@@ -264,17 +282,34 @@ class Detection:
         """The run is over.
 
         Returns:
-            The transitions that this ended.
+            The states that this gave them, in order.
         """
-        ended = [self._locate(t, t.detected_step) for t in self._tracker.finish()]
-        self._told.update((transition.id, transition) for transition in ended)
+        ended = self._finish_streams()
+        ended += [self._locate(t, t.detected_step) for t in self._tracker.finish()]
+        for transition in ended:
+            if transition.status is TransitionStatus.CONFIRMED:
+                self._announce(transition)
+            self._told[transition.id] = transition
         return ended
+
+    def _finish_streams(self) -> list[Transition]:
+        """What detectors were still waiting to see more of is told now or never."""
+        changed = []
+        for stream in self._streams:
+            finish = getattr(stream.detector, "finish", None)
+            if finish is None or (last := self._last.get(stream.name)) is None:
+                continue
+            if (alarm := self._read(stream.name, finish())) is not None:
+                changed += self._fuse(replace(last, alarm=alarm, active=True))
+        return changed
 
     def grown(self) -> list[Transition]:
         """Transitions that have changed since they were told: larger, or seen by more alarms."""
         return [t for t in self.transitions if self._told.get(t.id) != t]
 
     def _announce(self, transition: Transition) -> None:
+        if transition.id in self._announced:
+            return
         self._announced.add(transition.id)
         lead = next(iter(transition.evidence))
         self._health.transitions[transition.kind, lead] += 1

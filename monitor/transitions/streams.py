@@ -22,15 +22,17 @@ log = logging.getLogger("phasewatch")
 Override = Callable[[str, Detector | None], Detector | None]
 """From a stream's name, and the detector it would have, to the one it gets."""
 
-SCORE_EFFECT = 0.1
+SCORE_EFFECT = 0.05
 """Smallest change of a score that counts. An accuracy lies between 0 and 1 and stands near one end
 for long, where any little thing is a large share of its range so far."""
 
-SHARES = 8
-"""So many streams share half of a run's false alarms equally; as many again half of the rest."""
+SCALARS = {"certainty": 2.0, "falls": 1.0}
+"""Of streams that are no losses. On repositories left out of the fit losses lose no hit by the
+detector's own settings, rewards lose half of theirs."""
 
-HORIZON = 1e5
-"""Points of a stream where nobody knows how long the run will be."""
+SHARES = 8
+"""So many measured streams share half of a run's false alarms equally; as many again half of the
+rest."""
 
 MEASURED_POINTS = 200
 """Points of a measured stream such as λ̂: each costs too much for there to be many."""
@@ -101,7 +103,7 @@ class Streams:
         self._meanings = meanings or Meanings()
         self.horizon: tuple[int, float] | None = None
         self._false_alarms = false_alarms
-        self._num_defaults = 0
+        self._num_measured = 0
         self._override = override
         self._given: dict[str, Detector] = {}
         self._chosen = dict(chosen)
@@ -118,26 +120,23 @@ class Streams:
     def __iter__(self) -> Iterator[Stream]:
         return iter(self._streams.values())
 
-    def get(
-        self, name: str, stderr: float | None = None, *, step: int = 1, measured: bool = False
-    ) -> Stream:
+    def get(self, name: str, stderr: float | None = None, *, measured: bool = False) -> Stream:
         """The stream of that name, made on first use.
 
         Args:
             name: Its name.
             stderr: Standard error of its first value, if that has one.
-            step: Step of its first value.
             measured: Whether an observable measures it; "total/part" is then a part, which is
                 shown beside its total and not watched. A logged "train/loss" is no part.
         """
         stream = self._streams.get(name)
         if stream is None:
             stream = self._streams[name] = self._make(
-                name, stderr, step, is_part=measured and "/" in name
+                name, stderr, is_part=measured and "/" in name
             )
         return stream
 
-    def _make(self, name: str, stderr: float | None, step: int, *, is_part: bool) -> Stream:
+    def _make(self, name: str, stderr: float | None, *, is_part: bool) -> Stream:
         detector: Detector | None
         meaning = self._meanings.of(name)
         role = Role.LEADING  # of who chose a detector for it
@@ -148,7 +147,7 @@ class Streams:
         elif is_part or meaning.role is Role.DIAGNOSTIC:
             detector = None
         else:
-            detector = self._default(meaning, stderr, step)
+            detector = self._default(meaning, stderr)
             role = meaning.role
         if self._override is not None:
             detector = self._override(name, detector)
@@ -156,24 +155,22 @@ class Streams:
             self._restore(name, detector)
         return Stream(name, detector, role, meaning)
 
-    def _default(self, meaning: StreamMeaning, stderr: float | None, step: int) -> Detector:
-        """The default detector, as strict as the stream's share of the false alarms asks.
+    def _default(self, meaning: StreamMeaning, stderr: float | None) -> Detector:
+        """The default detector, as strict as the run's false alarms ask.
 
-        What is logged every n steps comes first at step n: that tells how many points to expect.
-        `Budgeted` keeps to its share where there are more.
+        A logged stream needs more certain alarms the longer it gets; nobody need know how long.
         """
-        kind, parameters = kind_of(meaning, stderr), {}
-        if kind == "scalar" and meaning.panel is Panel.FRACTIONS:
-            parameters["min_effect"] = SCORE_EFFECT
-        share = self._false_alarms * 0.5 ** (self._num_defaults // SHARES + 1) / SHARES
-        self._num_defaults += 1
-        points = HORIZON
-        if kind == "measured":
-            points = MEASURED_POINTS
-        elif self.horizon is not None:
-            start, end = self.horizon
-            points = (end - start) / max(step - start, 1)
-        return Budgeted(detectors.default_name(kind), share, points, **parameters)
+        kind = kind_of(meaning, stderr)
+        if kind != "measured":
+            return detectors.default(
+                kind,
+                false_alarms=self._false_alarms,
+                min_effect=SCORE_EFFECT if meaning.panel is Panel.FRACTIONS else 0.0,
+                **({} if meaning.is_loss else SCALARS),
+            )
+        share = self._false_alarms * 0.5 ** (self._num_measured // SHARES + 1) / SHARES
+        self._num_measured += 1
+        return Budgeted(detectors.default_name(kind), share, MEASURED_POINTS)
 
     def _restore(self, name: str, detector: Detector) -> None:
         """Go on from a saved state; one of another detector is no reason to stop a run."""

@@ -17,8 +17,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from phasewatch.detectors.types import Alarm
-from phasewatch.monitor.core.meaning import Meanings, Role
+from phasewatch.detectors.types import Alarm, AlarmKind
+from phasewatch.monitor.core.meaning import Meanings, Role, source_of
 from phasewatch.monitor.core.types import Transition, TransitionKind, TransitionStatus
 from phasewatch.monitor.transitions.classification import Move, classify, move_of, severity
 from phasewatch.monitor.transitions.episodes import (
@@ -31,6 +31,7 @@ from phasewatch.monitor.transitions.episodes import (
     is_unstable,
     onset_of,
 )
+from phasewatch.monitor.transitions.life import Event, advance
 
 NAMESPACE = uuid.UUID("6f1d8a3e-7c55-4d0b-9a55-2f6f7c1f9b11")
 """Namespace of transition ids."""
@@ -85,7 +86,7 @@ class TransitionTracker:
                 if episode.open and episode.watches(point.name):
                     changed += self._follow(episode, point)
             self._refresh_following()
-        latest = {transition.id: transition for transition in changed}
+        latest = {(t.id, t.status): t for t in changed}  # states in their order, each once
         return list(latest.values())
 
     def _foretell(self, point: Point, sign: Alarm) -> list[Transition]:
@@ -209,8 +210,8 @@ class TransitionTracker:
             old = replace(old, detected_step=alarm.detected_step)
         evidence = {**old.evidence, name: alarm}
         status = old.status
-        if status is TransitionStatus.SUSPECTED and (len(evidence) > 1 or is_unstable(alarm)):
-            status = TransitionStatus.CONFIRMED
+        if len({source_of(one) for one in evidence}) > 1 or is_unstable(alarm):
+            status = (status, *advance(status, Event.AGREED))[-1]
         changed = replace(
             old,
             evidence=evidence,
@@ -251,13 +252,11 @@ class TransitionTracker:
 
     def _follow(self, episode: Episode, point: Point) -> list[Transition]:
         name, old = point.name, episode.transition
-        changed = old
         if episode.waiting:
             if point.step <= episode.until:
                 return []
-            gone = replace(old, status=TransitionStatus.WITHDRAWN, end_step=point.step)
-            self._update(episode, gone)
-            return [gone]
+            return self._take_states(episode, Event.RETURNED, point.step)
+        changed = old
         if point.active:
             changed = replace(changed, after={**old.after, name: point.value})
             if name == episode.lead or episode.unstable:
@@ -266,19 +265,52 @@ class TransitionTracker:
                 episode.active.add(name)
         else:
             episode.active.discard(name)
+        if episode.unstable and episode.is_peak(point):
+            changed = replace(changed, after={**changed.after, name: point.value})
+        self._update(episode, changed)
+        told: list[Transition] = []
         if old.status is TransitionStatus.SUSPECTED and name == episode.lead:
-            changed = replace(changed, status=episode.judge(point))
+            event = episode.judge(point)
+            if event is Event.RETURNED and self._is_spike(episode):
+                event = self._becomes_spike(episode)
+            if event is not None:
+                told += self._take_states(episode, event, point.step)
         over = not episode.active and (
             not episode.unstable or point.step > episode.end + (1.0 + SLACK) * episode.hold
         )
-        if changed.status is TransitionStatus.WITHDRAWN:
-            episode.active.clear()
-            changed = replace(changed, end_step=point.step)
-        elif changed.status is TransitionStatus.CONFIRMED and over:
-            changed = episode.ended(changed, point.step)
-        self._update(episode, changed, classified=changed.status is TransitionStatus.ENDED)
-        told = [episode.transition] if changed.status is not old.status else []
+        if over and episode.transition.status is TransitionStatus.CONFIRMED:
+            told += self._take_states(episode, Event.OVER, point.step)
         return told + self._follow_return(episode, point)
+
+    def _take_states(self, episode: Episode, event: Event, step: int) -> list[Transition]:
+        """Lead a transition on, whatever that asks for; returns its states in order."""
+        told = []
+        for status in advance(episode.transition.status, event):
+            changed = replace(episode.transition, status=status)
+            if status is TransitionStatus.WITHDRAWN:
+                episode.active.clear()
+                changed = replace(changed, end_step=step)
+            elif status is TransitionStatus.ENDED:
+                changed = episode.ended(changed, step)
+            self._update(episode, changed, classified=status is TransitionStatus.ENDED)
+            told.append(episode.transition)
+        return told
+
+    def _is_spike(self, episode: Episode) -> bool:
+        """Whether what went back was no improvement: a spike, which is told; else a false alarm."""
+        alarm = episode.transition.evidence[episode.lead]
+        moved = move_of(episode.lead, alarm, self.meanings)
+        return alarm.probability is not None and moved not in _BETTER
+
+    def _becomes_spike(self, episode: Episode) -> Event:
+        old = episode.transition
+        alarm = replace(old.evidence[episode.lead], kind=AlarmKind.INSTABILITY)
+        self._update(
+            episode,
+            replace(old, evidence={**old.evidence, episode.lead: alarm}),
+            classified=True,
+        )
+        return Event.AGREED
 
     def _follow_return(self, episode: Episode, point: Point) -> list[Transition]:
         """A way back from an instability that goes on beyond where it began is a shift."""
@@ -304,15 +336,21 @@ class TransitionTracker:
         """The run is over: what every detector has left has ended.
 
         Returns:
-            The transitions that this ended.
+            The states that this gave them, in order.
         """
         ended = []
         for episode in self._episodes:
-            confirmed = episode.transition.status is TransitionStatus.CONFIRMED
-            if confirmed and not episode.active:
-                over = episode.ended(episode.transition, episode.end)
-                self._update(episode, over, classified=True)
-                ended.append(episode.transition)
+            if episode.waiting or not episode.open:
+                continue
+            event = Event.OVER
+            if episode.transition.status is TransitionStatus.SUSPECTED:
+                # What is pending is told now or never; that it held is not known, but likely.
+                event = episode.leaning
+                if event is Event.RETURNED and self._is_spike(episode):
+                    event = self._becomes_spike(episode)
+                ended += self._take_states(episode, event, episode.end)
+            if episode.transition.status is TransitionStatus.CONFIRMED and not episode.active:
+                ended += self._take_states(episode, Event.OVER, episode.end)
         self._refresh_following()
         return ended
 

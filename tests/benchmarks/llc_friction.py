@@ -20,7 +20,7 @@ import torch
 from llc_accuracy import NUM_NETS, Subject, load, subjects
 
 from phasewatch.monitor.sampling import SamplerConfig, measure
-from phasewatch.monitor.sampling.integrators import FRICTION, MAX_DAMPING, Baoab
+from phasewatch.monitor.sampling.underdamped import FRICTION, MAX_DAMPING, Baoab
 
 Law = Callable[[int], float]
 """hη as a function of k."""

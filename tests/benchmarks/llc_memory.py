@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.sampling import SamplerConfig, measure_llc, memory_budget
-from phasewatch.monitor.sampling.posterior import Problem, pose
+from phasewatch.monitor.sampling.posing import pose
+from phasewatch.monitor.sampling.posterior import Problem
 
 NUM_CHAINS = 4
 ENGINES = {"vmap": NUM_CHAINS, "vmap, 2": 2, "loop": 1, "inplace": 1}

@@ -40,7 +40,8 @@ from phasewatch.monitor.sampling.closed_forms import (
     regular_case,
     squared_error,
 )
-from phasewatch.monitor.sampling.integrators import Baoab, LeimkuhlerMatthews, RmspropSgld, Sgld
+from phasewatch.monitor.sampling.overdamped import RmspropSgld, Sgld
+from phasewatch.monitor.sampling.underdamped import Baoab, LeimkuhlerMatthews
 
 SAMPLES, PARTS = 1024, 4
 """Terms of the probe, and into how many batches it is cut; a minibatch is one of them."""

@@ -109,9 +109,10 @@ def ours(index: int, steps: int) -> tuple[Callable[[], float], str]:
     from phasewatch.monitor.isolation import measure_context
     from phasewatch.monitor.sampling.chains import Run
     from phasewatch.monitor.sampling.engine_choice import Verdicts
-    from phasewatch.monitor.sampling.integrators import Baoab
+    from phasewatch.monitor.sampling.landscape import Landscape
     from phasewatch.monitor.sampling.memory_budget import plan_memory
-    from phasewatch.monitor.sampling.posterior import pose
+    from phasewatch.monitor.sampling.posing import pose
+    from phasewatch.monitor.sampling.underdamped import Baoab
 
     model, batch = case(index)
     context = measure_context(model, step=0, loss_fn=loss, batches=[batch], n_samples=1024)
@@ -120,11 +121,8 @@ def ours(index: int, steps: int) -> tuple[Callable[[], float], str]:
     engine = run_through(Verdicts().engine_for(problem, plan))
     n_beta = 1024 / math.log(1024)
     run = Run(
-        problem,
-        engine,
+        Landscape(problem, engine, n_beta=n_beta, localization=1.0, mask=None, control=False),
         Baoab(n_beta, 1.0),
-        n_beta=n_beta,
-        localization=1.0,
         generator=context.generator,
         adaptive=True,
         num_chains=NUM_CHAINS,

@@ -2,82 +2,53 @@
 
 python tests/chaos/kills.py --kills 200 --seed 0 [--lane plain] [--json FILE]
 
-A case is one run with one planted fall of its loss and one webhook. It is killed twice, at random,
-half of the time within 0.3 s after a checkpoint, and a quarter of the kills meet a store that is
-locked for five seconds; the webhook is down, slow or refusing for a while in some. At the end every
-step must be stored once, and the alert delivered once.
+A case is one run with one planted fall of its loss and one web hook. It is killed twice, at random,
+half of the time within 0.3 s after a checkpoint. In half of the lives the store is harmed shortly
+before the kill: locked, full or out of reach for five seconds, or deleted. The web hook behaves
+badly at first in most cases. At the end every step must be stored once, or be marked as a hole
+where somebody deleted the store, and the alert be delivered once.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.server
 import json
 import logging
 import random
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from faults import STORE_FAULTS, Hook, mend
+
 HERE = Path(__file__).parent
 STEPS = 420
 KILLS_PER_RUN = 2
-TARGETS = ("healthy", "healthy", "healthy", "down", "refusing", "hanging")
-
-
-class Hook:
-    """A webhook that counts, and behaves badly for its first seconds."""
-
-    def __init__(self, kind: str) -> None:
-        self.taken: Counter[str] = Counter()
-        self._good_at = time.monotonic() + (0.0 if kind == "healthy" else 4.0)
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if time.monotonic() < outer._good_at:
-                    if kind == "hanging":
-                        time.sleep(3.0)
-                    self.send_response(503)
-                    self.end_headers()
-                    return
-                (key,) = (x for x in body["message"].splitlines() if x.startswith("Id:"))
-                outer.taken[f"{key} {body['title'].split(':')[1]}"] += 1
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                return
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self._server.server_port
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+FAULT_SECONDS = 5.0
+HARM = ("locked", "locked", "full", "away", "deleted")
+"""What is done to the store in half of the lives."""
 
 
 def one_case(rng: random.Random, lane: str, folder: Path) -> Counter[str]:
     """Run, kill, resume, finish; what was counted."""
     counted: Counter[str] = Counter()
-    hook = Hook(rng.choice(TARGETS))
+    kind = rng.choice(Hook.KINDS)
+    counted[f"runs with a target that is {kind}"] += 1
+    hook = Hook(kind)
     fall = rng.randrange(150, 260)
+    store = folder / "store" / "runs.db"
     config = {
         "run_name": "chaos",
-        "store": str(folder / "runs.db"),
+        "store": str(store),
         "exporter": {"enabled": False},
         "observables": {},
         "alerts": {
             "targets": [f"json://127.0.0.1:{hook.port}/hook"],
             "picture": False,
-            "grace_seconds": 40,
+            "grace_seconds": 60,
         },
     }
     (folder / "config.yaml").write_text(json.dumps(config))
@@ -89,31 +60,36 @@ def one_case(rng: random.Random, lane: str, folder: Path) -> Counter[str]:
         "steps": STEPS,
         "fall": fall,
     }
-    last = 0
+    last, deleted = 0, False
     for number in range(KILLS_PER_RUN + 1):
         life = dict(job)
         if number < KILLS_PER_RUN:
             low = min(max(last, fall - 40) if rng.random() < 0.6 else last, STEPS - 100)
             life["dies_at"] = 10 * (rng.randrange(low, min(low + 120, STEPS - 40)) // 10 + 1)
             life["delay"] = rng.uniform(0.0, 0.3) if rng.random() < 0.5 else rng.uniform(0.3, 1.5)
-            counted["kills within 0.3 s"] += life["delay"] <= 0.3
-            if rng.random() < 0.25:
-                life["locks_at"] = max(life["dies_at"] - rng.randrange(5, 40), last + 1)
-                life["locked_seconds"] = 5.0
-                counted["kills with a locked store"] += 1
+            if rng.random() < 0.5:
+                life["fault"] = rng.choice(HARM)
+                life["fault_at"] = max(life["dies_at"] - rng.randrange(5, 40), last + 1)
+                life["fault_seconds"] = FAULT_SECONDS
         file = folder / "job.json"
         file.write_text(json.dumps(life))
         done = subprocess.run(
             [sys.executable, str(HERE / "victim.py"), str(file)],
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=300,
         )
         saved = [int(x.split()[1]) for x in done.stdout.splitlines() if x.startswith("checkpoint")]
         last = max([last, *saved])
+        harmed = life.get("fault") if "fault" in done.stdout.split() else None
+        deleted = deleted or harmed == "deleted"
+        mend(store)
         if number < KILLS_PER_RUN:
             if done.returncode == -9:
                 counted["kills"] += 1
+                counted["kills within 0.3 s of a checkpoint"] += life["delay"] <= 0.3
+                if harmed:
+                    counted[f"kills with a store {harmed}"] += 1
             else:
                 counted["not killed"] += 1
                 if done.returncode:
@@ -124,14 +100,15 @@ def one_case(rng: random.Random, lane: str, folder: Path) -> Counter[str]:
             counted["not finished"] += 1
             print(done.stderr[-2000:], file=sys.stderr)
     hook.close()
-    judge(folder / "runs.db", counted)
+    judge(store, counted, deleted=deleted)
     counted["alerts doubled"] += sum(count - 1 for count in hook.taken.values())
     counted["alerts lost"] += not any("generalisation" in key for key in hook.taken)
+    counted["alerts sent elsewhere"] += hook.strayed
     return counted
 
 
-def judge(store: Path, counted: Counter[str]) -> None:
-    """Count steps that are missing or doubled, and holes that are marked."""
+def judge(store: Path, counted: Counter[str], *, deleted: bool) -> None:
+    """Count steps that are missing, doubled, or missing and not marked as a hole."""
     from phasewatch.monitor.store.store import Store
 
     with Store(store, create=False) as history:
@@ -139,17 +116,25 @@ def judge(store: Path, counted: Counter[str]) -> None:
         counted["runs"] += 1
         counted["runs too many"] += len(runs) - 1
         steps = Counter(history.history(runs[-1].id, "val_loss")[0].tolist())
-        counted["rows lost"] += sum(step not in steps for step in range(1, STEPS + 1))
+        missing = sum(step not in steps for step in range(1, STEPS + 1))
+        holes = history.holes(runs[-1].id)
+        marked = sum(hole.num_rows for hole in holes if hole.stream == "val_loss")
         counted["rows doubled"] += sum(count - 1 for count in steps.values())
-        counted["holes marked"] += len(history.holes(runs[-1].id))
+        counted["rows not as marked"] += abs(missing - marked)
+        counted["rows deleted by somebody, and marked" if deleted else "rows lost"] += missing
 
 
-LINES = (
-    *("runs", "kills", "kills within 0.3 s", "kills with a locked store", "not killed"),
-    *("not finished", "runs too many", "rows lost", "rows doubled", "holes marked"),
-    *("alerts lost", "alerts doubled"),
+FAULTS = (
+    *("not finished", "runs too many", "rows lost", "rows doubled", "rows not as marked"),
+    *("alerts lost", "alerts doubled", "alerts sent elsewhere"),
 )
-FAULTS = LINES[5:]
+LINES = (
+    *("runs", "kills", "kills within 0.3 s of a checkpoint"),
+    *(f"kills with a store {harm}" for harm in STORE_FAULTS),
+    *(f"runs with a target that is {kind}" for kind in Hook.KINDS),
+    *("not killed", "rows deleted by somebody, and marked"),
+    *FAULTS,
+)
 
 
 def main() -> int:
@@ -173,11 +158,11 @@ def main() -> int:
         faults = {name: counted[name] for name in FAULTS if counted[name]}
         print(f"case {number} ({lane}): {faults or 'nothing lost'}", flush=True)
         number += 1
-    print(f"\n{'':28s}" + "".join(f"{lane:>12s}" for lane in lanes))
+        if options.json:
+            options.json.write_text(json.dumps(totals, indent=1))
+    print(f"\n{'':40s}" + "".join(f"{lane:>12s}" for lane in lanes))
     for name in LINES:
-        print(f"{name:28s}" + "".join(f"{totals[lane][name]:12d}" for lane in lanes))
-    if options.json:
-        options.json.write_text(json.dumps(totals, indent=1))
+        print(f"{name:40s}" + "".join(f"{totals[lane][name]:12d}" for lane in lanes))
     return int(any(totals[lane][name] for lane in lanes for name in FAULTS))
 
 

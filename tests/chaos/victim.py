@@ -2,7 +2,7 @@
 
 It observes a loss at every step that falls at a known step, saves a checkpoint every ten steps as
 training does (written whole, then renamed), and says each on standard output. Where the job says
-so it locks its own store for a while, and it kills itself some time after a checkpoint.
+so its store is harmed for a while (faults.py), and it kills itself some time after a checkpoint.
 """
 
 from __future__ import annotations
@@ -12,34 +12,19 @@ import os
 import pickle
 import random
 import signal
-import sqlite3
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+from faults import STORE_FAULTS
+
 
 def value(step: int, fall: int) -> float:
     """The loss at a step: the same in every life of the run."""
     noise = random.Random(step).uniform(-1, 1)
     return (3.0 if step <= fall else 0.02) * (1 + 0.01 * noise)
-
-
-def lock(store: str, seconds: float) -> None:
-    """Hold the store's write lock for a while, from another thread."""
-    held = threading.Event()
-
-    def hold() -> None:
-        raw = sqlite3.connect(store, timeout=30, isolation_level=None)
-        raw.execute("BEGIN IMMEDIATE")
-        held.set()
-        time.sleep(seconds)
-        raw.execute("ROLLBACK")
-        raw.close()
-
-    threading.Thread(target=hold, daemon=True).start()
-    held.wait(30)
 
 
 def die_after(seconds: float) -> None:
@@ -70,8 +55,10 @@ class Life:
             self.dies_at = None
 
     def before(self, step: int) -> None:
-        if step == self.job.get("locks_at"):
-            lock(self.job["config"]["store"], self.job["locked_seconds"])
+        if step == self.job.get("fault_at"):
+            store = Path(self.job["config"]["store"])
+            STORE_FAULTS[self.job["fault"]](store, self.job["fault_seconds"])
+            print("fault", flush=True)
         time.sleep(0.002)
 
 

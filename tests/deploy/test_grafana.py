@@ -23,7 +23,7 @@ from support.dashboards import (
 from support.needs import need_binary, need_test_data
 
 NAMES = sorted(boards())
-EVERY_VALUE = dict.fromkeys(("run", "llc", "family", "observable", "datasource"), "x")
+EVERY_VALUE = dict.fromkeys(("run", "run_id", "llc", "family", "observable", "datasource"), "x")
 
 
 @pytest.fixture(params=NAMES)
@@ -148,6 +148,7 @@ def test_every_metric_of_the_table_can_be_seen_but_for_a_few():
     assert unseen <= {
         m.BUILD.name,
         m.RUN.name,
+        m.RUNBOOK.name,
         m.RUN_EPOCH.name,
         m.MONITOR_SECONDS.name,
         m.MEASUREMENTS.name,

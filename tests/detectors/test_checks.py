@@ -12,8 +12,8 @@ ALL = checks.all_checks()
 
 
 SHIPPED = (
-    "bocpd", "cusum", "focus", "level_shift", "local_change", "page_hinkley", "ruptures_window",
-    "slope_shift",
+    "abrupt_change", "bocpd", "cusum", "focus", "level_shift", "local_change", "page_hinkley",
+    "ruptures_window", "slope_shift",
 )  # fmt: skip
 
 

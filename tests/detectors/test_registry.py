@@ -40,14 +40,14 @@ def test_names_are_sorted():
 
 @pytest.mark.parametrize(
     ("stream", "name"),
-    [("loss", "slope_shift"), ("measured", "level_shift"), ("scalar", "ruptures_window")],
+    [("loss", "abrupt_change"), ("measured", "level_shift"), ("scalar", "abrupt_change")],
 )
 def test_each_kind_of_stream_has_its_default(stream, name):
     assert detectors.default(stream).name == name
 
 
 def test_the_default_takes_parameters():
-    assert detectors.default("loss", gate=0.4).parameters["gate"] == 0.4
+    assert detectors.default("loss", certainty=4.0).parameters["certainty"] == 4.0
 
 
 def test_an_unknown_kind_of_stream_says_what_there_is():

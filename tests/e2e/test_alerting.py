@@ -18,7 +18,7 @@ from phasewatch.monitor.operations.doctor_runs import Runs
 from support.alerting import quick_stack
 from support.promtool import RULES
 from support.records import wait_until
-from support.scraping import free_port
+from support.scraping import free_port, scrape
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,9 @@ def test_a_transition_is_one_alert_with_its_text_and_is_resolved_later(stack, in
         r"detected at step \d+",
         alert["annotations"]["description"],
     )
-    assert alert["annotations"]["runbook_url"].startswith("docs/runbook.md#")
+    link = alert["annotations"]["runbook_url"]
+    assert link == f"http://{run.address}/runbook#phasewatchtransition"
+    assert 'id="phasewatchtransition"' in scrape(link.partition("#")[0])
     arrives(inbox, "PhasewatchTransition", "resolved")
     run.tell("end")
     assert run.wait() == 0
@@ -97,7 +99,26 @@ def test_a_killed_run_is_told_and_another_of_its_name_does_not_hide_it(stack, in
     other.tell("end")
     assert other.wait() == 0
     assert len(inbox.alerts(alertname="PhasewatchRunCrashed")) == 1
+    assert not inbox.alerts("resolved", alertname="PhasewatchRunCrashed")
     assert inbox.names == {"PhasewatchRunCrashed"}
+
+
+def test_a_killed_run_is_told_and_its_resume_ends_the_alert(stack, inbox, start):
+    run = start(RUN, targets_dir=str(stack.targets))
+    seen(stack)
+    run.tell("save")
+    run.hear("saved")
+    run.kill()
+    killed = arrives(inbox, "PhasewatchRunCrashed")
+    resumed = start(RUN, targets_dir=str(stack.targets))
+    ended = arrives(inbox, "PhasewatchRunCrashed", "resolved")
+    assert ended["labels"]["run_id"] == killed["labels"]["run_id"]
+    restarted = arrives(inbox, "PhasewatchRunRestarted")
+    assert restarted["labels"]["run_id"] == killed["labels"]["run_id"]
+    resumed.tell("end")
+    assert resumed.wait() == 0
+    assert len(inbox.alerts(alertname="PhasewatchRunCrashed")) == 1
+    assert inbox.names == {"PhasewatchRunCrashed", "PhasewatchRunRestarted"}
 
 
 def test_a_run_that_vanishes_with_its_target_is_told(stack, inbox, start):

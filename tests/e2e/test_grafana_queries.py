@@ -278,7 +278,7 @@ def test_runs_that_go_wrong_are_alerted_with_their_names(tmp_path):
 def test_marks_of_transitions_are_named_and_lie_at_their_detection(prometheus):
     board = boards()["run"]
     (query,) = [q for q in queries_of("run", board) if q.where == "run/Transitions"]
-    found = prometheus.ask(query, {"run": RUNS[1]})
+    found = prometheus.ask(query, {"run": RUNS[1], "run_id": ".*"})
     assert {series["metric"]["run"] for series in found} == {RUNS[1]}
     kinds = {series["metric"]["kind"] for series in found}
     (when,) = prometheus.query(f'phasewatch_last_transition_timestamp_seconds{{run="{RUNS[1]}"}}')
@@ -297,7 +297,7 @@ def test_tables_for_the_chart_against_steps_can_be_merged_by_time_and_run(promet
     steps = found["compare/λ̂ against step/A"]
     lambdas = found["compare/λ̂ against step/B"]
     for series in (*steps, *lambdas):
-        assert set(series["metric"]) == {"run"}
+        assert set(series["metric"]) == {"run", "run_id"}
     for run in RUNS:
         at = [
             {time for time, _ in series["values"]}

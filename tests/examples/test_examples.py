@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
 import os
-import runpy
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +17,6 @@ from phasewatch.monitor.store.store import Store
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HELPERS = {"common.py", "terminal.py"}
-LIGHTNING = ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "pytorch_lightning")
 
 
 def start(script: str, *arguments: str, cwd: Path, timeout: float = 120) -> str:
@@ -42,30 +36,6 @@ def start(script: str, *arguments: str, cwd: Path, timeout: float = 120) -> str:
     return done.stdout
 
 
-@pytest.fixture
-def rehearse(tmp_path, monkeypatch):
-    """Runs an example fast, in this process: half of its time would go into imports."""
-
-    def run(script: str, *arguments: str) -> str:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.delenv("PHASEWATCH_STORE", raising=False)
-        monkeypatch.syspath_prepend(str(EXAMPLES))
-        for left_behind in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
-            monkeypatch.setenv(left_behind, "0")  # so that it is put back
-        said = io.StringIO()
-        # Warnings are for whoever runs the script, not for its tests.
-        with contextlib.redirect_stdout(said), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            main = runpy.run_path(str(EXAMPLES / script))["main"]
-            main(["--fast", "--out", "demo", *arguments])
-        return said.getvalue()
-
-    levels = {name: logging.getLogger(name).level for name in LIGHTNING}
-    yield run
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
-
-
 def test_every_example_is_run_here() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} - HELPERS == {
         "addition.py",
@@ -78,6 +48,10 @@ def test_every_example_is_run_here() -> None:
         "grokking_phases.py",
         "induction_heads.py",
         "plain_loop.py",
+        "scaler_loop.py",
+        "fabric_loop.py",
+        "accelerate_loop.py",
+        "hf_grokking.py",
         "lottery_tickets.py",
         "superposition.py",
     }

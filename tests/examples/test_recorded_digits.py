@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from phasewatch.monitor.core.types import TransitionKind
 from support.recorded import GOLDEN, read, transitions_of
 
 SEEDS = pytest.mark.parametrize("seed", [0, 1, 2])
@@ -47,6 +48,12 @@ def test_the_gradient_noise_no_longer_matters_at_the_edge(seed):
 
 
 @SEEDS
-def test_nothing_of_it_is_called_a_transition(seed):
-    # The loss spikes once where the sharpness first overshoots, and falls in steps afterwards.
-    assert transitions_of(GOLDEN / f"digits_{seed}.npz") == []
+def test_it_is_told_as_unstable_where_the_sharpness_first_overshoots(seed):
+    # The loss spikes once there, and falls in steps afterwards.
+    steps, sharpness = history(seed, "hessian_top")
+    reached = steps[np.argmax(sharpness > EDGE)]
+    found = transitions_of(GOLDEN / f"digits_{seed}.npz")
+    first = next(t for t in found if t.kind is TransitionKind.INSTABILITY)
+    assert reached <= first.detected_step <= reached + 200
+    assert "train_loss" in first.evidence
+    assert all(t.detected_step >= reached for t in found)

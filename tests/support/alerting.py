@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -177,6 +178,11 @@ def open_inbox() -> Iterator[Inbox]:
     thread.join()
 
 
+def digest(name: str) -> str:
+    """A name for a file, for any name of a run."""
+    return hashlib.sha256(name.encode()).hexdigest()[:12]
+
+
 class LiveRun:
     """A watched run in a process of its own; see `support.live_run` for what it can be told."""
 
@@ -188,7 +194,10 @@ class LiveRun:
             "exporter": {"port": free_port(), "linger_seconds": 3, **exporter},
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "support.live_run", json.dumps(config)],
+            [
+                *(sys.executable, "-m", "support.live_run", json.dumps(config)),
+                str(folder / f"{digest(name)}.ckpt"),
+            ],
             cwd=Path(__file__).parents[1],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

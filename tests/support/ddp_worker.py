@@ -30,7 +30,7 @@ import torch  # noqa: E402
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 
-from phasewatch.callbacks.lightning.processes import collective_timeout_seconds  # noqa: E402
+from phasewatch.callbacks.shared.processes import collective_timeout_seconds  # noqa: E402
 from phasewatch.monitor.core.estimates import Observation  # noqa: E402
 from phasewatch.monitor.core.work import Cost, Work  # noqa: E402
 from phasewatch.monitor.observables.curvature.noise_scale import GradientNoiseScale  # noqa: E402

@@ -1,18 +1,21 @@
 """A watched run that does as it is told on its standard input, in a process of its own.
 
 `drop` lets the validation loss fall as in grokking, `nan` makes the training loss NaN, `hang`
-stops stepping, `raise` fails, `end` ends well. What it says: "ready ADDRESS", then "onset TIME"
-(Unix seconds) for `drop` and "found TIME" when the watch has confirmed the transition.
+stops stepping, `save` writes a checkpoint, `raise` fails, `end` ends well. What it says:
+"ready ADDRESS", then "onset TIME" (Unix seconds) for `drop`, "found TIME" when the watch has
+confirmed the transition, and "saved STEP". Where there is a checkpoint, it goes on from there.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import pickle
 import queue
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -35,15 +38,21 @@ def losses(step: int, dropped_at: int | None, noise: np.random.Generator) -> tup
 
 def main() -> None:
     config = json.loads(sys.argv[1])
+    checkpoint = Path(sys.argv[2])
     commands: queue.Queue[str] = queue.Queue()
     threading.Thread(
         target=lambda: [commands.put(line.strip()) for line in sys.stdin], daemon=True
     ).start()
     noise = np.random.default_rng(0)
     dropped_at, told, nan, step = None, False, False, 0
-    with Watch(config) as watch:
+    watch = Watch(config)
+    if checkpoint.exists():
+        step, state = pickle.loads(checkpoint.read_bytes())
+        watch.load_state_dict(state)
+        watch.start(step)
+    with watch:
         print("ready", watch.metrics_url, flush=True)
-        begin = time.monotonic()
+        begin = time.monotonic() - step / RATE
         while True:
             command = "" if commands.empty() else commands.get()
             if command == "drop":
@@ -53,6 +62,9 @@ def main() -> None:
                 nan = True
             elif command == "hang":
                 commands.get()
+            elif command == "save":
+                checkpoint.write_bytes(pickle.dumps((step, watch.state_dict())))
+                print("saved", step, flush=True)
             elif command == "raise":
                 raise ValueError("as told")
             elif command == "end":

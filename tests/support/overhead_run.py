@@ -50,6 +50,13 @@ class Stopwatch(pl.Callback):
         self.began = cpu()
         self.warm: tuple[int, float] | None = None
         self.step_seconds = 0.0
+        self.monitor: pl.Callback | None = None
+        self.predicted: dict[str, float] | None = None
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        """Note what was predicted before the first step."""
+        if self.predicted is None:
+            self.predicted = {} if self.monitor is None else predictions(self.monitor.watch)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         """Look at the clock."""
@@ -149,6 +156,7 @@ def run(model: str, seconds: float, steps: int, observables: str, **settings) ->
             monitor = TransitionMonitor(store="run.db", exporter=False, **chosen, **settings)
             hooks = Hooks(monitor)
             callbacks.append(monitor)
+            stopwatch.monitor = monitor
         imported = cpu() - began
         trainer = pl.Trainer(
             accelerator="cpu",
@@ -182,7 +190,11 @@ def run(model: str, seconds: float, steps: int, observables: str, **settings) ->
         found["monitor_seconds"] = hooks.seconds + total - in_thread + in_children
         found["import_seconds"] = round(imported, 2)
         found["table_seconds"] = messages.table_seconds
-        return found | seen(monitor, Path(folder) / "run.db")
+        return (
+            found
+            | seen(monitor, Path(folder) / "run.db")
+            | {"predicted_seconds": stopwatch.predicted}
+        )
 
 
 def seen(monitor, path: Path) -> dict[str, object]:
@@ -202,7 +214,6 @@ def seen(monitor, path: Path) -> dict[str, object]:
         "first_llc_step": estimates[0].step if estimates else None,
         "measured": {name: n for name, n in sorted(measured.items()) if n},
         "mean_seconds": {n: durations[n].sum_seconds / k for n, k in measured.items() if k},
-        "predicted_seconds": predictions(watch),
         "skipped": dict(watch.health.skip_reasons),
         "failures": {n: k for n, k in watch.health.measurement_failures.items() if k},
     }

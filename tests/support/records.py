@@ -70,6 +70,9 @@ def make_transition(
         run_length=10,
         value_before=2.0,
         value_after=NAN,
+        onset_interval=(detected_step - 11, detected_step - 10),
+        effect_sigma=6.0,
+        rule="2 of 1 points, linear",
     )
     values: dict[str, Any] = {
         "kind": TransitionKind.GENERALISATION,

@@ -20,7 +20,7 @@ from phasewatch.monitor.observables.attention.looking import heads_at_weights
 from phasewatch.monitor.observables.attention.model import WAY_OUT, Attention
 from phasewatch.monitor.observables.attention.pattern_score import OLSSON
 from phasewatch.monitor.observables.evaluation import at_weights, named_weight
-from phasewatch.monitor.sampling.posterior import is_sum_and_count
+from phasewatch.monitor.sampling.probe_loss import is_sum_and_count
 
 
 class HeadAblation:

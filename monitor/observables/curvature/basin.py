@@ -21,7 +21,8 @@ from phasewatch.monitor.observables.curvature.krylov import forwards_to_pose, he
 from phasewatch.monitor.observables.sharing import Stopwatch, random_of
 from phasewatch.monitor.observables.weights.norms import observed
 from phasewatch.monitor.sampling.engine import plain_attention
-from phasewatch.monitor.sampling.posterior import Problem, checked_terms
+from phasewatch.monitor.sampling.posterior import Problem
+from phasewatch.monitor.sampling.probe_loss import checked_terms
 
 NUM_RADII = 12
 """Radii on a ray, each half of the one before; one forward pass over the probe each, at most."""

@@ -32,7 +32,7 @@ from phasewatch.monitor.observables.curvature.noise_statistics import (
 from phasewatch.monitor.observables.weights.norms import observed
 from phasewatch.monitor.observables.work import of_probe
 from phasewatch.monitor.sampling.engine_choice import working_loop
-from phasewatch.monitor.sampling.posterior import pose
+from phasewatch.monitor.sampling.posing import pose
 
 FEWEST = 4
 """Steps, or gradients of the probe, below which nothing is said of the error."""

@@ -86,6 +86,7 @@ class EssentialDynamics:
     cost = Cost.FORWARD
     needs = "losses per token or sample, not averaged, or a function of the model's outputs"
     source = "Hoogland et al. 2024, arXiv 2402.02364"
+    compares_steps = True
     streams: ClassVar = {"essential_dynamics": SUPPORTING}
 
     def __init__(

@@ -13,7 +13,7 @@ from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.isolation.batches import clone_batch
 from phasewatch.monitor.observables.evaluation import at_weights
 from phasewatch.monitor.observables.work import of_probe, samples_in
-from phasewatch.monitor.sampling.posterior import averaged
+from phasewatch.monitor.sampling.probe_loss import averaged
 
 METHOD = "probe_token_losses"
 

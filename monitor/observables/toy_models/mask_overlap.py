@@ -105,6 +105,7 @@ class MaskOverlap(MaskedObservable):
     reads_live = True
     needs = "trainable weight matrices"
     source = MINEGISHI
+    compares_steps = True
     streams: ClassVar = {"mask_overlap": SUPPORTING}
 
     def __init__(

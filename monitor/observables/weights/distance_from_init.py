@@ -47,6 +47,7 @@ class DistanceFromInit:
     reads_live = True
     needs = "trainable parameters"
     source = "L2 norm; of a sketch: Charikar et al. 2002"
+    compares_steps = True
     streams: ClassVar = {
         "distance_from_init": SUPPORTING,
         "distance_from_init_relative": SUPPORTING,

@@ -43,6 +43,7 @@ class DistanceMoved:
     reads_live = True
     needs = "trainable parameters"
     source = "L2 norm; of a sketch: Charikar et al. 2002"
+    compares_steps = True
     streams: ClassVar = {"distance_moved": SUPPORTING}
 
     def __init__(self) -> None:

@@ -57,6 +57,7 @@ def record_step(
     named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
     *,
     keep_params: bool,
+    loss_scale: float = 1.0,
 ) -> StepRecord:
     """Look at gradients and weights just before an optimizer step.
 
@@ -65,6 +66,7 @@ def record_step(
         named_parameters: The live parameters. They are read, never written.
         keep_params: Copy the trainable parameters too, for who compares them with those after the
             step: `needs_params_before` tells.
+        loss_scale: What the gradients are to be divided by.
 
     Returns:
         Norm of the whole gradient, unclipped, and the copies.
@@ -73,7 +75,7 @@ def record_step(
     with torch.no_grad():
         return StepRecord(
             step=step,
-            gradient_norm=gradient_norm(trainable),
+            gradient_norm=gradient_norm(trainable) / loss_scale,
             params_before={n: p.detach().clone() for n, p in trainable if keep_params},
         )
 

@@ -51,6 +51,7 @@ class UpdateAngle:
     reads_live = True
     needs = "trainable parameters"
     source = "scalar product; of a sketch: Charikar et al. 2002"
+    compares_steps = True
     streams: ClassVar = {"update_angle": SUPPORTING}
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from phasewatch.callbacks.lightning.lent import Lent
 from phasewatch.callbacks.lightning.losses import ProbeLoss, RefusingCollectives, takes_batch_idx
 from phasewatch.callbacks.lightning.muted import Resettable
-from phasewatch.callbacks.lightning.views import NullObject
+from phasewatch.callbacks.shared.views import NullObject
 from phasewatch.monitor.config.monitor import SamplerConfig
 from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.core.types import run_through
@@ -17,7 +17,7 @@ from phasewatch.monitor.isolation import guard, measure_context
 from phasewatch.monitor.observables.evaluation import at_weights
 from phasewatch.monitor.run.probe_size import mean_loss
 from phasewatch.monitor.sampling.examination import examine
-from phasewatch.monitor.sampling.posterior import pose
+from phasewatch.monitor.sampling.posing import pose
 from phasewatch.monitor.sampling.terms import GIVEN_COUNT
 
 BATCH = (torch.linspace(-1, 1, 6).reshape(3, 2), torch.tensor([0, 1, 0]))

@@ -191,6 +191,22 @@ def test_a_repeat_follows_only_a_lost_acknowledgement(tmp_path, target):
 
 
 @pytest.mark.slow
+def test_a_store_that_somebody_removes_loses_and_doubles_no_alert(tmp_path, target):
+    """One alert was delivered before, one waits, and one comes after it; nobody resumes."""
+    with Watch(settings(tmp_path, target.url, grace_seconds=40.0)) as watch:
+        confirm(watch, "told")
+        wait_until(lambda: target.taken, what="the first alert", **PATIENCE)
+        target.answers.extend([Answer(503)] * 3)
+        confirm(watch, "waiting")
+        wait_until(lambda: len(target.seen) > 1, what="a refusal", **PATIENCE)
+        for file in tmp_path.glob("runs.db*"):
+            file.unlink()
+        confirm(watch, "later")
+        wait_until(lambda: len(target.taken) >= 3, what="the other alerts", **PATIENCE)
+    assert sorted(target.ids) == ["later", "told", "waiting"]
+
+
+@pytest.mark.slow
 def test_one_target_that_hangs_holds_up_no_other(tmp_path, target):
     with http_target() as hanging:
         hanging.always = Answer(hang=60.0, drop=True)

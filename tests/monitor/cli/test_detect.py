@@ -47,7 +47,7 @@ def test_detect_tells_streams_and_transitions(shell, curve) -> None:
     code, out, err = shell("detect", curve)
     assert (code, err) == (0, "")
     assert f"{curve}, steps from column step" in out
-    for part in ("val_loss", "800", "799", "slope_shift", "lr", "none"):
+    for part in ("val_loss", "800", "799", "abrupt_change", "lr", "none"):
         assert part in out
     for part in ("generalisation", "ended"):
         assert part in out
@@ -59,7 +59,7 @@ def test_detect_as_json(shell, curve) -> None:
     assert code == 0
     assert (content["file"], content["step"]) == (str(curve), "step")
     streams = {stream["name"]: stream for stream in content["streams"]}
-    assert (streams["val_loss"]["detector"], streams["val_loss"]["count"]) == ("slope_shift", 800)
+    assert (streams["val_loss"]["detector"], streams["val_loss"]["count"]) == ("abrupt_change", 800)
     assert streams["val_loss"]["parameters"]["gate"] == 0.1
     (found,) = content["transitions"]
     assert found["kind"] == "generalisation"
@@ -74,11 +74,11 @@ def test_a_file_and_a_live_run_of_the_same_numbers_say_the_same(shell, curve, st
 
 
 def test_detect_with_other_settings(shell, curve) -> None:
-    _, out, _ = shell("detect", curve, "--set", "gate=5", "--set", "scale=log", "--json")
+    _, out, _ = shell("detect", curve, "--set", "gate=5", "--set", "certainty=4", "--json")
     content = json.loads(out)
     assert [t["hindsight"]["streamed"] for t in content["transitions"]] == [None]
     assert content["streams"][0]["parameters"]["gate"] == 5
-    assert content["streams"][0]["parameters"]["scale"] == "log"
+    assert content["streams"][0]["parameters"]["certainty"] == 4
     _, out, _ = shell("detect", curve, "--detector", "none")
     assert "no transitions" in out
 
@@ -104,13 +104,13 @@ def test_detect_on_chosen_columns(shell, curve) -> None:
 
 def test_detect_says_where_points_are_too_few(shell, tmp_path) -> None:
     path = tmp_path / "short.csv"
-    path.write_text("step,val_loss\n" + "".join(f"{i},{2.0 - i / 9}\n" for i in range(8)))
+    path.write_text("step,val_loss\n" + "".join(f"{i},{2.0 - i / 9}\n" for i in range(6)))
     code, out, _ = shell("detect", path)
     assert code == 0
-    assert "slope_shift: too few points, it needs 9" in out
+    assert "abrupt_change: too few points, it needs 7" in out
     (stream,) = json.loads(shell("detect", path, "--json")[1])["streams"]
-    assert (stream["count"], stream["too_few"]) == (8, 9)
-    path.write_text("step,val_loss\n" + "".join(f"{i},{2.0 - i / 9}\n" for i in range(9)))
+    assert (stream["count"], stream["too_few"]) == (6, 7)
+    path.write_text("step,val_loss\n" + "".join(f"{i},{2.0 - i / 9}\n" for i in range(7)))
     assert "too few" not in shell("detect", path)[1]
 
 

@@ -44,7 +44,7 @@ def test_every_series_of_a_run_carries_its_name_and_no_step_or_message(metric):
     assert metric.labels[0] == "run" or metric is metrics.BUILD
     assert metric.labels[1] == "run_id" or metric is metrics.BUILD
     named = {"run", "run_id", "attempt", "experiment", "observable", "unit", "sink", "what"}
-    allowed = named | {"host", "pid", "version", "python"} | set(metrics.CLOSED_LABELS)
+    allowed = named | {"host", "pid", "url", "version", "python"} | set(metrics.CLOSED_LABELS)
     assert set(metric.labels) <= allowed
 
 

@@ -69,6 +69,7 @@ def collector(monkeypatch):
     health.detector_scores["val_loss"] = 0.75
     health.sink_failures["Logger"] = 6
     collector = RunCollector("demo", health, "primes")
+    collector.runbook_url = "http://node:9877/runbook"
     collector.keep(make_observation(119, 0.5))
     collector.keep(make_observation(120, 0.25))
     collector.keep(make_observation(100, NAN, name="val_loss"))

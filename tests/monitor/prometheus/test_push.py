@@ -171,7 +171,7 @@ def test_a_password_is_in_no_log_and_in_no_configuration(push, gateway, monkeypa
     ("settings", "told"),
     [
         ({"url": f"http://me:{SECRET}@gateway:9091"}, "give user and password as username"),
-        ({"url": "gateway:9091"}, "give a URL, as http"),
+        ({"url": "gateway:9091"}, "give a URL, as http://gateway:9091"),
         ({"url": "http://a", "username": "me"}, "give username with one of"),
         ({"url": "http://a", "password_env": "A"}, "give username with one of"),
     ],

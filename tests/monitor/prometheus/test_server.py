@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import re
 import socket
 import ssl
 import subprocess
@@ -194,6 +195,18 @@ def test_unusual_requests_are_answered_as_by_prometheus_client(change):
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/metrics"} | change
     ours = answer(server.application(collector), environ)
     assert ours == answer(make_wsgi_app(registry), environ)
+
+
+def test_the_runbook_is_served_where_the_metrics_say(serve):
+    sink = serve()
+    (url,) = re.findall(
+        r'^phasewatch_runbook_info{.*url="(.*?)".*}', scrape(sink.url), re.MULTILINE
+    )
+    with urllib.request.urlopen(url, timeout=10) as page:
+        assert page.headers.get_content_type() == "text/html"
+        assert '<h2 id="phasewatchruncrashed">' in page.read().decode()
+    sink = serve(runbook_url="https://docs.example/book")
+    assert 'url="https://docs.example/book"' in scrape(sink.url)
 
 
 def answer(app, environ):

@@ -120,8 +120,6 @@ def test_a_run_whose_end_was_known_is_replayed_with_the_same_thresholds(settings
     for watched in outcome.watched:
         if watched.name in alive:
             assert watched.parameters == alive[watched.name]["parameters"]
-    assert alive["train_loss"]["budget"][1] == STEPS
-    assert alive["val_loss"]["budget"][1] == STEPS / 5
 
 
 def test_a_finished_run_replays_exactly(settings) -> None:
@@ -177,7 +175,7 @@ def test_a_validation_after_the_checkpoint_of_its_step_is_detected_on_by_the_res
     logged = values(1210)
     first.observe(1210, {"train_loss": logged["train_loss"]})
     state = first.state_dict()
-    first.observe(1210, {"val_loss": 777.0})  # differs, so that it matters
+    first.observe(1210, {"val_loss": 1.05 * logged["val_loss"]})  # differs, so that it matters
     first.finish()
     second = Watch(settings)
     second.load_state_dict(state)
@@ -263,7 +261,7 @@ def test_a_change_of_some_streams_leaves_the_others(settings) -> None:
     outcome, _ = replayed(settings, Change("none", streams=["train_loss", "val_loss"]))
     watched = {one.name: one.detector for one in outcome.watched}
     assert watched["train_loss"] == watched["val_loss"] == "none"
-    assert watched["val_accuracy"] == "ruptures_window"
+    assert watched["val_accuracy"] == "abrupt_change"
     outcome, _ = replayed(settings, Change("slope_shift"))
     watched = {one.name: one.detector for one in outcome.watched}
     assert watched["val_accuracy"] == watched["llc"] == "slope_shift"
@@ -285,7 +283,7 @@ def test_wrong_changes_are_refused() -> None:
 
 def test_a_parameter_that_no_detector_has_is_refused() -> None:
     columns = {"loss": Column([1, 2], [1.0, 1.0], [None, None], [0.0, 0.0])}
-    with pytest.raises(ConfigError, match=r"has a parameter 'gat'; .* slope_shift: gate, "):
+    with pytest.raises(ConfigError, match=r"has a parameter 'gat'; .* abrupt_change: certainty, "):
         detect([columns], run="x", change=Change(parameters={"gat": 1.0}))
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
 
+from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.errors import StoreError
 from phasewatch.monitor.core.explanation import explain
 from phasewatch.monitor.core.meaning import LLC
@@ -160,6 +161,24 @@ def test_a_constant_stream_is_drawn_on_an_axis_from_zero(store: Store, write: Wr
     axes = {axis["title"]["text"]: axis for key, axis in layout.items() if key.startswith("yaxis")}
     assert axes["dropout"]["rangemode"] == "tozero"
     assert "rangemode" not in axes["Losses (nats)"]
+
+
+def test_holes_and_curves_that_are_thinned_are_told(store: Store, write: Write) -> None:
+    page = write()
+    assert "Holes:" not in page.words
+    assert "Drawn with fewer points" not in page.words
+    steps = range(5000)
+    column = Column([*steps], [step / 7 for step in steps], [0] * 5000, [1e9] * 5000)
+    store.add_scalars(RUN_ID, 1, HOSTILE, column)
+    store.flush()
+    kept = len(store.history(RUN_ID, "val_loss")[0])
+    lost = {"rows": [], "entered": {"val_loss": [kept + 12, 10**9], HOSTILE: [5003, 5002]}}
+    store.take_over(RUN_ID, 1, 10**9, lost, RUN_ID)
+    page = Page(write_report(store, RUN_ID, page.path))
+    assert "Holes: 15 values were observed and are not in the store" in page.words
+    assert re.search(r"val_loss 12 [\d,]+–1,000,000,000 killed before they were", page.words)
+    assert f"{HOSTILE} 3 5,000–5,002 killed" in page.words
+    assert f"Drawn with fewer points than there are: {HOSTILE} (5,000)" in page.words
 
 
 def test_no_transition_is_said(write: Write) -> None:
@@ -331,6 +350,20 @@ def test_a_line_never_joins_two_points_across_one_that_is_not_ok(store: Store) -
         "reward": [[1, 2, 3, 4], [6, 7, 8]],
     }
     assert series["hessian_top"].is_measured  # its doubtful values are drawn as such
+
+
+def test_estimates_of_different_settings_are_never_joined_by_a_line() -> None:
+    from phasewatch.monitor.reports.data import Record, Series
+    from phasewatch.monitor.reports.figures import overview
+
+    details = [estimate(step, 1.0) for step in range(6)]
+    details[3:] = [dataclasses.replace(e, localization=3.0) for e in details[3:]]
+    seen = [Observation(name="llc", step=e.step, value=1.0, stderr=0.1, detail=e) for e in details]
+    series = Series("llc", "1", np.arange(6), np.ones(6), np.ones(6), LLC, tuple(seen))
+    figure = overview(Record(series={"llc": series}, transitions=()))
+    lines = [trace for trace in figure["data"] if trace.get("name") == "llc"]
+    assert [trace["x"] for trace in lines] == [[0, 1, 2], [3, 4, 5]]
+    assert [trace.get("showlegend", True) for trace in lines] == [True, False]
 
 
 def test_thinning_keeps_short_curves_whole() -> None:

@@ -445,3 +445,23 @@ def test_the_model_that_is_given_is_the_one_that_is_measured(settings) -> None:
             watch.probe(step, model)
         _, values, _ = watch.history("weight_norm")
     assert values.tolist() == pytest.approx([2**0.5, 3 * 2**0.5])
+
+
+def test_the_gradient_norm_under_a_scaler_is_that_of_the_loss(settings) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1)
+    scaler = torch.amp.GradScaler("cpu")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = model(torch.ones(4, 3)).square().mean()
+    own = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+    norm = torch.cat([part.flatten() for part in own]).norm()
+    scaler.scale(loss).backward()
+    with Watch({**settings, "observables": ["gradient_norm"]}) as watch:
+        watch.before_step(10, model.named_parameters(), loss_scale=scaler.get_scale())
+        scaler.step(optimizer)
+        assert watch.due(10)
+        watch.probe(10, model)
+        steps, values, _ = watch.history("gradient_norm")
+    assert scaler.get_scale() == 65536
+    assert steps.tolist() == [10]
+    assert values[0] == pytest.approx(float(norm), rel=1e-5)

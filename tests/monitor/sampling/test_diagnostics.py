@@ -10,7 +10,8 @@ import torch
 from phasewatch.monitor.core.types import EstimateStatus
 from phasewatch.monitor.sampling import estimate_llc
 from phasewatch.monitor.sampling.closed_forms import Quadratic
-from phasewatch.monitor.sampling.diagnostics import judge, standard_error, summarise, weaknesses
+from phasewatch.monitor.sampling.diagnostics import standard_error, summarise
+from phasewatch.monitor.sampling.verdict import judge, weaknesses
 
 
 def chains(mean=10.0, spread=1.0, correlation=0.0, num_chains=4, num_draws=128, seed=0):
@@ -44,6 +45,16 @@ def test_the_interval_holds_the_mean_about_as_often_as_it_says(correlation):
         draws = chains(correlation=correlation, seed=seed)[:, 32:]
         hits += abs(draws.mean() - 10.0) < 1.96 * standard_error(draws)
     assert hits / 200 >= 0.90
+
+
+@pytest.mark.parametrize("num_chains", [2, 4, 32])
+def test_the_error_reaches_beyond_both_sides_however_many_chains_there_are(num_chains):
+    draws = chains(num_chains=num_chains, spread=0.5)
+    draws[num_chains // 2 :] += 2.0
+    summary = summary_of(draws)
+    within, outside = summary.sides.within, summary.sides.outside
+    assert summary.value - 1.96 * summary.stderr <= within + 1e-9
+    assert summary.value + 1.96 * summary.stderr >= outside - 1e-9
 
 
 def test_one_chain_has_an_error_too():

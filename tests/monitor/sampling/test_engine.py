@@ -20,7 +20,7 @@ from phasewatch.monitor.sampling.memory_budget import (
     plan_memory,
     vmap_bytes,
 )
-from phasewatch.monitor.sampling.posterior import pose
+from phasewatch.monitor.sampling.posing import pose
 
 
 def truth(model, batches, loss, point, layout):

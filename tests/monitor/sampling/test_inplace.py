@@ -12,7 +12,7 @@ from phasewatch.monitor.isolation import guard, measure_context
 from phasewatch.monitor.sampling import SamplerConfig, estimate_llc, measure_llc
 from phasewatch.monitor.sampling.closed_forms import Quadratic, plain_loss
 from phasewatch.monitor.sampling.engine import InPlaceEngine, LoopEngine, evaluate
-from phasewatch.monitor.sampling.posterior import pose
+from phasewatch.monitor.sampling.posing import pose
 
 
 class Tied(nn.Module):

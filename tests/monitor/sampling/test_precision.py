@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from phasewatch.monitor.sampling import SamplerConfig, engine_choice, estimate_llc
 from phasewatch.monitor.sampling.engine import LoopEngine, VmapEngine, evaluate
-from phasewatch.monitor.sampling.posterior import pose
+from phasewatch.monitor.sampling.posing import pose
 
 ENGINES = ["vmap", "loop", "inplace"]
 

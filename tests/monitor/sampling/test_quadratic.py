@@ -5,7 +5,7 @@ import torch
 
 from phasewatch.monitor.sampling import SamplerConfig, estimate_llc
 from phasewatch.monitor.sampling.closed_forms import Quadratic, plain_loss
-from phasewatch.monitor.sampling.integrators import uniform_noise
+from phasewatch.monitor.sampling.increments import uniform_noise
 
 COPIES = 6000
 """Independent directions of each curvature: they average the chains' noise away."""

@@ -19,7 +19,7 @@ from support.records import make_estimate
 def few(monkeypatch):
     """Two quick cases in place of all of them; returns a function that changes them."""
     cases = [regular_case(3, 2, 300), deep_linear_case((2, 3, 2), 1, num_samples=300)]
-    monkeypatch.setattr(selfcheck, "all_cases", lambda: cases)
+    monkeypatch.setattr(selfcheck, "all_cases", lambda _: cases)
     monkeypatch.setattr(selfcheck, "net_cases", list)
 
     def change(index, **fields):

@@ -14,7 +14,7 @@ from phasewatch.monitor.sampling import estimate_llc
 from phasewatch.monitor.sampling.engine import InPlaceEngine, LoopEngine, VmapEngine, evaluate
 from phasewatch.monitor.sampling.engine_choice import Verdict, Verdicts, _key
 from phasewatch.monitor.sampling.memory_budget import Plan
-from phasewatch.monitor.sampling.posterior import pose
+from phasewatch.monitor.sampling.posing import pose
 
 X = torch.linspace(-1, 1, 64).reshape(16, 4)
 BATCH = (X, X.sum(dim=1) > 0)

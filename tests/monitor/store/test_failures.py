@@ -9,9 +9,10 @@ import pytest
 
 from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.errors import StoreError
-from phasewatch.monitor.core.types import RunState
+from phasewatch.monitor.core.types import Recipient, RunState, TransitionStatus
 from phasewatch.monitor.store import database, writer
 from phasewatch.monitor.store import store as store_module
+from phasewatch.monitor.store.outbox import Delivery
 from phasewatch.monitor.store.store import Store
 from support.records import make_observation, make_transition, start_python, wait_until
 
@@ -145,9 +146,10 @@ def test_a_full_disk_is_survived(tmp_path):
     code = """
 import resource, sys
 from phasewatch.monitor.store import writer as store_writer
+from phasewatch.monitor.store.outbox import Delivery
 from phasewatch.monitor.store.store import Store
 from phasewatch.monitor.core.columns import Column
-from phasewatch.monitor.core.types import RunState
+from phasewatch.monitor.core.types import Recipient, RunState, TransitionStatus
 store_writer.RETRY_SECONDS = 0.05
 store = Store(sys.argv[1])
 run, attempt = store.begin_run(name="demo")
@@ -218,3 +220,64 @@ def test_a_store_writes_from_a_thread_of_its_own_only(path):
         assert store.flush()
         store.end_run("r1", 1, RunState.FINISHED)
     assert names == {"phasewatch-store"}
+
+
+def test_what_a_removed_store_held_is_marked_and_its_transitions_are_entered_again(path):
+    target = Recipient(target="1-json-aa", updates=True)
+    with Store(path) as store:
+        begin(store)
+        add(store, range(1, 11))
+        store.add_transition(make_transition("r1", status=TransitionStatus.CONFIRMED), (target,))
+        assert store.flush()
+        for file in path.parent.iterdir():
+            file.unlink()
+        add(store, range(11, 16))
+        assert store.flush()
+        state = store.carry("r1", 5.0)
+        add(store, range(16, 21))
+        store.flush()
+        (hole,) = store.holes("r1")
+        assert (hole.num_rows, hole.last_step) == (10, 10)
+        assert "removed or replaced" in hole.reason
+        assert [t.status for t in store.transitions("r1")] == [TransitionStatus.CONFIRMED]
+        (message,) = store.outbox.messages()
+        assert message.delivery is Delivery.WAITING
+    with Store(path) as store:  # a resume finds the same
+        store.begin_run(name="demo", run_id="r1", attempt=2, resumed_step=15)
+        assert store.take_over("r1", 2, 15, state, "r1") == (0, 0)
+        assert store.history("r1", "train_loss")[0].tolist() == [*range(11, 16)]
+        assert [hole.num_rows for hole in store.holes("r1")] == [10]
+
+
+def test_a_hole_beyond_the_checkpoint_is_counted_up_to_it(path):
+    with Store(path) as store:
+        begin(store)
+        add(store, range(1, 11))
+        state = store.carry("r1", 5.0)
+        add(store, range(11, 21))
+        assert store.flush()
+        for file in path.parent.iterdir():
+            file.unlink()
+        add(store, [21])
+        assert store.flush()
+        assert [(h.num_rows, h.last_step) for h in store.holes("r1")] == [(20, 20)]
+    with Store(path) as store:
+        store.begin_run(name="demo", run_id="r1", attempt=2, resumed_step=10)
+        assert store.take_over("r1", 2, 10, state, "r1") == (0, 10)
+        (hole,) = store.holes("r1")
+        assert (hole.num_rows, hole.last_step) == (10, 10)
+        assert "removed or replaced" in hole.reason
+
+
+def test_a_reader_follows_a_store_that_was_made_anew(path):
+    with Store(path) as store, Store(path, create=False) as reader:
+        begin(store)
+        add(store, [1])
+        assert store.flush()
+        assert reader.history("r1", "train_loss")[0].tolist() == [1]
+        for file in path.parent.iterdir():
+            file.unlink()
+        assert reader.history("r1", "train_loss")[0].tolist() == [1], "as long as there is none"
+        add(store, [2])
+        assert store.flush()
+        assert reader.history("r1", "train_loss")[0].tolist() == [2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from phasewatch.monitor.config.monitor import MonitorConfig
@@ -100,7 +101,7 @@ def test_a_detector_is_put_in_place_of_the_one_a_stream_would_have() -> None:
 
     detection = Detection(MonitorConfig(), None, "run", Health(), override)
     detection.take_columns({"loss": Column([1], [math.nan], [None], [0.0])})
-    assert asked == [("loss", "slope_shift")]
+    assert asked == [("loss", "abrupt_change")]
     assert [stream.detector for stream in detection.streams] == [None]
 
 
@@ -112,6 +113,35 @@ def test_what_is_confirmed_and_over_at_the_same_point_is_announced():
         value = 0.1 if step > 50 else 1.0
         column = Column([step], [value], [None], [float(step)])
         said += detection.take_columns({"train_loss": column})
-    assert [t.status for t in said] == [TransitionStatus.SUSPECTED, TransitionStatus.ENDED]
+    assert [t.status for t in said] == [
+        TransitionStatus.SUSPECTED,
+        TransitionStatus.CONFIRMED,
+        TransitionStatus.ENDED,
+    ]
     assert sum(health.transitions.values()) == 1
-    assert health.last_transition == said[-1]
+    assert health.last_transition == said[1]
+
+
+@pytest.mark.parametrize("width", [1, 3, 10])
+def test_a_sharp_fall_is_told_as_confirmed_before_it_ends(width) -> None:
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        steps = np.arange(1, 1001)
+        base = 2.3 * (
+            0.05 + 0.95 / (1.0 + np.exp(np.clip((steps - 500) / max(width / 8, 0.1), -50.0, 50.0)))
+        )
+        values = base * 10.0 ** (0.02 * rng.standard_normal(1000))
+        detection = Detection(MonitorConfig(), None, "r", Health())
+        said = []
+        for first in range(0, 1000, 64):
+            part = slice(first, first + 64)
+            count = len(steps[part])
+            column = Column(
+                steps[part].tolist(), values[part].tolist(), [None] * count, [0.0] * count
+            )
+            said += detection.take_columns({"train_loss": column})
+        said += detection.finish()
+        states = [t.status for t in said]
+        assert TransitionStatus.CONFIRMED in states
+        if TransitionStatus.ENDED in states:
+            assert states.index(TransitionStatus.CONFIRMED) < states.index(TransitionStatus.ENDED)

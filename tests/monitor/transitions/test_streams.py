@@ -3,15 +3,14 @@
 import pytest
 
 from phasewatch.detectors.error_control.alpha_spending import Budgeted
-from phasewatch.detectors.error_control.false_alarms import threshold_for
 from phasewatch.monitor.config.monitor import DetectorConfig, MonitorConfig
 from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import guess
 from phasewatch.monitor.transitions.pipeline import Detection
 from phasewatch.monitor.transitions.streams import (
-    HORIZON,
     MEASURED_POINTS,
+    SCORE_EFFECT,
     SHARES,
     Streams,
     kind_of,
@@ -45,27 +44,24 @@ def test_the_default_detector_goes_by_error_and_name(name, stderr, kind):
     assert kind_of(guess(name), stderr) == kind
 
 
-def test_all_streams_share_equally_and_never_pass_the_budget(asked):
+def test_all_measured_streams_share_equally_and_never_pass_the_budget(asked):
     streams = Streams({}, false_alarms=0.4)
     for index in range(3 * SHARES):
-        streams.get(f"loss_{index}")
+        streams.get(f"llc_{index}", 0.1)
     shares = [share for _, share, _ in asked]
     assert shares[:SHARES] == [0.2 / SHARES] * SHARES
     assert sum(shares) < 0.4
+    assert {points for _, _, points in asked} == {MEASURED_POINTS}
 
 
-def test_the_horizon_is_the_trainers_at_the_streams_cadence(asked):
-    streams = Streams({})
-    streams.horizon = (0, 10_000.0)
-    streams.get("train_loss", step=1)
-    streams.get("val_loss", step=500)
-    streams.get("llc", 0.1, step=1)
-    assert [points for _, _, points in asked] == [10_000.0, 20.0, MEASURED_POINTS]
+@pytest.mark.parametrize("name", ["train_loss", "val/accuracy", "metric_x", "return"])
+def test_every_logged_stream_has_the_same_detector_whatever_its_name(name):
+    assert Streams({}).get(name).detector.name == "abrupt_change"
 
 
-def test_without_a_known_end_the_horizon_is_a_fixed_number_of_points(asked):
-    Streams({}).get("train_loss", step=7)
-    assert [points for _, _, points in asked] == [HORIZON]
+@pytest.mark.parametrize(("name", "effect"), [("val/accuracy", SCORE_EFFECT), ("metric_x", 0.0)])
+def test_only_of_scores_between_0_and_1_small_changes_do_not_count(name, effect):
+    assert Streams({}).get(name).detector.parameters["min_effect"] == effect
 
 
 def test_what_was_chosen_has_no_share(asked):
@@ -76,23 +72,10 @@ def test_what_was_chosen_has_no_share(asked):
     assert asked == []
 
 
-def test_the_setting_of_the_run_reaches_the_detector():
-    strict, lax = (
-        Detection(MonitorConfig(false_alarms_per_run=number), None, "run", Health())
-        for number in (1e-6, 100.0)
-    )
-    for detection in (strict, lax):
-        detection.expect(0, 1e4)
-        detection.take_columns(
-            {"loss": Column(steps=[1], values=[1.0], epochs=[0], timestamps=[0.0])}
-        )
-    first, second = (
-        detection.streams.get("loss").detector.parameters["strictness"]
-        for detection in (strict, lax)
-    )
-    share = 1e-6 / 2 / SHARES / 2
-    assert first == threshold_for("slope_shift", share, 1e4)
-    assert first > second >= 1.0
+def test_the_false_alarms_of_the_run_reach_the_detector():
+    detection = Detection(MonitorConfig(false_alarms_per_run=0.01), None, "run", Health())
+    detection.take_columns({"loss": Column(steps=[1], values=[1.0], epochs=[0], timestamps=[0.0])})
+    assert detection.streams.get("loss").detector.parameters["false_alarms"] == 0.01
 
 
 def test_a_resumed_run_keeps_its_horizon_and_its_settings():
@@ -107,5 +90,4 @@ def test_a_resumed_run_keeps_its_horizon_and_its_settings():
     second.take_columns(column(2))
     one, two = (d.streams.get("loss").detector.state_dict() for d in (first, second))
     assert second.streams.horizon == (0, 5e4)
-    assert two["budget"][:2] == one["budget"][:2]
     assert two["parameters"] == one["parameters"]

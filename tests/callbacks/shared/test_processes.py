@@ -4,7 +4,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from phasewatch.callbacks.lightning.processes import (
+from phasewatch.callbacks.shared.processes import (
     collective_timeout_seconds,
     longest_turn_seconds,
 )

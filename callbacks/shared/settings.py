@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from phasewatch.detectors.base import Detector
 from phasewatch.monitor.config.monitor import ExporterConfig, MonitorConfig
+from phasewatch.monitor.core.contracts import Observable
 from phasewatch.monitor.core.errors import ConfigError
-from phasewatch.monitor.core.types import Observable
 
 
 def settle_config(

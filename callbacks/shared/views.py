@@ -44,7 +44,9 @@ def own(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, dict):
-        return {key: own(item) for key, item in value.items()}
+        kept = copy.copy(value)  # a defaultdict stays one
+        kept.update({key: own(item) for key, item in value.items()})
+        return kept
     if type(value) in (list, tuple, set):
         return type(value)(map(own, value))
     if is_dataclass(value) and not isinstance(value, type):

@@ -1,0 +1,1 @@
+"""What the adapters have in common: arguments, the subject that is measured, stand-ins."""

@@ -1,0 +1,1 @@
+"""Measuring saved checkpoints, after or beside the training that wrote them."""
