@@ -135,6 +135,7 @@ class BaseDetector(ABC):
         self._finite = 0
         self._broken = False
         self._longest_gap = self._longest_finite = self._finite_now = 0
+        self._infinite = False
         self._reset()
 
     def update(self, step: int, value: float, stderr: float | None = None) -> Alarm | None:
@@ -154,7 +155,8 @@ class BaseDetector(ABC):
             return None
         self._last_step = step
         if not math.isfinite(value):
-            return self._skip(step, value)
+            self._infinite = math.isinf(value)
+            return self._skip(step)
         if self._nonfinite:
             self._longest_gap = max(self._longest_gap, self._nonfinite)
             self._nonfinite = 0
@@ -214,7 +216,7 @@ class BaseDetector(ABC):
         """Whether there were values, and never a finite one: no change can be seen in them."""
         return self._num_points == 0 and self._num_skipped > 0
 
-    def _skip(self, step: int, value: float) -> Alarm | None:
+    def _skip(self, step: int) -> Alarm | None:
         """Count a non-finite value; a run of them after finite ones is an instability.
 
         Three in a row, and twice the longest gap before. A stream that was never finite is
@@ -226,7 +228,7 @@ class BaseDetector(ABC):
         if self._nonfinite == 0:
             self._nonfinite_onset = step
         self._nonfinite += 1
-        sparse = self._longest_finite < NONFINITE_RUN and math.isnan(value)
+        sparse = self._longest_finite < NONFINITE_RUN and not self._infinite
         needed = max(NONFINITE_RUN, GAPS * self._longest_gap + 1)
         if self._nonfinite < needed or self._broken or self._num_points == 0 or sparse:
             return None

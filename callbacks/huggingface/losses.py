@@ -19,7 +19,7 @@ from phasewatch.monitor.core.context import LossFn, MeasureContext
 from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.isolation.places import told_with_place
 from phasewatch.monitor.observables.evaluation import at_weights
-from phasewatch.monitor.sampling.posterior import averaged, is_sum_and_count
+from phasewatch.monitor.sampling.probe_loss import averaged, is_sum_and_count
 from phasewatch.monitor.sampling.terms import SAMPLES, Count, candidates, counted
 
 WAY_OUT = "give the callback a loss_fn="

@@ -103,7 +103,13 @@ class Landscape:
         return evaluate(self.engine, self.problem, x, indices)
 
     def seen(self, found: Evaluation, x: Tensor, indices: Sequence[int]) -> Evaluation:
-        """What an engine found on these batches at `x`, restricted and corrected."""
+        """What an engine found, restricted and corrected.
+
+        Args:
+            found: What it found; changed.
+            x: Where, shape (chains, d).
+            indices: On which batches.
+        """
         return self._corrected(self._restricted(found), x, indices)
 
     def _corrected(self, found: Evaluation, x: Tensor, indices: Sequence[int]) -> Evaluation:

@@ -26,7 +26,14 @@ MAX_ROUNDING = 0.1
 def paid(
     run: Run, summary: Summary | None, engine: Engine, fresh: Problem
 ) -> Steps[Summary | None]:
-    """λ̂ with the optimism of chains that knew their draws taken out, and paid into the error."""
+    """λ̂ with the optimism of chains that knew their draws taken out, and paid into the error.
+
+    Args:
+        run: The chains.
+        summary: What they say; None if all are lost.
+        engine: How gradients are computed on fresh draws of the loss.
+        fresh: The problem with these draws.
+    """
     if summary is None:
         return None
     found = yield from optimism(

@@ -44,7 +44,16 @@ def integrator_of(config: SamplerConfig, n_beta: float) -> Integrator:
 def picker_of(
     problem: Problem, config: SamplerConfig, generator: torch.Generator
 ) -> Callable[[], Sequence[int]] | None:
-    """Which batches a step uses; None is all of them."""
+    """Which batches a step uses; None is all of them.
+
+    Args:
+        problem: What is sampled.
+        config: How many batches, and the scheme.
+        generator: What they are drawn with.
+
+    Raises:
+        RefusedError: The scheme takes no minibatches.
+    """
     total, wanted = len(problem.batches), config.batch_size
     if wanted is None or wanted >= total:
         return None

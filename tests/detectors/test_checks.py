@@ -111,6 +111,7 @@ class FlickersWithItsStream(SlopeShift):
 
     def _observe(self, step, value, stderr):
         self._broken = False
+        self._longest_gap = 0
         return super()._observe(step, value, stderr)
 
 
