@@ -11,7 +11,7 @@ EXAMPLES := $(filter-out examples/common.py examples/terminal.py,$(wildcard exam
 SEEDS  := 0 1 2
 SOURCES := callbacks deploy detectors docs monitor phasewatch examples tests
 
-.PHONY: chaos chaos-short hf postgres dashboards demo docs examples test check lint types mypy slow bench bench-detection \
+.PHONY: browser chaos chaos-short hf postgres dashboards demo docs examples test check lint types mypy slow bench bench-detection \
 	bench-observables bench-peers false-alarms clean
 
 $(STAMP): pyproject.toml constraints.txt
@@ -22,6 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/python examples/grokking.py --out phasewatch-demo
+	$(if $(LIVE),$(BIN)/phasewatch serve phasewatch-demo/phasewatch.db,@echo "on the live page: $(BIN)/phasewatch serve phasewatch-demo/phasewatch.db, or make demo LIVE=1")
 
 # All examples in full, three seeds each; their pictures and reports lie in phasewatch-examples.
 examples: $(STAMP)
@@ -30,15 +31,22 @@ examples: $(STAMP)
 		--out phasewatch-examples/$$(basename $$script .py)-$$seed || exit 1; done; done
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not postgres" -q -n 2
+	$(BIN)/python -m pytest -m "not slow and not postgres and not browser" -q -n 2
 
 slow: $(STAMP)
-	$(BIN)/python -m pytest -m "slow and not postgres" -q -n 2
+	$(BIN)/python -m pytest -m "slow and not postgres and not browser" -q -n 2
 
 # A server of its own, started and stopped by the tests. It needs Debian's package `postgresql`.
 postgres: $(STAMP)
 	@$(BIN)/python -c "import psycopg" 2>/dev/null || $(BIN)/pip install --quiet "psycopg[binary]>=3.1"
 	$(BIN)/python -m pytest -m postgres -q tests/postgres
+
+# The live page in a real browser: Debian's package `chromium`, or the one that playwright brings.
+# With PHASEWATCH_PICTURES=FOLDER it leaves pictures of what it saw.
+browser: $(STAMP)
+	@$(BIN)/python -c "import playwright" 2>/dev/null || $(BIN)/pip install --quiet "playwright>=1.45"
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || $(BIN)/playwright install chromium
+	$(BIN)/python -m pytest -m browser -q tests/browser
 
 # transformers and what it brings live in an environment of their own, over that of the others.
 $(HF)/.installed: $(STAMP)

@@ -155,7 +155,7 @@ def plateaus(watch: Watch) -> dict[str, float]:
     rank = dict(zip(streams[0][0].tolist(), (learnt > HIDDEN).sum(axis=0), strict=True))
     quiet = set(streams[0][0][settled].tolist())
     facts: dict[str, float] = {}
-    steps, values, errors = watch.history("function_llc")
+    steps, values, errors = watch.history("function_llc", include_unconverged=True)
     for r in range(len(TARGET) + 1):
         there = [i for i, step in enumerate(steps.tolist()) if step in quiet and rank[step] == r]
         if there:

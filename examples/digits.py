@@ -134,7 +134,7 @@ def train(task: Task, seed: int, out: Path) -> Watch:
 def facts(watch: Watch, task: Task) -> dict[str, Any]:
     """The edge of stability in numbers."""
     edge = 2.0 / task.learning_rate
-    steps, sharpness, _ = watch.history("hessian_top")
+    steps, sharpness, _ = watch.history("hessian_top", include_unconverged=True)
     reached = first_crossing(watch, "hessian_top", edge)
     _, losses, _ = watch.history("train_loss")
     summary: dict[str, Any] = {
@@ -143,8 +143,12 @@ def facts(watch: Watch, task: Task) -> dict[str, Any]:
         "step at which the sharpness reaches 2/lr": reached,
         "last validation accuracy": round(float(watch.history("val_accuracy")[1][-1]), 4),
         "last training loss": round(float(losses[-1]), 5),
-        "last Hessian trace": round(float(watch.history("hessian_trace")[1][-1]), 1),
-        "last Hessian rank": round(float(watch.history("hessian_rank")[1][-1]), 1),
+        "last Hessian trace": round(
+            float(watch.history("hessian_trace", include_unconverged=True).values[-1]), 1
+        ),
+        "last Hessian rank": round(
+            float(watch.history("hessian_rank", include_unconverged=True)[1][-1]), 1
+        ),
     }
     if reached is not None:
         after = sharpness[steps >= reached] / edge

@@ -198,7 +198,7 @@ def train(name: str, task: Task, seed: int, out: Path) -> Watch:
 
 def at_losses(watch: Watch) -> dict[float, tuple[float, float, float]]:
     """λ̂, its error and the validation accuracy at each target, between measurements."""
-    steps, llc, errors = watch.history("llc")
+    steps, llc, errors = watch.history("llc", include_unconverged=True)
     seen, losses, _ = watch.history("train_loss")
     scale = -np.log(losses[np.searchsorted(seen, steps)])
     accuracy = watch.history("val_accuracy")[1][np.searchsorted(seen, steps)]

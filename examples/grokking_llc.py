@@ -78,7 +78,9 @@ def watched(task: Task, name: str, options: argparse.Namespace) -> dict[str, Cur
     watch.start(expected_steps=task.steps)
     with watch:
         train(watch, task, train_batch, val_batch)
-    return {stream: watch.history(stream) for stream in ("llc", "val_loss")}
+    return {
+        stream: watch.history(stream, include_unconverged=True) for stream in ("llc", "val_loss")
+    }
 
 
 def fallen(curve: Curve, share: float) -> int:

@@ -83,8 +83,13 @@ def main(arguments: list[str] | None = None) -> None:
             if watch.due(step):
                 watch.probe(step, model)  # measures copies: the model is not touched
             if step % (steps // 10) == 0:
-                _, values, errors = watch.history("llc")
-                llc = f"{values[-1]:.2f} ± {errors[-1]:.2f}" if len(values) else "not yet"
+                llc = "not yet"
+                history = watch.history("llc", include_unconverged=True)
+                if len(history.values):
+                    value, error, status = (
+                        column[-1] for column in (history.values, history.stderrs, history.statuses)
+                    )
+                    llc = f"{value:.2f} ± {error:.2f} ({status})"
                 print(f"step {step:>5}  loss {loss.item():10.4f}  λ̂ {llc}")
     for transition in watch.transitions:
         print(

@@ -159,7 +159,7 @@ def stages(watch: Watch) -> dict[str, Any]:
     names, known = polygons(watch)
     order = [name for name, _ in groupby(n for n in names.values() if n != "none")]
     facts: dict[str, Any] = {"polygons": " → ".join(order)}
-    steps, values, errors = watch.history("llc")
+    steps, values, errors = watch.history("llc", include_unconverged=True)
     for name in dict.fromkeys(order):
         there = [i for i, step in enumerate(steps.tolist()) if names[step] == name]
         if there:

@@ -42,6 +42,7 @@ ROOMS = {
     "monitor/observables/toy_models": 11,
     "monitor/reports": 12,
     "monitor/alerts": 13,
+    "monitor/serve": 13,
     "monitor/run": 14,
     "callbacks/shared": 15,
     "monitor/__init__.py": 15,
@@ -65,6 +66,7 @@ LIBRARIES = {
     "grafana_client": ("monitor/grafana/client.py",),
     "prometheus_client": ("monitor/prometheus/",),
     "tensorboard": ("monitor/readers/formats.py",),
+    "aiohttp": ("monitor/serve/",),
     "apprise": ("monitor/alerts/apprise.py",),
     "requests": ("monitor/alerts/apprise.py",),
     "torch": (

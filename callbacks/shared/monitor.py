@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from phasewatch.callbacks.shared.settings import settle_config
 from phasewatch.detectors.base import Detector
 from phasewatch.monitor.config.alerts import AlertsConfig
 from phasewatch.monitor.config.monitor import ExporterConfig, MonitorConfig
 from phasewatch.monitor.config.schedule import EveryNSteps, LogSpaced
+from phasewatch.monitor.core.arguments import named_arguments
 from phasewatch.monitor.core.contracts import Observable, Sink
 from phasewatch.monitor.core.errors import ConfigError
+from phasewatch.monitor.core.history import History
 from phasewatch.monitor.core.transitions import Transition
 from phasewatch.monitor.run.watch import Watch
 
@@ -31,6 +31,7 @@ class MonitorBase:
     Args and errors: see `phasewatch.callbacks.TransitionMonitor`.
     """
 
+    @named_arguments
     def __init__(
         self,
         config: MonitorConfig | str | Path | None = None,
@@ -97,17 +98,16 @@ class MonitorBase:
         """Transitions found so far, in the order of their onset."""
         return self._watch.transitions if self._watch is not None else []
 
-    def history(
-        self, name: str
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    def history(self, name: str, *, include_unconverged: bool = False) -> History:
         """Everything observed of one stream: steps, values, standard errors, each of shape (n,).
 
         Args:
             name: Stream name, for example "llc" or "train_loss".
+            include_unconverged: Show also the values whose status is not OK, which are NaN else.
         """
         if self._watch is None:
-            return np.empty(0, np.int64), np.empty(0), np.empty(0)
-        return self._watch.history(name)
+            return History.empty(name)
+        return self._watch.history(name, include_unconverged=include_unconverged)
 
     # ---- for the adapters
 

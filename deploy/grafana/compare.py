@@ -14,6 +14,7 @@ from panels import (
     latest,
     new_dashboard,
     observables,
+    passed,
     prop,
     queries,
     rows_of,
@@ -21,6 +22,7 @@ from panels import (
     total_seen,
     transitions,
     transitions_by_api,
+    trusted,
 )
 
 from phasewatch.monitor.core import metrics as m
@@ -68,7 +70,12 @@ def build() -> dashboard.Dashboard:
 def _quantities() -> list[tuple[str, str, str, bool]]:
     """Title, description, expression, and whether its scale is logarithmic."""
     return [
-        ("λ̂", "Local learning coefficient.", latest(m.LAMBDA_HAT, EACH, LLC), False),
+        (
+            "λ̂",
+            "Local learning coefficient, where the estimate passed its checks.",
+            trusted(latest(m.LAMBDA_HAT, EACH, LLC), EACH, LLC),
+            False,
+        ),
         (
             "validation loss",
             "Validation loss, in nats a sample.",
@@ -84,7 +91,7 @@ def _quantities() -> list[tuple[str, str, str, bool]]:
         (
             "$observable",
             "The observable chosen above, in its own unit.",
-            f"max by ({EACH}) ({observables(OTHER)})",
+            passed(f"max by ({EACH}) ({observables(OTHER)})", EACH, OTHER),
             False,
         ),
     ]
@@ -114,11 +121,11 @@ def _over_time() -> list[Built]:
 def _last() -> Built:
     return rows_of(
         "Last values of each run",
-        "The last that was seen of each run in this time range.",
+        "The last that was seen of each run in this time range; λ̂ only if it passed its checks.",
         {
             "step": last_seen(m.RUN_STEP, EACH, RUNS),
-            "λ̂": last_seen(m.LAMBDA_HAT, EACH, LLC),
-            "±": last_seen(m.LAMBDA_STDERR, EACH, LLC),
+            "λ̂": trusted(last_seen(m.LAMBDA_HAT, EACH, LLC), EACH, LLC, seen=True),
+            "±": trusted(last_seen(m.LAMBDA_STDERR, EACH, LLC), EACH, LLC, seen=True),
             "train loss": last_seen(m.LOSS, EACH, f'{RUNS}, split="train"'),
             "val loss": last_seen(m.LOSS, EACH, f'{RUNS}, split="val"'),
             "transitions": total_seen(m.TRANSITIONS, EACH, RUNS),

@@ -24,6 +24,7 @@ from panels import (
     total_seen,
     transitions,
     transitions_by_api,
+    trusted,
 )
 
 from phasewatch.monitor.core import metrics as m
@@ -84,15 +85,16 @@ def _runs() -> Built:
     llc = f'{RUNS}, observable="llc"'
     panel = rows_of(
         "Runs",
-        "The last that was seen of each run in this time range. A click on a name opens the run.",
+        "The last that was seen of each run in this time range; λ̂ only if it passed its checks. "
+        "A click on a name opens the run.",
         {
             "is": f"{last_seen(m.RUN_STATE, f'{EACH}, state', RUNS)} == 1",
             "step": last_seen(m.RUN_STEP, EACH, RUNS),
             "steps/s": last_seen(m.STEPS_PER_SECOND, EACH, RUNS),
             "train loss": last_seen(m.LOSS, EACH, f'{RUNS}, split="train"'),
             "val loss": last_seen(m.LOSS, EACH, f'{RUNS}, split="val"'),
-            "λ̂": last_seen(m.LAMBDA_HAT, EACH, llc),
-            "±": last_seen(m.LAMBDA_STDERR, EACH, llc),
+            "λ̂": trusted(last_seen(m.LAMBDA_HAT, EACH, llc), EACH, llc, seen=True),
+            "±": trusted(last_seen(m.LAMBDA_STDERR, EACH, llc), EACH, llc, seen=True),
             "transitions": total_seen(m.TRANSITIONS, EACH, RUNS),
             "last onset": last_seen(m.LAST_TRANSITION_ONSET_STEP, EACH, RUNS),
             "overhead": last_seen(m.OVERHEAD, EACH, RUNS),
@@ -124,12 +126,13 @@ def _runs() -> Built:
 
 
 def _curves() -> list[Built]:
+    llc = f'{RUNS}, observable="llc"'
     return [
         curves(
             "λ̂",
-            "Latest estimate of the local learning coefficient of each run's whole model. "
-            "Its error is on the dashboard of the run.",
-            queries((latest(m.LAMBDA_HAT, EACH, f'{RUNS}, observable="llc"'), "{{run}}")),
+            "Latest estimate of the local learning coefficient of each run's whole model, where it "
+            "passed its checks. Its error is on the dashboard of the run.",
+            queries((trusted(latest(m.LAMBDA_HAT, EACH, llc), EACH, llc), "{{run}}")),
             width=24,
         ),
         *(

@@ -77,6 +77,25 @@ def last_seen(metric: m.Metric, by: str, where: str) -> str:
     return f"max by ({by}) (last_over_time({metric.name}{{{where}}}[$__range]))"
 
 
+def trusted(expr: str, by: str, where: str, *, seen: bool = False) -> str:
+    """Estimates of λ, or their errors, where the status of the estimate is OK.
+
+    Args:
+        expr: Their values.
+        by: Labels they have.
+        where: Label matchers of the estimates.
+        seen: Whether the values are the last within the time range.
+    """
+    of = last_seen if seen else latest
+    status = of(m.LLC_STATUS, by, f'{where}, status="{EstimateStatus.OK}"')
+    return f"{expr} and on ({by}) ({status} == 1)"
+
+
+def passed(expr: str, by: str, where: str) -> str:
+    """Values of observables without those that did not pass their checks."""
+    return f"{expr} unless on ({by}) ({latest(m.OBSERVABLE_OK, by, where)} == 0)"
+
+
 def total_seen(metric: m.Metric, by: str, where: str) -> str:
     """A counter's last value within the dashboard's time range, summed over its other labels."""
     return f"sum by ({by}) (last_over_time({metric.name}{{{where}}}[$__range]))"
@@ -84,7 +103,15 @@ def total_seen(metric: m.Metric, by: str, where: str) -> str:
 
 def observables(where: str) -> str:
     """Series of every observable that has no place of its own: no loss, no estimate."""
-    own = (m.OBSERVABLE_STDERR, m.LAMBDA_HAT, m.LAMBDA_STDERR, m.LLC_STATUS, m.LLC_RHAT, m.LLC_ESS)
+    own = (
+        m.OBSERVABLE_STDERR,
+        m.OBSERVABLE_OK,
+        m.LAMBDA_HAT,
+        m.LAMBDA_STDERR,
+        m.LLC_STATUS,
+        m.LLC_RHAT,
+        m.LLC_ESS,
+    )
     names = [
         metric.name
         for metric in m.METRICS

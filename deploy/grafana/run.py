@@ -25,6 +25,7 @@ from panels import (
     new_dashboard,
     number,
     observables,
+    passed,
     prop,
     queries,
     rows_of,
@@ -192,7 +193,9 @@ def _lambda() -> Built:
 def _family() -> Built:
     """One panel a family: the total and its parts share a unit."""
     where = f'{RUN}, observable=~"$family(/.*)?"'
-    value = f"max by (observable, unit) ({observables(where)})"
+    found = f"max by (observable, unit) ({observables(where)})"
+    value = f"({passed(found, 'observable', where)})"
+    failed = f"{latest(m.OBSERVABLE_OK, 'observable', where)} == 0"
     error = latest(m.OBSERVABLE_STDERR, "observable, unit", where)
     thin = [
         prop("custom.lineWidth", 1),
@@ -202,17 +205,20 @@ def _family() -> Built:
     panel = curves(
         "$family",
         "Latest values, in the unit after the name. Thin lines: one standard error on either side, "
-        "where a value has one.",
+        "where a value has one. Grey: it did not pass its checks.",
         queries(
             (value, "{{observable}} {{unit}}"),
             (f"{value} + {error}", "{{observable}} + s.e."),
             (f"{value} - {error}", "{{observable}} − s.e."),
+            (f"{found} and on (observable) ({failed})", "{{observable}} {{unit}}, not OK"),
         ),
         width=8,
         height=8,
     )
     for ref in ("B", "C"):
         panel = panel.override_by_query(ref, thin)
+    doubtful = [fixed(GREY), prop("custom.lineStyle", {"fill": "dash", "dash": [6, 6]})]
+    panel = panel.override_by_query("D", doubtful)
     return panel.repeat("family").repeat_direction("h").max_per_row(3)
 
 

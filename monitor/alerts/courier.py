@@ -97,14 +97,15 @@ class Desk:
     def write(self, message: Message, *, drawn: bool) -> Alert:
         """Write the alert of a message; with its picture if `drawn`."""
         transition = message.transition
-        run = self._store.run(transition.run).name
+        run = self._store.run(transition.run)
         return write_alert(
             transition,
             key=message.key,
             first=message.first,
             state=message.state,
-            run=run,
+            run=run.name,
             units=self._store.units(transition.run),
+            stored=run.config,
             store=self._store.where,
             config=self._config,
             picture=self._picture(message) if drawn and self._config.picture else None,

@@ -12,11 +12,16 @@ import typer
 from phasewatch.monitor.cli import (
     alerts,
     backfill,
+    compare,
     detect,
     doctor,
     export,
+    follow,
     grafana,
+    init,
     observables,
+    remove,
+    serve,
     stack,
     targets,
 )
@@ -40,6 +45,7 @@ from phasewatch.monitor.cli.output import (
     writing,
 )
 from phasewatch.monitor.core.errors import PhasewatchError
+from phasewatch.monitor.core.explanation import explain
 from phasewatch.monitor.core.forecast import COLUMNS, ForecastRow, forecast_of
 from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.core.version import phasewatch_version
@@ -56,7 +62,6 @@ app = typer.Typer(
     name="phasewatch",
     help="Watches a neural network while it trains and says when it changes in kind.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -105,15 +110,20 @@ def show(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOpti
     with open_history(store) as history:
         info = find_run(history, run)
         streams, transitions = history.streams(info.id), history.transitions(info.id)
+        units = history.units(info.id)
         holes = history.holes(info.id)
     meanings = Meanings.stored(info.config)
+    explained = [explain(t, config=info.config, units=units) for t in transitions]
     if as_json:
         content = plain(info)
         content["holes"] = [plain(hole) for hole in holes]
         content["streams"] = [
             {**plain(stream), "meaning": plain(meanings.of(stream.name))} for stream in streams
         ]
-        content["transitions"] = [plain(transition) for transition in transitions]
+        content["transitions"] = [
+            {**plain(t), "explanation": told.plain()}
+            for t, told in zip(transitions, explained, strict=True)
+        ]
         print_json(content)
         return
     say(_headline(info))
@@ -121,6 +131,8 @@ def show(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOpti
     if expected := forecast_of(info.config):
         say(_forecast_table(expected))
     say(transitions_table(transitions) if transitions else "no transitions")
+    for told in explained:
+        say(printable(f"{told}\n"))
     for hole in holes:
         where = f"after step {hole.first_step} up to {hole.last_step}"
         say(printable(f"hole: {hole.num_rows} of {hole.stream} are missing {where}: {hole.reason}"))
@@ -144,6 +156,10 @@ def report(
     typer.echo(f"report of {info.name} written to {out}")
 
 
+app.command()(follow.follow)
+app.command()(compare.compare)
+app.command("rm")(remove.remove)
+app.command()(init.init)
 app.command()(backfill.backfill)
 app.command()(detect.detect)
 app.command()(detect.replay)
@@ -152,6 +168,7 @@ app.command()(alerts.outbox)
 app.command()(doctor.doctor)
 app.command()(export.export)
 app.command()(observables.observables)
+app.command()(serve.serve)
 app.command()(targets.targets)
 app.add_typer(grafana.app, name="grafana")
 app.add_typer(stack.app, name="stack")

@@ -29,7 +29,23 @@ StoreOption = Annotated[
         "--store", envvar="PHASEWATCH_STORE", help="SQLite file or SQLAlchemy URL of the history."
     ),
 ]
-RunArgument = Annotated[str, typer.Argument(help="Name, id, or the first letters of the id.")]
+
+
+def _names_of_runs(context: typer.Context, incomplete: str) -> list[str]:
+    """What a shell offers for a run: the names in the store that is meant."""
+    try:
+        with open_history(context.params.get("store") or DEFAULT_STORE) as history:
+            return [run.name for run in history.runs() if run.name.startswith(incomplete)]
+    except PhasewatchError:
+        return []
+
+
+RunArgument = Annotated[
+    str,
+    typer.Argument(
+        help="Name or id, or the first letters of either.", autocompletion=_names_of_runs
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 PageOption = Annotated[
@@ -90,13 +106,19 @@ def check_writable(path: Path, option: str) -> None:
 
 
 @contextmanager
-def writing(path: Path, option: str) -> Iterator[None]:
-    """A file that cannot be written is one line that names the option."""
+def writing(path: Path, option: str, what: str = "report") -> Iterator[None]:
+    """A file that cannot be written is one line that names the option.
+
+    Args:
+        path: The file.
+        option: What names it on the command line.
+        what: What is written.
+    """
     try:
         yield
     except OSError as error:
         raise PhasewatchError(
-            f"report {str(path)!r} cannot be written: {error.strerror}; give {option} a path that "
+            f"{what} {str(path)!r} cannot be written: {error.strerror}; give {option} a path that "
             "can be"
         ) from error
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from phasewatch.monitor.core.errors import ConfigError
+from phasewatch.monitor.core.errors import ConfigError, did_you_mean
 from phasewatch.monitor.core.redaction import redact
 
 
@@ -61,8 +61,9 @@ def describe(error: ValidationError, where: str, model: type[BaseModel]) -> str:
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "(whole)"
         if item["type"] == "extra_forbidden":
-            known = ", ".join(sorted(_fields_at(model, item["loc"][:-1]))) or "none"
-            lines.append(f"  {key}: unknown key; known here: {known}")
+            known = sorted(_fields_at(model, item["loc"][:-1]))
+            hint = did_you_mean(item["loc"][-1], known)
+            lines.append(f"  {key}: unknown key{hint}; known here: {', '.join(known) or 'none'}")
         elif item["loc"][:1] == ("alerts",):  # its URLs are secrets
             lines.append(f"  {key}: {item['msg']}")
         else:

@@ -7,7 +7,8 @@
     │   └── RefusedError       this cannot be measured safely here; says why and the way out
     ├── StoreError           the run history cannot be read or written
     ├── CurveError           a file of curves cannot be read, or what it holds cannot be watched
-    └── GrafanaError         a Grafana cannot be reached, or refuses
+    ├── GrafanaError         a Grafana cannot be reached, or refuses
+    └── MissingPackageError  a package that phasewatch does without is not installed
 
 A message says which quantity is wrong, the value received, what is allowed and what to do.
 """
@@ -15,6 +16,7 @@ A message says which quantity is wrong, the value received, what is allowed and 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 from phasewatch.monitor.core.redaction import redact
 
@@ -41,10 +43,22 @@ class UnknownNameError(ConfigError):
     """
 
     def __init__(self, what: str, name: object, known: Iterable[str], hint: str = "") -> None:
-        known_names = ", ".join(sorted(known)) or "none"
+        names = sorted(known)
         super().__init__(
-            f"unknown {what} {name!r}; known: {known_names}" + (f". {hint}" if hint else "")
+            f"unknown {what} {name!r}{did_you_mean(name, names)}; known: "
+            f"{', '.join(names) or 'none'}" + (f". {hint}" if hint else "")
         )
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """What may have been meant, to be put after the name: " (did you mean 'llc'?)"; else empty.
+
+    Args:
+        name: What was given.
+        known: What there is.
+    """
+    alike = get_close_matches(str(name), [*known], n=3)
+    return f" (did you mean {' or '.join(map(repr, alike))}?)" if alike else ""
 
 
 class MeasurementError(PhasewatchError, RuntimeError):
@@ -65,3 +79,18 @@ class CurveError(PhasewatchError, ValueError):
 
 class GrafanaError(PhasewatchError, RuntimeError):
     """A Grafana cannot be reached or refuses. The message says what was asked and what to do."""
+
+
+class MissingPackageError(PhasewatchError, ImportError):
+    """A package that phasewatch does without is needed for what was asked.
+
+    Args:
+        package: Its name.
+        what: What needs it.
+    """
+
+    def __init__(self, package: str, what: str) -> None:
+        super().__init__(
+            f"{what} needs the package {package}, which is not installed; install it with "
+            f"`pip install {package}`"
+        )

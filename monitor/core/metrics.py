@@ -168,6 +168,12 @@ OBSERVABLE_VALUE = _gauge(
 OBSERVABLE_STDERR = _gauge(
     "observable_stderr", "Standard error of the latest value.", "observable", "unit"
 )
+OBSERVABLE_OK = _gauge(
+    "observable_ok",
+    "1 if the latest value of a measured observable passed its checks, else 0.",
+    "observable",
+    "unit",
+)
 LAMBDA_HAT = _gauge(
     "lambda_hat", "Latest estimate of the local learning coefficient.", "observable"
 )
@@ -262,6 +268,7 @@ METRICS: tuple[Metric, ...] = (
     UPDATE_RATIO,
     OBSERVABLE_VALUE,
     OBSERVABLE_STDERR,
+    OBSERVABLE_OK,
     MEASUREMENTS,
     MEASUREMENT_SECONDS,
     MEASUREMENT_FAILURES,

@@ -132,6 +132,12 @@ class Transition:
         lead = next((a for a in alarms if a.kind is not AlarmKind.PRECURSOR), alarms[0])
         return {name: a.onset_step - lead.onset_step for name, a in self.evidence.items()}
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what was found, in the words of every other face."""
+        from phasewatch.monitor.core.explanation import explain  # it needs this module
+
+        return explain(self).html
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipient:

@@ -14,6 +14,7 @@ import json
 import threading
 import urllib.parse
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from phasewatch.monitor.core.bounded_http import NoAnswerError, fetch
 from phasewatch.monitor.core.errors import GrafanaError
+from phasewatch.monitor.core.explanation import Explanation, explain
 from phasewatch.monitor.core.metrics import label_value
 from phasewatch.monitor.core.types import Observation, Transition, TransitionStatus
 from phasewatch.monitor.grafana.access import HOW_TO_TOKEN, base_url, find_token
@@ -45,6 +47,7 @@ class GrafanaAnnotations:
         url: Address of the Grafana, with the path under which it is served, if any.
         run: Name of the run.
         run_id: Its identity, a tag of its annotations.
+        config: What is stored as its configuration, for the words.
         token: Token of a service account that may write annotations; None reads `token_file`, else
             the environment variable PHASEWATCH_GRAFANA_TOKEN.
         token_file: File that holds the token.
@@ -63,6 +66,7 @@ class GrafanaAnnotations:
         run: str,
         *,
         run_id: str = "",
+        config: Mapping[str, Any] | None = None,
         token: str | None = None,
         token_file: Path | None = None,
         timeout_seconds: float = 5.0,
@@ -70,6 +74,8 @@ class GrafanaAnnotations:
         self._api = _Api(base_url(url), find_token(token, token_file), timeout_seconds)
         self._run = run
         self._run_id = run_id
+        self._config = config
+        self._units: dict[str, str] = {}
         self._timeout = timeout_seconds
         self._times = _StepTimes()
         self._pending: dict[str, dict[str, Any]] = {}
@@ -80,12 +86,13 @@ class GrafanaAnnotations:
         self._thread: threading.Thread | None = None
 
     def emit(self, observation: Observation) -> None:
-        """Note when a step was.
+        """Note when a step was, and what unit the stream has.
 
         Raises:
             GrafanaError: An annotation could not be written meanwhile.
         """
         self._times.note(observation.step, observation.timestamp)
+        self._units[observation.name] = observation.unit
         self._tell()
 
     def notify(self, transition: Transition) -> None:
@@ -151,7 +158,7 @@ class GrafanaAnnotations:
         return {
             "time": round(1000 * start),
             "timeEnd": round(1000 * max(start, stop)),
-            "text": _text(transition),
+            "text": _text(explain(transition, config=self._config, units=self._units)),
             "tags": [*tags, f"transition:{transition.id}", *([_WITHDRAWN] if withdrawn else [])],
         }
 
@@ -278,16 +285,6 @@ class _StepTimes:
         return float(np.interp(step, self._steps, self._seconds))
 
 
-def _text(transition: Transition) -> str:
+def _text(told: Explanation) -> str:
     """What people read. Grafana shows it as HTML, so names are escaped."""
-    end = "it goes on" if transition.end_step is None else f"to step {transition.end_step}"
-    lines = [
-        f"{transition.kind} ({transition.status}) from step {transition.onset_step}, {end}; "
-        f"detected at step {transition.detected_step}"
-    ]
-    lines += [
-        f"{name}: {before:.4g} → {transition.after[name]:.4g}"
-        for name, before in transition.before.items()
-        if name in transition.after
-    ]
-    return "<br>".join(html.escape(line) for line in lines)
+    return "<br>".join(html.escape(line) for line in str(told).splitlines())

@@ -216,6 +216,8 @@ def of_observation(observation: Observation, meanings: Meanings) -> Iterator[Rea
         yield Reading(m.OBSERVABLE_VALUE, labels, observation.value)
     if observation.stderr is not None:
         yield Reading(m.OBSERVABLE_STDERR, labels, observation.stderr)
+    if observation.stderr is not None or observation.duration_seconds > 0:  # measured, not logged
+        yield Reading(m.OBSERVABLE_OK, labels, observation.status is EstimateStatus.OK)
 
 
 def _of_estimate(name: str, estimate: Estimate) -> Iterator[Reading]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ MAX_PANELS = 10
 """Further observables share one panel once there are so many."""
 
 MAX_WITH_STATUS = 50_000
-"""Longest stream whose observations are read one by one, with their status."""
+"""Longest stream whose observations are read one by one, with their details."""
 
 # Okabe and Ito (2008): eight colours that colour-blind people can tell apart.
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -51,7 +51,9 @@ class Series:
         values: Values, shape (n,); may hold NaN and infinity.
         stderrs: Standard errors, shape (n,); NaN where a value is exact.
         meaning: What the stream means.
-        observations: The same points with status and detail; empty for exact streams.
+        observations: The same points with status and detail; empty for exact streams, and for those
+            of more than `MAX_WITH_STATUS` points.
+        passed: Which points passed every check, shape (n,); None where all did.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Series:
     stderrs: NDArray[np.float64]
     meaning: StreamMeaning
     observations: tuple[Observation, ...] = ()
+    passed: NDArray[np.bool_] | None = None
 
     @property
     def finite(self) -> NDArray[np.bool_]:
@@ -71,16 +74,12 @@ class Series:
     @property
     def ok(self) -> NDArray[np.bool_]:
         """Which points are finite and passed every check."""
-        if not self.observations:
-            return self.finite
-        passed = [o.status is EstimateStatus.OK for o in self.observations]
-        ok: NDArray[np.bool_] = self.finite & np.array(passed, dtype=np.bool_)
-        return ok
+        return self.finite if self.passed is None else self.finite & self.passed
 
     @property
     def is_measured(self) -> bool:
         """Whether the values carry an error or a status of their own."""
-        return bool(self.observations)
+        return bool(self.observations) or self.passed is not None
 
     @property
     def is_llc(self) -> bool:
@@ -110,11 +109,18 @@ class Record:
         series: The streams, by name.
         transitions: By onset.
         step_label: What is counted along the axis of steps.
+        config: The configuration of the run, as far as it is known.
     """
 
     series: Mapping[str, Series]
     transitions: tuple[Transition, ...]
     step_label: str = "optimizer step"
+    config: Mapping[str, Any] | None = None
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Unit by stream."""
+        return {name: series.unit for name, series in self.series.items()}
 
     @property
     def last_step(self) -> int:
@@ -154,21 +160,29 @@ def read_run(store: Store, run: str) -> RunRecord:
     """
     info = store.run(run)
     meanings = Meanings.stored(info.config)
-    names = store.names(info.id)
-    series = {name: _series(store, info.id, name, meanings.of(name)) for name in names}
+    series = {
+        name: _series(store, info.id, name, unit, meanings.of(name))
+        for name, unit in sorted(store.units(info.id).items())
+    }
     return RunRecord(
         info=info,
         series=series,
         transitions=tuple(store.transitions(info.id)),
+        config=info.config,
         holes=tuple(store.holes(info.id)),
     )
 
 
-def _series(store: Store, run_id: str, name: str, meaning: StreamMeaning) -> Series:
-    steps, values, stderrs = store.history(run_id, name)
-    measured = bool(np.isfinite(stderrs).any()) or meaning.panel is PanelKind.LLC
+def _series(store: Store, run_id: str, name: str, unit: str, meaning: StreamMeaning) -> Series:
+    history = store.history(run_id, name, include_unconverged=True)
+    steps, values, stderrs = history
+    doubtful = bool((np.isfinite(values) & ~history.ok).any())
+    has_errors = bool(np.isfinite(stderrs).any())
+    if not (has_errors or doubtful or meaning.panel is PanelKind.LLC):
+        return Series(name, unit, steps, values, stderrs, meaning)
     observations: tuple[Observation, ...] = ()
-    if measured and len(steps) <= MAX_WITH_STATUS:
+    passed = history.ok
+    if len(steps) <= MAX_WITH_STATUS:
         observations = tuple(store.observations(run_id, name))
         # A run that is being written may have grown between the two reads.
         steps = np.array([o.step for o in observations], dtype=np.int64)
@@ -176,8 +190,13 @@ def _series(store: Store, run_id: str, name: str, meaning: StreamMeaning) -> Ser
         stderrs = np.array(
             [math.nan if o.stderr is None else o.stderr for o in observations], dtype=np.float64
         )
-    unit = observations[-1].unit if observations else ""
-    return Series(name, unit, steps, values, stderrs, meaning, observations)
+        passed = passed_of(observations)
+    return Series(name, unit, steps, values, stderrs, meaning, observations, passed)
+
+
+def passed_of(observations: Sequence[Observation]) -> NDArray[np.bool_]:
+    """Which observations passed every check."""
+    return np.array([o.status is EstimateStatus.OK for o in observations], dtype=np.bool_)
 
 
 def is_coefficient(series: Series) -> bool:
@@ -254,6 +273,28 @@ def thin(
         kept.add(low + int(part.argmin()))
         kept.add(low + int(part.argmax()))
     return np.array(sorted(kept), dtype=np.int64)
+
+
+def lines(
+    steps: NDArray[np.int64],
+    values: NDArray[np.float64],
+    ok: NDArray[np.bool_],
+    bins: int = MAX_BINS,
+) -> list[NDArray[np.int64]]:
+    """Indices of the points to draw, by line: none joins two points across one that is not OK.
+
+    Args:
+        steps: Steps, shape (n,).
+        values: Values, shape (n,); finite where they are OK.
+        ok: Which points are finite and passed every check, shape (n,).
+        bins: Runs of points of which the lowest and the highest are kept.
+    """
+    trusted = np.flatnonzero(ok)
+    if not trusted.size:
+        return []
+    kept = trusted[thin(steps[trusted], values[trusted], bins)]
+    doubts = np.cumsum(~ok)[kept]
+    return np.split(kept, np.flatnonzero(np.diff(doubts)) + 1)
 
 
 def is_thinned(series: Series) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,9 @@ from phasewatch.monitor.reports.data import (
     Record,
     Series,
     is_constant,
+    lines,
     panels,
     span,
-    thin,
     value_range,
 )
 from phasewatch.monitor.reports.html import finite
@@ -134,13 +134,11 @@ def _is_part(series: Series, panel: Panel) -> bool:
 def _add_exact(
     figure: go.Figure, series: Series, colour: str, place: dict[str, str], *, hidden: bool
 ) -> None:
-    finite = series.finite
-    steps, values = series.steps[finite], series.values[finite]
-    kept = thin(steps, values)
+    drawn = lines(series.steps, series.values, series.ok)
     figure.add_scatter(
-        x=steps[kept].tolist(),
-        y=_short(values[kept]),
-        mode="lines" if len(kept) > 1 else "markers",
+        x=_broken(series.steps[line].tolist() for line in drawn),
+        y=_broken(_short(series.values[line]) for line in drawn),
+        mode="lines" if any(len(line) > 1 for line in drawn) else "markers",
         name=html.escape(series.name),
         visible="legendonly" if hidden else True,
         line={"color": colour, "width": 1.8},
@@ -154,15 +152,23 @@ def _settings(observation: Observation) -> tuple[float, ...]:
     return () if made is None else (made.n_samples, made.n_beta, made.localization)
 
 
-def _stretches(series: Series) -> list[NDArray[np.intp]]:
-    """Points that passed, cut where n, nβ or γ change: a line joins what may be compared."""
-    ok = np.flatnonzero(series.ok)
-    ok = ok[thin(series.steps[ok], series.values[ok])]
-    if not series.observations:
-        return [ok]
-    made = [_settings(series.observations[index]) for index in ok]
-    ends = [place for place in range(1, len(ok)) if made[place] != made[place - 1]]
-    return np.split(ok, ends)
+def _stretches(series: Series) -> list[list[NDArray[np.int64]]]:
+    """Lines of points that passed, together as long as n, nβ and γ are the same.
+
+    A line joins what may be compared, and joins nothing across a point that did not pass.
+    """
+    found: list[list[NDArray[np.int64]]] = []
+    known: tuple[float, ...] | None = None
+    for line in lines(series.steps, series.values, series.ok):
+        made = [_settings(series.observations[i]) if series.observations else () for i in line]
+        ends = [place for place in range(1, len(line)) if made[place] != made[place - 1]]
+        for part, settings in zip(np.split(line, ends), [made[p] for p in (0, *ends)], strict=True):
+            if settings == known:
+                found[-1].append(part)
+            else:
+                found.append([part])
+            known = settings
+    return found
 
 
 def _add_measured(figure: go.Figure, series: Series, colour: str, place: dict[str, str]) -> None:
@@ -184,23 +190,32 @@ def _add_measured(figure: go.Figure, series: Series, colour: str, place: dict[st
             )
 
 
+def _broken(parts: Iterable[list[Any]]) -> list[Any]:
+    """Parts of a line one after the other, with a gap between them."""
+    found: list[Any] = []
+    for part in parts:
+        found += [None, *part] if found else part
+    return found
+
+
 def _add_stretch(
     figure: go.Figure,
     series: Series,
-    chosen: NDArray[np.intp],
+    drawn: list[NDArray[np.int64]],
     colour: str,
     place: dict[str, str],
     *,
     named: bool,
 ) -> None:
-    """A line through these points, and the band of their errors."""
-    steps, values = series.steps[chosen], series.values[chosen]
-    errors = np.nan_to_num(series.stderrs[chosen])
+    """Lines through these points, and the bands of their errors."""
+    errors = np.nan_to_num(series.stderrs)
+    low, high = series.values - 2 * errors, series.values + 2 * errors
     name = html.escape(series.name)
-    around = np.concatenate([values + 2 * errors, (values - 2 * errors)[::-1]])
+    around = [np.concatenate([line, line[::-1]]) for line in drawn]
+    edges = [np.concatenate([high[line], low[line][::-1]]) for line in drawn]
     figure.add_scatter(
-        x=np.concatenate([steps, steps[::-1]]).tolist(),
-        y=_short(around),
+        x=_broken(series.steps[line].tolist() for line in around),
+        y=_broken(_short(edge) for edge in edges),
         fill="toself",
         fillcolor=_transparent(colour, 0.25),
         line={"width": 0},
@@ -212,14 +227,14 @@ def _add_stretch(
         **place,
     )
     figure.add_scatter(
-        x=steps.tolist(),
-        y=_short(values),
+        x=_broken(series.steps[line].tolist() for line in drawn),
+        y=_broken(_short(series.values[line]) for line in drawn),
         mode="lines+markers",
         name=name,
         legendgroup=name,
         line={"color": colour, "width": 1.8},
         marker={"size": 5},
-        customdata=_short(errors),
+        customdata=_broken(_short(errors[line]) for line in drawn),
         hovertemplate="step %{x}<br>%{y:.4g} ± %{customdata:.2g}<extra>" + name + "</extra>",
         **({} if named else {"showlegend": False}),
         **place,

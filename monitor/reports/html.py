@@ -99,7 +99,12 @@ th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px soli
   vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 td:first-child { white-space: nowrap; }
-.dot { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .45em; }
+.card { border: 1px solid #ddd; border-left: 4px solid; border-radius: 6px; margin: .8rem 0;
+  padding: .5rem .9rem; }
+.card h4 { margin: 0 0 .3rem; font-size: 1rem; }
+.card dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .9rem; margin: 0; }
+.card dt { color: #555; }
+.card dd { margin: 0; overflow-wrap: anywhere; }
 details { margin: .6rem 0; border: 1px solid #ddd; border-radius: 6px; padding: .5rem .9rem; }
 summary { cursor: pointer; font-weight: 600; }
 pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .85rem; }

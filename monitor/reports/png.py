@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from phasewatch.monitor.core.history import Floats
 from phasewatch.monitor.core.types import TransitionStatus
 from phasewatch.monitor.reports.data import (
     KIND_COLOURS,
@@ -19,9 +20,9 @@ from phasewatch.monitor.reports.data import (
     Series,
     is_coefficient,
     is_fraction,
+    lines,
     read_run,
     span,
-    thin,
     value_range,
 )
 from phasewatch.monitor.store.store import Store
@@ -100,10 +101,8 @@ def _draw(axis: Axes, kind: str, series: list[Series]) -> None:
         if one.is_measured:
             _draw_measured(axis, one, colour)
         else:
-            finite = one.finite
-            steps, values = one.steps[finite], one.values[finite]
-            kept = thin(steps, values)
-            axis.plot(steps[kept], values[kept], color=colour, lw=1.5, label=_plain(one.name))
+            steps, values, _ = _broken(one)
+            axis.plot(steps, values, color=colour, lw=1.5, label=_plain(one.name))
     if kind == "losses" and series:
         if all((s.values[s.finite] > 0).all() for s in series):
             axis.set_yscale("log")
@@ -118,14 +117,24 @@ def _draw(axis: Axes, kind: str, series: list[Series]) -> None:
         axis.set_ylim(-0.04, 1.04)
 
 
+def _broken(series: Series) -> tuple[Floats, Floats, Floats]:
+    """Steps, values and errors of the lines to draw, NaN between two of them."""
+    gap = np.array([np.nan])
+    drawn = lines(series.steps, series.values, series.ok)
+    columns = [
+        np.concatenate([part for line in drawn for part in (column[line], gap)] or [gap])
+        for column in (series.steps.astype(np.float64), series.values, series.stderrs)
+    ]
+    return columns[0], columns[1], columns[2]
+
+
 def _draw_measured(axis: Axes, series: Series, colour: str) -> None:
-    ok = series.ok
-    steps, values = series.steps[ok], series.values[ok]
-    errors = 2 * np.nan_to_num(series.stderrs[ok])
+    steps, values, stderrs = _broken(series)
+    errors = np.where(np.isnan(values), np.nan, 2 * np.nan_to_num(stderrs))
     axis.fill_between(steps, values - errors, values + errors, color=colour, alpha=0.25, lw=0)
     label = "λ̂ ± 2 standard errors" if series.name == "llc" else series.name
     axis.plot(steps, values, color=colour, lw=1.5, marker="o", ms=3, label=_plain(label))
-    doubtful = series.finite & ~ok
+    doubtful = series.finite & ~series.ok
     if doubtful.any():
         axis.plot(
             series.steps[doubtful],

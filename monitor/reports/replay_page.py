@@ -14,7 +14,7 @@ from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.core.types import Observation
 from phasewatch.monitor.readers.curves import Curves
 from phasewatch.monitor.replay.recorded import Outcome, Pair, Watched
-from phasewatch.monitor.reports.data import Record, RunRecord, Series
+from phasewatch.monitor.reports.data import Record, RunRecord, Series, passed_of
 from phasewatch.monitor.reports.run_page import page, streams_table
 
 
@@ -71,6 +71,7 @@ def _measured(name: str, taken: Sequence[Observation]) -> Series:
         np.array(stderrs, dtype=np.float64),
         Meanings().of(name),
         tuple(taken),
+        passed_of(taken),
     )
 
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from phasewatch.detectors.types import Alarm
+from phasewatch.monitor.core.explanation import explain
 from phasewatch.monitor.core.forecast import COLUMNS, forecast_of
 from phasewatch.monitor.core.types import Transition, TransitionStatus
 from phasewatch.monitor.reports.data import (
@@ -180,49 +180,17 @@ def _transitions(record: Record) -> str:
     headline = f"{len(standing)} transition{'s' if len(standing) != 1 else ''}: {said}"
     if not standing:
         headline = "No transition stands: what was suspected was withdrawn."
-    head = (
-        "<tr><th>kind</th><th>status</th><th class='number'>onset</th>"
-        "<th class='number'>detected</th><th class='number'>end</th>"
-        "<th class='number'>severity</th><th>in hindsight</th><th>evidence</th>"
-        "<th>where in the model</th></tr>"
-    )
-    rows = "".join(_transition_row(t) for t in record.transitions)
+    cards = "".join(_card(record, transition) for transition in record.transitions)
     return (
         f'<p class="found{"" if standing else " none"}">{html.escape(headline)}</p>'
-        f'<div class="wide"><table id="transitions">{head}{rows}</table></div>'
+        f'<div id="transitions">{cards}</div>'
     )
 
 
-def _transition_row(transition: Transition) -> str:
+def _card(record: Record, transition: Transition) -> str:
+    told = explain(transition, config=record.config, units=record.units)
     colour = KIND_COLOURS[transition.kind]
-    end = "–" if transition.end_step is None else f"{transition.end_step:,}"
-    evidence = "<br>".join(
-        _evidence(transition, name, alarm) for name, alarm in transition.evidence.items()
-    )
-    if transition.repeats:
-        plural = "s" if transition.repeats > 1 else ""
-        evidence += f"<br>{transition.repeats:,} more alarm{plural}"
-    seen = "–" if transition.hindsight is None else html.escape(str(transition.hindsight))
-    where = ", ".join(f"{html.escape(name)} ({times:.2g}×)" for name, times in transition.where[:5])
-    return (
-        f'<tr><td><span class="dot" style="background:{colour}"></span>'
-        f"{html.escape(transition.kind)}</td><td>{html.escape(transition.status)}</td>"
-        f'<td class="number">{transition.onset_step:,}</td>'
-        f'<td class="number">{transition.detected_step:,}</td><td class="number">{end}</td>'
-        f'<td class="number">{transition.severity:.2f}</td><td>{seen}</td><td>{evidence}</td>'
-        f"<td>{where or '–'}</td></tr>"
-    )
-
-
-def _evidence(transition: Transition, name: str, alarm: Alarm) -> str:
-    before = transition.before.get(name, alarm.value_before)
-    after = transition.after.get(name, alarm.value_after)
-    steps = transition.lags[name]
-    lag = f"onset {steps:+,} steps, " if steps else ""
-    return (
-        f"<b>{html.escape(name)}</b> {html.escape(alarm.direction)}: {before:.4g} → {after:.4g} "
-        f"({lag}detected at {alarm.detected_step:,}, score {alarm.score:.2f})"
-    )
+    return f'<section class="card" style="border-color:{colour}">{told.html}</section>'
 
 
 # ---- facts

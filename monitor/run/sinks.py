@@ -313,7 +313,7 @@ def _open_endpoint(
 
 
 def open_annotations(
-    config: MonitorConfig, run_name: str, health: Health, *, run_id: str
+    config: MonitorConfig, run_name: str, health: Health, meanings: Meanings, *, run_id: str
 ) -> list[Sink]:
     """The sink that writes transitions into the Grafana of the configuration, if there is one.
 
@@ -321,6 +321,7 @@ def open_annotations(
         config: The configuration.
         run_name: Name of the run.
         health: Where failures are counted.
+        meanings: What the streams mean.
         run_id: Identity of the run.
 
     Raises:
@@ -332,6 +333,10 @@ def open_annotations(
         config.grafana.url,
         run_name,
         run_id=run_id,
+        config={
+            "false_alarms_per_run": config.false_alarms_per_run,
+            "streams": meanings.settings(),
+        },
         token_file=config.grafana.token_file,
         timeout_seconds=config.grafana.timeout_seconds,
     )

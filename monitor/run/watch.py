@@ -13,12 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from phasewatch.detectors.base import Detector
 from phasewatch.monitor.config.alerts import resolve_targets
 from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.core.arguments import named_arguments
 from phasewatch.monitor.core.columns import chunked
 from phasewatch.monitor.core.context import LossFn, MeasureContext, MicroBatches, StepRecord
 from phasewatch.monitor.core.contracts import Observable, Sink
@@ -27,6 +25,7 @@ from phasewatch.monitor.core.errors import ConfigError, RefusedError, StoreError
 from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.forecast import ForecastRow
 from phasewatch.monitor.core.health import Health
+from phasewatch.monitor.core.history import History
 from phasewatch.monitor.core.stray import let_through
 from phasewatch.monitor.core.transitions import Transition
 from phasewatch.monitor.run.buffer import ScalarBuffer
@@ -105,6 +104,7 @@ class Watch:
         ConfigError: The configuration is wrong, or names something nobody registered.
     """
 
+    @named_arguments
     def __init__(
         self,
         config: MonitorConfig | Mapping[str, Any] | str | Path | None = None,
@@ -208,7 +208,13 @@ class Watch:
         try:
             alerts = open_alerts(self.config, self._alert_targets, store, self.run_id, self.health)
             sinks = [
-                *open_annotations(self.config, self.run_name, self.health, run_id=self.run_id),
+                *open_annotations(
+                    self.config,
+                    self.run_name,
+                    self.health,
+                    self._detection.meanings,
+                    run_id=self.run_id,
+                ),
                 *open_exporter(
                     self.config,
                     self.run_name,
@@ -700,25 +706,31 @@ class Watch:
         """Keep the thread beside training from detecting meanwhile."""
         return nullcontext() if self._road is None else self._road.lock
 
-    def history(
-        self, name: str
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    def history(self, name: str, *, include_unconverged: bool = False) -> History:
         """Everything stored of one stream.
 
         Args:
             name: Stream name, for example "llc".
+            include_unconverged: Show also the values whose status is not OK, which are NaN else.
 
         Returns:
-            Steps, values and standard errors (NaN where a value has none), each of shape (n,).
+            Steps, values and standard errors (NaN where a value has none), each of shape (n,), with
+            the status of every value.
         """
         self.drain()
         if self._outlets is not None:
             self._outlets.store.flush()
-            return self._outlets.store.history(self.run_id, name, attempt=self.attempt)
+            return self._outlets.store.history(
+                self.run_id, name, attempt=self.attempt, include_unconverged=include_unconverged
+            )
         if self._ended_store is not None:
-            return self._ended_store.history(self.run_id, name, attempt=self.attempt)
+            return self._ended_store.history(
+                self.run_id, name, attempt=self.attempt, include_unconverged=include_unconverged
+            )
         with Store(store_url(self.config, self._root), create=False) as store:
-            return store.history(self.run_id, name, attempt=self.attempt)
+            return store.history(
+                self.run_id, name, attempt=self.attempt, include_unconverged=include_unconverged
+            )
 
     # ---- resume
 

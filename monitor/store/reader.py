@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import Select, and_, false, func, or_, select, true
 from sqlalchemy.engine import Connection, Row
 
-from phasewatch.monitor.core.errors import StoreError
+from phasewatch.monitor.core.errors import StoreError, did_you_mean
+from phasewatch.monitor.core.history import History, codes_of
 from phasewatch.monitor.core.processes import ProcessIdentity
 from phasewatch.monitor.core.types import EstimateStatus, Observation, RunState, Transition
 from phasewatch.monitor.store import schema
@@ -24,6 +24,9 @@ from phasewatch.monitor.store.lineage import Span, holes_within, lineage, within
 
 _MIN_PREFIX = 4
 """Letters of an id that may stand for the whole."""
+
+MAX_LISTED = 20
+"""Known runs that an error names."""
 
 ROWS_AT_ONCE = 4096
 """Rows fetched together where a whole run is read."""
@@ -134,7 +137,7 @@ class Reader:
         return [_run_info(group) for group in latest_first]
 
     def run(self, name_or_id: str) -> RunInfo:
-        """The run of this id, the latest of this name, or the one whose id begins like this."""
+        """The run of this id, the latest of this name, or the one whose id or name begins so."""
         runs = self.runs()
         for exact in ("id", "name"):
             for run in runs:
@@ -147,9 +150,18 @@ class Reader:
             if alike:
                 listed = ", ".join(f"{run.id} ({run.name})" for run in alike[:10])
                 raise StoreError(f"{len(alike)} ids begin with {name_or_id!r}: {listed}")
-        known = ", ".join(dict.fromkeys(run.name for run in runs)) or "none"
+            named = [run for run in runs if run.name.startswith(name_or_id)]
+            if len({run.name for run in named}) == 1:
+                return named[0]
+            if named:
+                listed = ", ".join(dict.fromkeys(run.name for run in named[:MAX_LISTED]))
+                raise StoreError(f"several names begin with {name_or_id!r}: {listed}")
+        names = [*dict.fromkeys(run.name for run in runs)]
+        more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+        known = (", ".join(names[:MAX_LISTED]) or "none") + more
+        hint = did_you_mean(name_or_id, names)
         raise StoreError(
-            f"no run {name_or_id!r} in store {self._database.where}; known runs: {known}"
+            f"no run {name_or_id!r} in store {self._database.where}{hint}; known runs: {known}"
         )
 
     def knows(self, run_id: str) -> bool:
@@ -202,35 +214,61 @@ class Reader:
         return sorted(found, key=lambda hole: (hole.stream, hole.first_step))
 
     def history(
-        self, run_id: str, name: str, *, superseded: bool, attempt: int | None = None
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-        """Steps, values and standard errors of one stream.
+        self,
+        run_id: str,
+        name: str,
+        *,
+        superseded: bool,
+        attempt: int | None = None,
+        include_unconverged: bool = False,
+        after: int | None = None,
+        every: int = 1,
+    ) -> History:
+        """The values of one stream, each with its error and status.
 
         Args:
             run_id: Identity of the run.
             name: Name of the stream.
             superseded: Also what a resumed run observed again.
             attempt: As this attempt sees it; None is the latest.
+            include_unconverged: Show also the values whose status is not OK.
+            after: Only what was observed after this step.
+            every: Only steps that are a multiple of this.
         """
         table = schema.observations
-        columns = (table.c.step, table.c.value, table.c.stderr, table.c.nonfinite)
+        columns = (table.c.step, table.c.value, table.c.stderr, table.c.nonfinite, table.c.status)
         with self._database.reading() as connection:
             spans = _spans(connection, run_id, attempt, superseded=superseded)
-            query = _of_streams(select(*columns), _streams(connection, name, spans), spans)
+            streams = _streams(connection, name, spans)
+            query = _of_streams(select(*columns), streams, spans)
+            if after is not None:
+                query = query.where(table.c.step > after)
+            if every > 1:
+                query = query.where(table.c.step % every == 0)
             # The driver gives plain tuples; rows of SQLAlchemy would take most of the time.
             rows = connection.execute(query.order_by(*_BY_STEP)).cursor.fetchall()
+        if not rows:
+            return History.empty(name)
         # Millions of rows: column by column, and only the few odd ones one by one.
-        steps, values, stderrs, codes = zip(*rows, strict=True) if rows else ((), (), (), ())
+        steps, values, stderrs, nonfinite, statuses = zip(*rows, strict=True)
         value_array = np.array(values, dtype=np.float64)  # None becomes NaN
         stderr_array = np.array(stderrs, dtype=np.float64)
-        if any(codes):
-            for index, code in enumerate(codes):
+        if any(nonfinite):
+            for index, code in enumerate(nonfinite):
                 if code is None:
                     continue
                 value, stderr = decode_numbers(values[index], stderrs[index], code)
                 value_array[index] = value
                 stderr_array[index] = math.nan if stderr is None else stderr
-        return np.array(steps, dtype=np.int64), value_array, stderr_array
+        return History(
+            name,
+            streams[-1].unit,
+            steps,
+            value_array,
+            stderr_array,
+            codes=codes_of(statuses),
+            include_unconverged=include_unconverged,
+        )
 
     def observations(self, run_id: str, name: str, *, superseded: bool) -> list[Observation]:
         """The observations of one stream, each with its detail.

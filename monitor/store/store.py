@@ -22,13 +22,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.errors import StoreError
+from phasewatch.monitor.core.history import History
 from phasewatch.monitor.core.processes import ProcessIdentity
 from phasewatch.monitor.core.redaction import get_logger, redact, redacted
 from phasewatch.monitor.core.types import Observation, Recipient, RunState, Transition
@@ -540,8 +539,16 @@ class Store:
         return self._fresh_reader().streams(run_id)
 
     def history(
-        self, run_id: str, name: str, *, superseded: bool = False, attempt: int | None = None
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+        self,
+        run_id: str,
+        name: str,
+        *,
+        superseded: bool = False,
+        attempt: int | None = None,
+        include_unconverged: bool = False,
+        after: int | None = None,
+        every: int = 1,
+    ) -> History:
         """Steps, values and standard errors (NaN where exact) of one stream, each of shape (n,).
 
         Args:
@@ -549,8 +556,19 @@ class Store:
             name: Name of the stream; arrays are empty if it was never observed.
             superseded: Show what a resume has superseded as well.
             attempt: The attempt whose history it is; None is the latest.
+            include_unconverged: Show also the values whose status is not OK, which are NaN else.
+            after: Only what was observed after this step.
+            every: Only steps that are a multiple of this.
         """
-        return self._fresh_reader().history(run_id, name, superseded=superseded, attempt=attempt)
+        return self._fresh_reader().history(
+            run_id,
+            name,
+            superseded=superseded,
+            attempt=attempt,
+            include_unconverged=include_unconverged,
+            after=after,
+            every=every,
+        )
 
     def observations(
         self, run_id: str, name: str, *, superseded: bool = False

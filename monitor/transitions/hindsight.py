@@ -20,6 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +31,6 @@ from phasewatch.detectors.statistics.noise import scale
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 from phasewatch.monitor.core.meaning import Meanings, Role, StreamMeaning
 from phasewatch.monitor.core.types import (
-    EstimateStatus,
     Hindsight,
     HindsightVerdict,
     Transition,
@@ -210,22 +210,8 @@ class _Curve:
 
 
 def stored_history(store: Store, run_id: str) -> History:
-    """Histories of a stored run; of measured values those that were good."""
-
-    def history(name: str) -> Arrays:
-        steps, values, stderrs = store.history(run_id, name)
-        if np.isfinite(stderrs).any():
-            good = [
-                item
-                for item in store.observations(run_id, name)
-                if item.status is EstimateStatus.OK and item.stderr is not None
-            ]
-            steps = np.array([item.step for item in good], dtype=np.int64)
-            values = np.array([item.value for item in good], dtype=np.float64)
-            stderrs = np.array([item.stderr for item in good], dtype=np.float64)
-        return steps, values, stderrs
-
-    return history
+    """Histories of a stored run; what was not good is NaN in them."""
+    return partial(store.history, run_id)
 
 
 def review(

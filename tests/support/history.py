@@ -8,6 +8,7 @@ import time
 import numpy as np
 
 from phasewatch.detectors.types import Alarm, Direction
+from phasewatch.monitor.core.columns import unit_of
 from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.estimates import Estimate, EstimateStatus, Observation
 from phasewatch.monitor.core.transitions import Transition, TransitionKind, TransitionStatus
@@ -103,7 +104,8 @@ def fill(
         if extra is not None:
             values[extra] = 1.0
         for stream, value in values.items():
-            store.add_observation(RUN_ID, 1, Observation(name=stream, step=step, value=value))
+            observation = Observation(name=stream, step=step, value=value, unit=unit_of(stream))
+            store.add_observation(RUN_ID, 1, observation)
         if step % (4 * every) == 0:
             _add_llc(store, step, 200 * done + 1, EstimateStatus.OK)
     _add_llc(store, steps // 4 + 1, 150.0, EstimateStatus.UNCONVERGED)

@@ -1,7 +1,7 @@
 """The table of cases in which monitored training must equal unmonitored training bit for bit.
 
-The names are the ones the README lists. A case says how to build its run and what measuring it
-must come to: an LLC estimate, or a refusal with a reason.
+The names are the ones docs/untouched.md lists. A case says how to build its run and what measuring
+it must come to: an LLC estimate, or a refusal with a reason.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Case:
     """One way to train.
 
     Attributes:
-        name: What the README calls it.
+        name: What docs/untouched.md calls it.
         build: Makes the module.
         loaders: Makes what `fit` gets beside the module.
         trainer: Options of the Trainer.

@@ -2,6 +2,7 @@
 
 from phasewatch.monitor.alerts.message import write_alert
 from phasewatch.monitor.config.alerts import AlertsConfig
+from phasewatch.monitor.core.explanation import explain
 from phasewatch.monitor.core.types import TransitionKind, TransitionStatus
 from support.records import make_transition
 
@@ -27,14 +28,18 @@ def test_an_alert_says_what_when_how_sure_and_where():
     alert = write()
     assert alert.title == "demo: generalisation, from step 80"
     assert alert.body.splitlines() == [
-        "What: generalisation: held-out data improve, training data do not",
-        "When: from step 80, detected at step 90, epoch 3, 2023-11-14 22:14:50 UTC",
-        "How sure: severity 1.5 (1 is tenfold), seen by val_loss at 1.5 times its threshold",
-        "val_loss: 2 → 0.03123 nats",
-        "Where: block.1 (25%), head (12%)",
+        *explain(alert.transition, units={"val_loss": "nats"}).lines,
         "Report: phasewatch report abcdef12 --store runs.db",
         "Id: t1",
     ]
+    for said in (
+        "What: generalisation: held-out data improve, training data do not",
+        "When: from step 80, detected at step 90, epoch 3, 2023-11-14 22:14:50 UTC",
+        "How much: severity 1.5 (1 is tenfold); val_loss: 2 → 0.03123 nats",
+        "How sure: 1 independent witness: val_loss at 1.5 times its threshold",
+        "Where: block.1 (0.25 ± 0.02 times), head (0.12 ± 0.008 times) as far as",
+    ):
+        assert said in alert.body
 
 
 def test_each_state_has_its_title():

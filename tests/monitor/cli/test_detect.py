@@ -146,7 +146,7 @@ def test_replay_of_a_run_without_transitions(shell, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--detector", "cumsum"], "unknown detector 'cumsum'; known: "),
+        (["--detector", "cumsum"], "unknown detector 'cumsum' (did you mean 'cusum'?); known: "),
         (["--detector", "slope_shift", "--set", "gat=1"], "'slope_shift' refuses its parameters"),
         (["--detector", "slope_shift", "--set", "gate=-1"], "gate is -1, but must be above 0"),
         (["--set", "gat=1"], "no detector here has a parameter 'gat'"),

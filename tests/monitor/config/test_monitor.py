@@ -13,7 +13,8 @@ from phasewatch.monitor.core.errors import ConfigError
 
 
 def test_an_unknown_key_is_named_beside_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"overhed: unknown key; known here: .*overhead"):
+    told = r"overhed: unknown key \(did you mean 'overhead'\?\); known here: "
+    with pytest.raises(ConfigError, match=told):
         MonitorConfig.load({"overhed": 0.1})
 
 

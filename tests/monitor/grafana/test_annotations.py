@@ -77,12 +77,13 @@ def test_a_region_goes_from_onset_to_detection_and_then_to_the_end(server, make_
     assert found["time"] == round(1000 * (START + 80))  # between two observed steps
     assert found["timeEnd"] == round(1000 * (START + 90))
     assert found["tags"] == ["phasewatch", "generalisation", f"run:{RUN}", "transition:t1"]
-    assert "from step 80, it goes on; detected at step 90" in found["text"]
+    assert found["text"].startswith("generalisation, from step 80<br>What: generalisation: ")
+    assert "detected at step 90" in found["text"]
     assert "val_loss: 2 → nan" in found["text"]
     observe(sink, 120)
     sink.notify(ended(onset_step=80, detected_at=START + 90))
     found = wait_for(server, timeEnd=round(1000 * (START + 120)))
-    assert "to step 120" in found["text"]
+    assert "ended at step 120" in found["text"]
     assert [method for method, _ in server.requests] == ["GET", "POST", "PATCH"]
 
 
@@ -111,7 +112,7 @@ def test_after_a_resume_the_same_annotation_is_changed(server, make_sink):
     second = make_sink()
     second.notify(ended())
     second.close()
-    assert "to step 120" in server.annotations[1]["text"]
+    assert "ended at step 120" in server.annotations[1]["text"]
     assert len(server.annotations) == 1
 
 

@@ -271,7 +271,9 @@ def test_a_change_of_some_streams_leaves_the_others(settings) -> None:
 
 
 def test_wrong_changes_are_refused() -> None:
-    with pytest.raises(UnknownNameError, match="unknown detector 'cumsum'; known: "):
+    with pytest.raises(
+        UnknownNameError, match=r"unknown detector 'cumsum' \(did you mean 'cusum'\?\); known: "
+    ):
         Change("cumsum")
     with pytest.raises(ConfigError, match=r"'slope_shift' refuses its parameters .*'gat'"):
         Change("slope_shift", {"gat": 0.2})

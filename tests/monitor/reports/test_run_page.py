@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from plotly.offline import get_plotlyjs
 
 from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.errors import StoreError
+from phasewatch.monitor.core.explanation import explain
 from phasewatch.monitor.core.meaning import LLC
 from phasewatch.monitor.core.types import (
     EstimateStatus,
@@ -32,6 +34,7 @@ from phasewatch.monitor.core.types import (
 from phasewatch.monitor.reports.data import (
     KIND_COLOURS,
     MAX_BINS,
+    lines,
     panels,
     read_run,
     span,
@@ -104,10 +107,11 @@ def write(store: Store, tmp_path: Path) -> Write:
 def test_a_transition_is_named_with_its_steps_and_its_evidence(write: Write) -> None:
     page = write()
     assert "1 transition: generalisation at step 500" in page.words
-    row = page.words[page.words.index("where in the model") :]
-    for piece in ("generalisation", "ended", "500", "600", "900", "1.25", "val_loss", "down"):
-        assert piece in row
-    assert "net.0.weight (0.41×)" in row
+    for heading, text in explain(transition()).facts:
+        if heading != "When":  # its time is that of the test
+            assert f"{heading} {text}" in page.words
+    for piece in ("has ended", "from step 500", "at step 600", "at step 900", "severity 1.25"):
+        assert piece in page.words
 
 
 def test_a_transition_is_a_band_from_onset_to_end_over_all_panels(write: Write) -> None:
@@ -139,7 +143,7 @@ def test_both_verdicts_are_shown(write: Write) -> None:
         end_step=800,
     )
     page = write(transitions=(dataclasses.replace(transition(), hindsight=seen),))
-    assert "in hindsight" in page.words
+    assert "In hindsight" in page.words
     assert "corrected: 450 to 800" in page.words
     assert "ended" in page.words
 
@@ -240,10 +244,12 @@ def test_a_value_that_is_not_finite_gets_a_tick(write: Write) -> None:
 def test_the_error_band_is_two_standard_errors_wide(write: Write) -> None:
     page = write()
     line, band = page.trace("llc"), page.trace("llc: ±2 standard errors")
-    count = len(line["x"])
-    upper, lower = band["y"][0], band["y"][-1]
-    assert band["x"] == line["x"] + line["x"][::-1]
-    assert count == 25
+    runs = [[*part] for gap, part in groupby(line["x"], lambda x: x is None) if not gap]
+    count = len(runs[0])
+    upper, lower = band["y"][0], band["y"][2 * count - 1]
+    assert band["x"][: 2 * count] == runs[0] + runs[0][::-1]
+    assert sum(len(run) for run in runs) == 25
+    assert len(runs) == 3  # broken where estimates did not pass: at 251 and at 333
     assert upper == pytest.approx(line["y"][0] + 2 * line["customdata"][0], rel=1e-4)
     assert lower == pytest.approx(line["y"][0] - 2 * line["customdata"][0], rel=1e-4)
 
@@ -317,11 +323,33 @@ def test_many_measurements_keep_a_bounded_number_of_short_traces() -> None:
     details = [estimate(step, 1.0) for step in range(1000)]
     long = [Observation(name="llc", step=e.step, value=1.0, stderr=0.1, detail=e) for e in details]
     numbers = np.arange(1000)
-    series = Series("llc", "1", numbers, np.ones(1000), np.ones(1000), LLC, tuple(long))
+    ones = np.ones(1000)
+    series = Series("llc", "1", numbers, ones, ones, LLC, tuple(long), ones.astype(bool))
     traces = chain_traces([series])
     assert len(traces) == MAX_TRACED
     assert (traces[0]["step"], traces[-1]["step"]) == (0, 999)
     assert all(len(one["draw"]) <= MAX_TRACE_POINTS for one in traces)
+
+
+def test_a_line_never_joins_two_points_across_one_that_is_not_ok(store: Store) -> None:
+    store.begin_run(name="gaps", run_id=RUN_ID, attempt=1)
+    doubtful = {3: EstimateStatus.UNCONVERGED, 6: EstimateStatus.NEGATIVE}
+    for step in range(1, 9):
+        status = doubtful.get(step, EstimateStatus.OK)
+        reading = Observation(name="hessian_top", step=step, value=1.0 * step, status=status)
+        store.add_observation(RUN_ID, 1, reading)
+        value = math.inf if step == 5 else 1.0
+        store.add_observation(RUN_ID, 1, Observation(name="reward", step=step, value=value))
+    series = read_run(store, RUN_ID).series
+    joined = {
+        name: [s.steps[line].tolist() for line in lines(s.steps, s.values, s.ok)]
+        for name, s in series.items()
+    }
+    assert joined == {
+        "hessian_top": [[1, 2], [4, 5], [7, 8]],
+        "reward": [[1, 2, 3, 4], [6, 7, 8]],
+    }
+    assert series["hessian_top"].is_measured  # its doubtful values are drawn as such
 
 
 def test_estimates_of_different_settings_are_never_joined_by_a_line() -> None:

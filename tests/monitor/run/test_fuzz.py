@@ -127,7 +127,7 @@ def test_any_name_step_and_value_is_kept_as_it_is(name, step, value):
         if store.num_dropped:  # what no database takes is counted: half a surrogate pair
             assert name != name.encode("utf-8", "replace").decode()
             return
-        steps, values, _ = store.history(run, name)
+        steps, values, _ = store.history(run, name, include_unconverged=True)
         assert steps.tolist() == [step]
         # SQLite does not tell -0.0 from 0.0.
         assert repr(float(values[0]) + 0.0) == repr(float(value) + 0.0)

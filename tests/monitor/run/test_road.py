@@ -326,7 +326,9 @@ def test_thinning_is_counted_told_once_stored_and_replayed_and_loses_nothing(
     with caplog.at_level(logging.WARNING, logger="phasewatch"), Watch(settings) as watched:
         feed(watched, curves, drain_every=250)
         for name, values in curves.items():
-            np.testing.assert_array_equal(watched.history(name)[1], values)
+            np.testing.assert_array_equal(
+                watched.history(name, include_unconverged=True).values, values
+            )
         levels = watched.history(THINNING)
     assert levels[0].size > 0
     assert watched.health.thinned_points > 4000
