@@ -14,8 +14,8 @@ from phasewatch.callbacks.lightning.steps import StepLosses
 from phasewatch.callbacks.lightning.subject import FitSubject
 from phasewatch.callbacks.shared.processes import longest_turn_seconds
 from phasewatch.callbacks.shared.training import WatchedTraining
+from phasewatch.monitor.isolation.batches import leading_size
 from phasewatch.monitor.run.watch import Watch
-from phasewatch.monitor.sampling.batches import leading_size
 
 log = logging.getLogger("phasewatch")
 

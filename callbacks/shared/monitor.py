@@ -12,7 +12,8 @@ import torch
 from phasewatch.callbacks.shared.settings import settle_config
 from phasewatch.detectors.base import Detector
 from phasewatch.monitor.config.alerts import AlertsConfig
-from phasewatch.monitor.config.monitor import ExporterConfig, MonitorConfig
+from phasewatch.monitor.config.exports import ExporterConfig
+from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.config.schedule import EveryNSteps, LogSpaced
 from phasewatch.monitor.core.arguments import named_arguments
 from phasewatch.monitor.core.contracts import Observable, Sink

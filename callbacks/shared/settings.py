@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from phasewatch.detectors.base import Detector
-from phasewatch.monitor.config.monitor import ExporterConfig, MonitorConfig
+from phasewatch.monitor.config.exports import ExporterConfig
+from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.contracts import Observable
 from phasewatch.monitor.core.errors import ConfigError
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from panels import EACH, latest
 
 from phasewatch.monitor.core import metrics as m
-from phasewatch.monitor.core.types import EstimateStatus, RunState
+from phasewatch.monitor.core.ending import RunState
+from phasewatch.monitor.core.estimates import EstimateStatus
 
 FOLDER = "phasewatch"
 GROUP = "phasewatch"

@@ -28,7 +28,8 @@ from panels import (
 )
 
 from phasewatch.monitor.core import metrics as m
-from phasewatch.monitor.core.types import EstimateStatus, RunState
+from phasewatch.monitor.core.ending import RunState
+from phasewatch.monitor.core.estimates import EstimateStatus
 
 UID = "phasewatch-overview"
 RUNS = 'run=~"$run"'

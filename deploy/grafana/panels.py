@@ -23,7 +23,8 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 from grafana_foundation_sdk.models.xychart import SeriesMapping, XYShowMode
 
 from phasewatch.monitor.core import metrics as m
-from phasewatch.monitor.core.types import EstimateStatus, RunState
+from phasewatch.monitor.core.ending import RunState
+from phasewatch.monitor.core.estimates import EstimateStatus
 
 TAG = "phasewatch"
 SOURCE = common_models.DataSourceRef(type_val="prometheus", uid="${datasource}")

@@ -35,7 +35,7 @@ from panels import (
 )
 
 from phasewatch.monitor.core import metrics as m
-from phasewatch.monitor.core.types import EstimateStatus
+from phasewatch.monitor.core.estimates import EstimateStatus
 
 UID = "phasewatch-run"
 RUN = 'run="$run", run_id=~"$run_id"'

@@ -22,7 +22,7 @@ from phasewatch.monitor.alerts.delivery import (
 from phasewatch.monitor.alerts.message import Alert
 from phasewatch.monitor.core.bounded_http import NoAnswerError, fetch
 from phasewatch.monitor.core.metrics import label_value
-from phasewatch.monitor.core.types import TransitionKind
+from phasewatch.monitor.core.transitions import TransitionKind
 
 DEFAULT_PORT = 9093
 

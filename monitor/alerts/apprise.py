@@ -26,7 +26,7 @@ from phasewatch.monitor.alerts.delivery import (
 from phasewatch.monitor.alerts.message import Alert
 from phasewatch.monitor.config.alerts import masked
 from phasewatch.monitor.core.bounded_http import why
-from phasewatch.monitor.core.types import TransitionKind
+from phasewatch.monitor.core.transitions import TransitionKind
 
 MAX_REASON = 200
 

@@ -20,7 +20,7 @@ from phasewatch.monitor.alerts.delivery import NOTE_SECONDS
 from phasewatch.monitor.config.alerts import AlertsConfig, Target
 from phasewatch.monitor.core.errors import ConfigError
 from phasewatch.monitor.core.health import Health
-from phasewatch.monitor.core.types import Recipient, Transition, TransitionStatus
+from phasewatch.monitor.core.transitions import Recipient, Transition, TransitionStatus
 from phasewatch.monitor.store.outbox import Mailbox, Outbox
 from phasewatch.monitor.store.store import Store
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from phasewatch.monitor.config.alerts import AlertsConfig
 from phasewatch.monitor.core.explanation import clean, explain
 from phasewatch.monitor.core.redaction import redact
-from phasewatch.monitor.core.types import Transition, TransitionKind, TransitionStatus
+from phasewatch.monitor.core.transitions import Transition, TransitionKind, TransitionStatus
 
 GRAFANA_DASHBOARD = "phasewatch-run"
 

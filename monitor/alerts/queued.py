@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from phasewatch.monitor.core.types import Sink
+from phasewatch.monitor.core.contracts import Sink
 from phasewatch.monitor.isolation.threads import unfelt
 
 log = logging.getLogger("phasewatch")

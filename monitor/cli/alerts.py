@@ -179,13 +179,9 @@ def _sample(settings: AlertsConfig, folder: Path) -> Any:
     """An alert such as a run would send, of a made-up run."""
     from phasewatch.detectors.types import Alarm, AlarmKind, Direction
     from phasewatch.monitor.alerts.courier import Desk
-    from phasewatch.monitor.core.types import (
-        Observation,
-        RunState,
-        Transition,
-        TransitionKind,
-        TransitionStatus,
-    )
+    from phasewatch.monitor.core.ending import RunState
+    from phasewatch.monitor.core.estimates import Observation
+    from phasewatch.monitor.core.transitions import Transition, TransitionKind, TransitionStatus
     from phasewatch.monitor.store.outbox import Delivery, Message
     from phasewatch.monitor.store.store import Store
 

@@ -53,7 +53,7 @@ from phasewatch.monitor.core.version import phasewatch_version
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from phasewatch.monitor.core.types import Estimate
+    from phasewatch.monitor.core.estimates import Estimate
     from phasewatch.monitor.sampling.selfcheck import Check
     from phasewatch.monitor.sampling.sweep import Sweep
     from phasewatch.monitor.store.store import RunInfo, StreamInfo

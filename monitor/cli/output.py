@@ -20,7 +20,7 @@ from phasewatch.monitor.transitions.classification import seen_by
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from phasewatch.monitor.core.types import Transition
+    from phasewatch.monitor.core.transitions import Transition
     from phasewatch.monitor.store.store import RunInfo, Store
 
 StoreOption = Annotated[

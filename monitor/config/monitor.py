@@ -34,21 +34,6 @@ from phasewatch.monitor.config.schedule import Cadence, EveryNSteps
 from phasewatch.monitor.config.streams import DetectorConfig, StreamConfig
 from phasewatch.monitor.core.errors import ConfigError
 
-__all__ = [
-    "DetectorConfig",
-    "ExporterConfig",
-    "GrafanaConfig",
-    "MonitorConfig",
-    "ObservableConfig",
-    "ProbeConfig",
-    "PushgatewayConfig",
-    "SamplerConfig",
-    "SinkConfig",
-    "StreamConfig",
-    "describe",
-]
-
-
 DEFAULT_OVERHEAD = 0.05
 """Share of wall time that measuring may take when no cadence is given."""
 

@@ -22,9 +22,10 @@ import numpy as np
 
 from phasewatch.monitor.core.bounded_http import NoAnswerError, fetch
 from phasewatch.monitor.core.errors import GrafanaError
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.explanation import Explanation, explain
 from phasewatch.monitor.core.metrics import label_value
-from phasewatch.monitor.core.types import Observation, Transition, TransitionStatus
+from phasewatch.monitor.core.transitions import Transition, TransitionStatus
 from phasewatch.monitor.grafana.access import HOW_TO_TOKEN, base_url, find_token
 
 MAX_PENDING = 256

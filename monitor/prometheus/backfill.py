@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from phasewatch.monitor.core import metrics as m
+from phasewatch.monitor.core.ending import RunState
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import Meanings
-from phasewatch.monitor.core.types import Observation, RunState, Transition, TransitionStatus
+from phasewatch.monitor.core.transitions import Transition, TransitionStatus
 from phasewatch.monitor.prometheus.collector import of_observation
 from phasewatch.monitor.prometheus.exposition import head, number, preamble
 from phasewatch.monitor.store.store import RunInfo, Store

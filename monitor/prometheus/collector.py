@@ -18,17 +18,12 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.samples import Exemplar
 
 from phasewatch.monitor.core import metrics as m
+from phasewatch.monitor.core.ending import RunState
+from phasewatch.monitor.core.estimates import Estimate, EstimateStatus, Observation
 from phasewatch.monitor.core.health import Durations, Health
 from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.core.redaction import get_logger
-from phasewatch.monitor.core.types import (
-    Estimate,
-    EstimateStatus,
-    Observation,
-    RunState,
-    Transition,
-    TransitionKind,
-)
+from phasewatch.monitor.core.transitions import Transition, TransitionKind
 from phasewatch.monitor.core.version import phasewatch_version
 from phasewatch.monitor.prometheus.exposition import BOUNDS, NUM_BUCKET_SERIES, Reading, Text
 

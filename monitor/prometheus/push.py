@@ -16,12 +16,14 @@ from typing import Any
 from prometheus_client import CollectorRegistry, delete_from_gateway, push_to_gateway
 from prometheus_client.exposition import basic_auth_handler, default_handler
 
-from phasewatch.monitor.config.monitor import PushgatewayConfig
+from phasewatch.monitor.config.exports import PushgatewayConfig
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.errors import ConfigError
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.core.redaction import get_logger
-from phasewatch.monitor.core.types import Observation, RunState, Transition
+from phasewatch.monitor.core.transitions import Transition
 from phasewatch.monitor.prometheus.collector import RunCollector
 
 logger = get_logger(__name__)

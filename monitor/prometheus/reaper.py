@@ -22,7 +22,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from phasewatch.monitor.core.bounded_http import NoAnswerError, fetch
-from phasewatch.monitor.core.types import RunState
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.prometheus.target_files import PREFIX, remove_unchanged, write_whole
 
 STALE_SECONDS = 15 * 60.0

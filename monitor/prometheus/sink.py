@@ -12,12 +12,14 @@ import platform
 import time
 import weakref
 
-from phasewatch.monitor.config.monitor import ExporterConfig
+from phasewatch.monitor.config.exports import ExporterConfig
+from phasewatch.monitor.core.ending import RunState
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.core.metrics import label_value
 from phasewatch.monitor.core.redaction import get_logger
-from phasewatch.monitor.core.types import Observation, RunState, Transition
+from phasewatch.monitor.core.transitions import Transition
 from phasewatch.monitor.prometheus.collector import RunCollector
 from phasewatch.monitor.prometheus.server import RUNBOOK_PATH, Scrapes, serve
 from phasewatch.monitor.prometheus.target_files import TargetFile, address

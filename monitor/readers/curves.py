@@ -17,7 +17,7 @@ from typing import Any
 
 from phasewatch.monitor.core.columns import CHUNK, Chunk, Column, unit_of
 from phasewatch.monitor.core.errors import CurveError
-from phasewatch.monitor.core.types import EstimateStatus, Observation
+from phasewatch.monitor.core.estimates import EstimateStatus, Observation
 from phasewatch.monitor.readers.formats import Row, find_file, open_rows
 
 STEP_NAMES = (

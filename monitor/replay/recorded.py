@@ -17,12 +17,14 @@ import numpy as np
 
 from phasewatch import detectors
 from phasewatch.detectors.base import Detector
-from phasewatch.monitor.config.monitor import DetectorConfig, MonitorConfig
+from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.config.streams import DetectorConfig
 from phasewatch.monitor.core.columns import Chunk, chunked
 from phasewatch.monitor.core.errors import ConfigError
+from phasewatch.monitor.core.estimates import EstimateStatus, Observation
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import StreamMeaning
-from phasewatch.monitor.core.types import EstimateStatus, Observation, Transition, TransitionStatus
+from phasewatch.monitor.core.transitions import Transition, TransitionStatus
 from phasewatch.monitor.store.store import RunInfo, Store
 from phasewatch.monitor.transitions.classification import seen_by
 from phasewatch.monitor.transitions.hindsight import Arrays, History, review, stored_history

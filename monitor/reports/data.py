@@ -11,9 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from phasewatch.monitor.core.estimates import Estimate, EstimateStatus, Observation
 from phasewatch.monitor.core.meaning import Meanings, StreamMeaning
 from phasewatch.monitor.core.meaning import Panel as PanelKind
-from phasewatch.monitor.core.types import Estimate, EstimateStatus, Observation, Transition
+from phasewatch.monitor.core.transitions import Transition
 from phasewatch.monitor.store.reader import Hole
 from phasewatch.monitor.store.store import RunInfo, Store
 

@@ -11,12 +11,8 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from phasewatch.monitor.core.types import (
-    Estimate,
-    EstimateStatus,
-    Observation,
-    TransitionStatus,
-)
+from phasewatch.monitor.core.estimates import Estimate, EstimateStatus, Observation
+from phasewatch.monitor.core.transitions import TransitionStatus
 from phasewatch.monitor.reports.data import (
     KIND_COLOURS,
     LINE_COLOURS,

@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 
 from phasewatch.monitor.core.columns import Chunk, Column, unit_of
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import Meanings
-from phasewatch.monitor.core.types import Observation
 from phasewatch.monitor.readers.curves import Curves
 from phasewatch.monitor.replay.recorded import Outcome, Pair, Watched
 from phasewatch.monitor.reports.data import Record, RunRecord, Series, passed_of

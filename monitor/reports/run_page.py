@@ -13,7 +13,7 @@ from typing import Any
 
 from phasewatch.monitor.core.explanation import explain
 from phasewatch.monitor.core.forecast import COLUMNS, forecast_of
-from phasewatch.monitor.core.types import Transition, TransitionStatus
+from phasewatch.monitor.core.transitions import Transition, TransitionStatus
 from phasewatch.monitor.reports.data import (
     KIND_COLOURS,
     MAX_BINS,

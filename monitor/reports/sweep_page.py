@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from phasewatch.monitor.core.types import Estimate, EstimateStatus
+from phasewatch.monitor.core.estimates import Estimate, EstimateStatus
 from phasewatch.monitor.reports.data import LINE_COLOURS
 from phasewatch.monitor.reports.figures import chain_trace
 from phasewatch.monitor.reports.html import CHAIN_SCRIPT, HEAD_SCRIPT, chain_box, document, finite

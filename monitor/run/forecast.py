@@ -13,7 +13,7 @@ from phasewatch.monitor.core.forecast import COLUMNS, ForecastRow, duration_in_w
 from phasewatch.monitor.run.budget import GRACE_SECONDS
 
 if TYPE_CHECKING:
-    from phasewatch.monitor.core.types import MeasureContext
+    from phasewatch.monitor.core.context import MeasureContext
     from phasewatch.monitor.sampling.evaluation_cost import EvaluationCost
 
 

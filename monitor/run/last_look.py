@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.transitions import Transition, TransitionStatus
-from phasewatch.monitor.run.sinks import Outlets
+from phasewatch.monitor.run.sinks import Sinks
 from phasewatch.monitor.store.store import Store
 from phasewatch.monitor.transitions.pipeline import Detection
 
@@ -16,7 +16,7 @@ log = logging.getLogger("phasewatch")
 
 
 def look_back(
-    outlets: Outlets,
+    sinks: Sinks,
     detection: Detection,
     transitions: Sequence[Transition],
     *,
@@ -26,7 +26,7 @@ def look_back(
     """Judge transitions once more by the full history; what fails leaves them as they were.
 
     Args:
-        outlets: The attempt's store and sinks. Who was told of a transition is told that it is
+        sinks: The attempt's store and sinks. Who was told of a transition is told that it is
             withdrawn; any other verdict is only kept.
         detection: What found them, and takes up the verdicts.
         transitions: Those of this attempt.
@@ -35,7 +35,7 @@ def look_back(
     """
     from phasewatch.monitor.transitions.hindsight import review, stored_history
 
-    store, before = outlets.store, {t.id: t.status for t in transitions}
+    store, before = sinks.store, {t.id: t.status for t in transitions}
     try:
         # The store also knows those of earlier attempts; what it was just told, not yet.
         known = {t.id: t for t in (*store.transitions(run_id), *transitions)}
@@ -53,9 +53,9 @@ def look_back(
     for transition in reviewed:
         told = before.get(transition.id) in (TransitionStatus.CONFIRMED, TransitionStatus.ENDED)
         if told and transition.status is TransitionStatus.WITHDRAWN:
-            outlets.notify(transition)
+            sinks.notify(transition)
         else:
-            outlets.keep(transition)
+            sinks.keep(transition)
 
 
 def say_goodbye(

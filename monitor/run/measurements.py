@@ -15,22 +15,16 @@ from phasewatch.detectors.types import Direction
 from phasewatch.monitor import observables as registry
 from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.columns import Column
+from phasewatch.monitor.core.context import MeasureContext, StepRecord
+from phasewatch.monitor.core.contracts import Observable
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.estimates import Estimate, Observation
 from phasewatch.monitor.core.forecast import ForecastRow, duration_in_words
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import StreamMeaning, guess
 from phasewatch.monitor.core.ownership import is_ours
 from phasewatch.monitor.core.stray import let_through
-from phasewatch.monitor.core.types import (
-    Cost,
-    Estimate,
-    MeasureContext,
-    Observable,
-    Observation,
-    StepRecord,
-    Steps,
-    Work,
-)
+from phasewatch.monitor.core.work import Cost, Steps, Work
 from phasewatch.monitor.run.budget import Budget
 from phasewatch.monitor.run.first_fall import FirstFall
 from phasewatch.monitor.run.interrupts import Interrupts
@@ -222,7 +216,7 @@ class Measuring:
         if not isinstance(observable, Observable):
             raise ConfigError(
                 f"observable {observable!r} lacks one of name, unit, measure(context); "
-                "see phasewatch.monitor.core.types.Observable"
+                "see phasewatch.monitor.core.contracts.Observable"
             )
         if observable.name in self._observables:
             raise ConfigError(f"observable {observable.name!r} is given twice; names must differ")

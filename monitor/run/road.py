@@ -31,7 +31,7 @@ from phasewatch.monitor.core.transitions import Transition
 from phasewatch.monitor.isolation.threads import unfelt
 from phasewatch.monitor.run.buffer import Batch, ScalarBuffer
 from phasewatch.monitor.run.portions import some_at_a_time, split
-from phasewatch.monitor.run.sinks import Outlets
+from phasewatch.monitor.run.sinks import Sinks
 from phasewatch.monitor.transitions.pipeline import Detection
 from phasewatch.monitor.transitions.thinning import Pace, Thinner
 
@@ -85,7 +85,7 @@ class Road:
 
     Args:
         buffer: Where the training thread puts what it logs.
-        outlets: The attempt's store and sinks.
+        sinks: The attempt's store and sinks.
         detection: The run's detectors and transitions.
         thinner: What of it detection is to see.
         health: Where failures and points left out are counted.
@@ -97,7 +97,7 @@ class Road:
     def __init__(
         self,
         buffer: ScalarBuffer,
-        outlets: Outlets,
+        sinks: Sinks,
         detection: Detection,
         thinner: Thinner,
         health: Health,
@@ -107,7 +107,7 @@ class Road:
         look: Callable[[Mapping[str, Column]], None] = lambda _: None,
     ) -> None:
         self._buffer = buffer
-        self._outlets = outlets
+        self._sinks = sinks
         self._detection = detection
         self._thinner = thinner
         self._health = health
@@ -141,14 +141,14 @@ class Road:
         batch = self._buffer.take()
         if batch is not None:
             self._put(batch)
-        self._outlets.deliver()
+        self._sinks.deliver()
 
     def put(self, observation: Observation) -> None:
         """Send a measured value on its way, after everything that was logged before it."""
         if not self._forked:
             self.hand_over()
             self._put(_Measured(observation))
-            self._outlets.deliver()
+            self._sinks.deliver()
 
     def drain(self, timeout: float = PATIENCE_SECONDS) -> bool:
         """Hand over, and wait until everything has been stored and detected.
@@ -159,7 +159,7 @@ class Road:
         self.hand_over()
         done = self._forked or self._wait(timeout)
         if not self._forked:
-            self._outlets.deliver()
+            self._sinks.deliver()
         return done
 
     def close(self) -> bool:
@@ -282,7 +282,7 @@ class Road:
             for part in some_at_a_time(columns):
                 for name, column in part.items():
                     column.unit = self._detection.meanings.of(name).unit
-                self._outlets.emit_columns(part)
+                self._sinks.emit_columns(part)
                 self._breathe()
         with self._surviving("detection failed"):
             self._detect(columns)
@@ -291,7 +291,7 @@ class Road:
 
     def _take_observation(self, observation: Observation) -> None:
         with self._surviving("a measured value could not be passed on"):
-            self._outlets.emit(observation)
+            self._sinks.emit(observation)
         with self._surviving("detection failed"):
             self._turn(partial(self._detection.take, observation))
             self._last_step = max(self._last_step, observation.step)
@@ -317,7 +317,7 @@ class Road:
         with self.lock:
             changed = detect()
         for transition in changed:
-            self._outlets.notify(transition)
+            self._sinks.notify(transition)
         seconds = time.thread_time() - begin
         self._pace.spend(seconds)
 
@@ -336,7 +336,7 @@ class Road:
             return
         self._thinner.change(level, self._last_step)
         mark = Column([self._last_step], [float(level)], [None], [time.time()])
-        self._outlets.keep_column(THINNING, mark)
+        self._sinks.keep_column(THINNING, mark)
         if THINNING not in self._told:
             self._told.add(THINNING)
             log.warning(
@@ -351,7 +351,7 @@ class Road:
         self._scored_at = time.monotonic()
         with self.lock:
             self._detection.refresh_scores()
-        self._outlets.refresh()
+        self._sinks.refresh()
 
     @contextmanager
     def _surviving(self, what: str) -> Iterator[None]:

@@ -35,6 +35,13 @@ from phasewatch.monitor.run.forecast import headline_of, table_of
 from phasewatch.monitor.run.installed_sinks import open_installed
 from phasewatch.monitor.run.last_look import look_back, say_goodbye
 from phasewatch.monitor.run.measurements import Given, Measuring, Seen, Subject
+from phasewatch.monitor.run.opening import (
+    open_alerts,
+    open_annotations,
+    open_exporter,
+    open_store,
+    store_url,
+)
 from phasewatch.monitor.run.resuming import (
     CARRY_SECONDS,
     NOTHING,
@@ -44,14 +51,7 @@ from phasewatch.monitor.run.resuming import (
 )
 from phasewatch.monitor.run.road import Road
 from phasewatch.monitor.run.run_names import Runs, StepCount, new_name
-from phasewatch.monitor.run.sinks import (
-    Outlets,
-    open_alerts,
-    open_annotations,
-    open_exporter,
-    open_store,
-    store_url,
-)
+from phasewatch.monitor.run.sinks import Sinks
 from phasewatch.monitor.store.store import Store
 from phasewatch.monitor.transitions.pipeline import Detection
 from phasewatch.monitor.transitions.thinning import Thinner
@@ -147,7 +147,7 @@ class Watch:
         self._record: StepRecord | None = None
         self._micro_batches: tuple[int, MicroBatches] | None = None
         self._learning_rate: float | None = None
-        self._outlets: Outlets | None = None
+        self._sinks: Sinks | None = None
         self._ended_store: Store | None = None
         self._expected_steps: float = math.inf
         self._drained = (0, time.perf_counter())
@@ -185,7 +185,7 @@ class Watch:
         Raises:
             ConfigError: A store or exporter that the user named cannot be used.
         """
-        if self._outlets is not None:
+        if self._sinks is not None:
             return
         ensure_heard()
         if self.attempt and self._saved is None and step < self.health.step:
@@ -232,7 +232,7 @@ class Watch:
             store.end_run(self.run_id, self.attempt, RunState.FAILED, str(error))
             store.close()
             raise
-        self._outlets = Outlets(
+        self._sinks = Sinks(
             store,
             sinks,
             self.health,
@@ -244,12 +244,12 @@ class Watch:
         )
         if resumed_step is not None:
             if store.num_attempts(self.run_id, self.attempt) > 1:
-                notify, known = self._outlets.notify, self.transitions
+                notify, known = self._sinks.notify, self.transitions
                 tell_what_is_missing(store, self.run_id, self.attempt, known, notify)
-            self._catch_up(self._outlets, resumed_step)
+            self._catch_up(self._sinks, resumed_step)
         self._road = Road(
             self._buffer,
-            self._outlets,
+            self._sinks,
             self._detection,
             self._thinner,
             self.health,
@@ -274,16 +274,16 @@ class Watch:
             self.run_name,
         )
 
-    def _catch_up(self, outlets: Outlets, step: int) -> None:
+    def _catch_up(self, sinks: Sinks, step: int) -> None:
         """Detect on what was observed at `step` after the checkpoint, such as its validation."""
         try:
-            stored = list(outlets.store.in_order(self.run_id, step=step, attempt=self.attempt))
+            stored = list(sinks.store.in_order(self.run_id, step=step, attempt=self.attempt))
         except StoreError as error:
             log.warning("what was observed at step %d is not looked at again: %s", step, error)
             return
         for chunk in chunked(filter(self._detection.is_new, stored)):
             for transition in self._detection.take_chunk(chunk):
-                outlets.notify(transition)
+                sinks.notify(transition)
 
     def _begin(self, store: Store, resumed_step: int | None) -> None:
         # A database URL may hold a password; what is kept names the place without it.
@@ -308,43 +308,43 @@ class Watch:
 
     def finish(self, state: RunState = RunState.FINISHED, reason: str = "") -> None:
         """End the attempt: everything observed is stored, every sink closed. Idempotent."""
-        if self._outlets is not None:
+        if self._sinks is not None:
             with self.spending():
-                self._close(self._outlets, state, reason)
+                self._close(self._sinks, state, reason)
 
-    def _close(self, outlets: Outlets, state: RunState, reason: str) -> None:
-        store = outlets.store
+    def _close(self, sinks: Sinks, state: RunState, reason: str) -> None:
+        store = sinks.store
         try:
             if state is RunState.FINISHED and self._subject is not None:
                 self.measure_last(self.health.step, self._subject, self.health.epoch)
             if self._road is not None:
                 self._road.close()
             for transition in self._detection.finish():
-                outlets.notify(transition)
+                sinks.notify(transition)
             for transition in self._detection.grown():
-                outlets.keep(transition)  # it grew since it was told: no news for a sink
+                sinks.keep(transition)  # it grew since it was told: no news for a sink
             if state in (RunState.FINISHED, RunState.STOPPED):
                 look_back(
-                    outlets,
+                    sinks,
                     self._detection,
                     self.transitions,
                     run_id=self.run_id,
                     attempt=self.attempt,
                 )
         finally:
-            self._refresh_health(outlets)
+            self._refresh_health(sinks)
             self._beside_before = self.health.beside_seconds_total
-            self._outlets = self._road = None
+            self._sinks = self._road = None
             self.health.state = state
-            outlets.flush()
+            sinks.flush()
             store.end_run(self.run_id, self.attempt, state, reason)
-            outlets.close()
+            sinks.close()
             self._durable = store.carry(self.run_id, 0.0)
             if store.is_in_memory:
                 self._ended_store = store  # closing would lose the only copy
             else:
                 store.close()
-            self._refresh_health(outlets)  # after the last write: what was lost is counted by now
+            self._refresh_health(sinks)  # after the last write: what was lost is counted by now
         say_goodbye(self.run_name, state, self.transitions, store)
 
     def __enter__(self) -> Self:
@@ -522,10 +522,10 @@ class Watch:
         self._headline = headline_of(self.run_name, context, loss, cost, self._planner.budget)
         rows = self.forecast()
         log.info("%s", table_of(self._headline, rows, self.health.skip_reasons.items()))
-        if self._outlets is None:
+        if self._sinks is None:
             return
         try:
-            self._outlets.store.add_to_config(
+            self._sinks.store.add_to_config(
                 self.run_id,
                 self.attempt,
                 forecast=[row.as_dict() for row in rows],
@@ -647,20 +647,20 @@ class Watch:
 
     def drain(self) -> None:
         """Wait until everything observed so far is stored and detected."""
-        if self._outlets is not None and self._road is not None:
+        if self._sinks is not None and self._road is not None:
             with self.spending():
                 self._road.drain()
-                self._refresh_health(self._outlets)
+                self._refresh_health(self._sinks)
 
     def _hand_over(self) -> None:
         """Send what is buffered on its way."""
-        if self._outlets is not None and self._road is not None:
+        if self._sinks is not None and self._road is not None:
             with self.spending():
                 self._road.hand_over()
-                self._refresh_health(self._outlets)
+                self._refresh_health(self._sinks)
 
-    def _refresh_health(self, outlets: Outlets) -> None:
-        health, store, latest = self.health, outlets.store, self._buffer.latest
+    def _refresh_health(self, sinks: Sinks) -> None:
+        health, store, latest = self.health, sinks.store, self._buffer.latest
         if latest is not None:
             health.step = max(health.step, latest[0])
             health.epoch = latest[1]
@@ -689,12 +689,12 @@ class Watch:
     @property
     def store(self) -> Store | None:
         """The open store; None before the start and after the end."""
-        return self._outlets.store if self._outlets else None
+        return self._sinks.store if self._sinks else None
 
     @property
     def metrics_url(self) -> str | None:
         """Where the metrics are served while the run goes on; None where they are not."""
-        return self._outlets.metrics_url if self._outlets else None
+        return self._sinks.metrics_url if self._sinks else None
 
     @property
     def transitions(self) -> list[Transition]:
@@ -718,9 +718,9 @@ class Watch:
             the status of every value.
         """
         self.drain()
-        if self._outlets is not None:
-            self._outlets.store.flush()
-            return self._outlets.store.history(
+        if self._sinks is not None:
+            self._sinks.store.flush()
+            return self._sinks.store.history(
                 self.run_id, name, attempt=self.attempt, include_unconverged=include_unconverged
             )
         if self._ended_store is not None:
@@ -746,9 +746,9 @@ class Watch:
                 "look at them again",
                 self._road.num_waiting,
             )
-        if self._outlets is not None:
+        if self._sinks is not None:
             with self.spending():
-                self._durable = self._outlets.store.carry(self.run_id, CARRY_SECONDS)
+                self._durable = self._sinks.store.carry(self.run_id, CARRY_SECONDS)
         with self._alone():
             detection, thinning = self._detection.state_dict(), self._thinner.state_dict()
         return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.sampling.estimate import estimate_llc, estimate_refined_llc
 from phasewatch.monitor.sampling.measure import measure_llc, measure_refined_llc
 from phasewatch.monitor.sampling.memory import Memory

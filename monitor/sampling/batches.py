@@ -9,17 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from phasewatch.monitor.isolation.batches import graphs_in, leading_size, tensors_in
-
-__all__ = [
-    "Draw",
-    "describe",
-    "graphs_in",
-    "in_double",
-    "leading_size",
-    "same",
-    "tensors_in",
-]
+from phasewatch.monitor.isolation.batches import tensors_in
 
 
 @dataclass(frozen=True)

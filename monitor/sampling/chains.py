@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from phasewatch.monitor.core.types import Steps
+from phasewatch.monitor.core.work import Steps
 from phasewatch.monitor.sampling.acceptance import EVERY, WatchedStep
 from phasewatch.monitor.sampling.bias import (
     NOISE_EVERY,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from phasewatch.monitor.config.monitor import SamplerConfig
-from phasewatch.monitor.core.types import Steps
+from phasewatch.monitor.config.measuring import SamplerConfig
+from phasewatch.monitor.core.work import Steps
 from phasewatch.monitor.sampling.burnin import plateau
 from phasewatch.monitor.sampling.chains import Run, extend_together
 from phasewatch.monitor.sampling.diagnostics import Summary, summarise

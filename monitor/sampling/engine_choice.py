@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from phasewatch.monitor.core.errors import RefusedError
-from phasewatch.monitor.core.types import Steps, T
+from phasewatch.monitor.core.work import Steps, T
 from phasewatch.monitor.isolation.places import told_with_place
 from phasewatch.monitor.sampling.batches import describe
 from phasewatch.monitor.sampling.engine import (

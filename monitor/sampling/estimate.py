@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from phasewatch.monitor.config.monitor import SamplerConfig
-from phasewatch.monitor.core.types import Estimate, LossFn
+from phasewatch.monitor.config.measuring import SamplerConfig
+from phasewatch.monitor.core.context import LossFn
+from phasewatch.monitor.core.estimates import Estimate
 from phasewatch.monitor.isolation import guard, measure_context
 from phasewatch.monitor.sampling.measure import measure_refined_llc
 from phasewatch.monitor.sampling.restrictions import Restriction, resolve

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from phasewatch.monitor.core.types import MeasureContext, Work
+from phasewatch.monitor.core.context import MeasureContext
+from phasewatch.monitor.core.work import Work
 from phasewatch.monitor.sampling.engine_choice import working_loop
 from phasewatch.monitor.sampling.posing import pose
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from phasewatch.monitor.config.monitor import SamplerConfig
-from phasewatch.monitor.core.types import MeasureContext, Steps
+from phasewatch.monitor.config.measuring import SamplerConfig
+from phasewatch.monitor.core.context import MeasureContext
+from phasewatch.monitor.core.work import Steps
 from phasewatch.monitor.sampling import noise
 from phasewatch.monitor.sampling.batches import Draw
 from phasewatch.monitor.sampling.engine import Evaluation, evaluate

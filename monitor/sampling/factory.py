@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from phasewatch.monitor.core.context import LossFn
 from phasewatch.monitor.core.errors import ConfigError, UnknownNameError
-from phasewatch.monitor.core.types import LossFn
 
 CONTRACT = (
     "a factory takes no arguments and returns (model, batches, loss_fn, n_samples), the arguments "

@@ -17,8 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import MeasurementError, RefusedError
-from phasewatch.monitor.core.types import MeasureContext
 from phasewatch.monitor.sampling.engine import LoopEngine, evaluate, plain_attention
 from phasewatch.monitor.sampling.engine_choice import working_loop
 from phasewatch.monitor.sampling.memory_budget import FREE_SHARE, free_bytes, loop_bytes, mebibytes

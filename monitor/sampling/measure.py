@@ -6,16 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.config.measuring import SamplerConfig
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import RefusedError
-from phasewatch.monitor.core.types import (
-    Estimate,
-    EstimateStatus,
-    MeasureContext,
-    Steps,
-    Work,
-    run_through,
-)
+from phasewatch.monitor.core.estimates import Estimate, EstimateStatus
+from phasewatch.monitor.core.work import Steps, Work, run_through
 from phasewatch.monitor.sampling.chains import Run
 from phasewatch.monitor.sampling.drawing import draw
 from phasewatch.monitor.sampling.engine import Engine

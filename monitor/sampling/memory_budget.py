@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 
-from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.sampling.engine import Wanted
 from phasewatch.monitor.sampling.posterior import Problem

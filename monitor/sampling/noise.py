@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from phasewatch.monitor.core.types import LossFn, MeasureContext, Steps
+from phasewatch.monitor.core.context import LossFn, MeasureContext
+from phasewatch.monitor.core.work import Steps
 from phasewatch.monitor.isolation.rng import RngState
 from phasewatch.monitor.sampling.batches import Draw
 from phasewatch.monitor.sampling.engine import Engine, evaluate

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from phasewatch.monitor.core.types import Steps
+from phasewatch.monitor.core.work import Steps
 from phasewatch.monitor.sampling.chains import FIRST_CHECK, Run
 from phasewatch.monitor.sampling.integrators import Integrator
 from phasewatch.monitor.sampling.landscape import Landscape

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import torch
 
-from phasewatch.monitor.config.monitor import SamplerConfig
-from phasewatch.monitor.core.types import Estimate, MeasureContext, Steps
+from phasewatch.monitor.config.measuring import SamplerConfig
+from phasewatch.monitor.core.context import MeasureContext
+from phasewatch.monitor.core.estimates import Estimate
+from phasewatch.monitor.core.work import Steps
 from phasewatch.monitor.sampling import estimators
 from phasewatch.monitor.sampling.chains import Run
 from phasewatch.monitor.sampling.diagnostics import Summary

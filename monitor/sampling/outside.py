@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from phasewatch.monitor.core.types import Steps
+from phasewatch.monitor.core.work import Steps
 from phasewatch.monitor.sampling.engine import Evaluation
 from phasewatch.monitor.sampling.integrators import Chains
 from phasewatch.monitor.sampling.sharpness import measure_sharpness

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.sampling import verdict
 from phasewatch.monitor.sampling.chains import MIN_DRAWS, Run
 from phasewatch.monitor.sampling.diagnostics import NUM_SIGMAS, Summary

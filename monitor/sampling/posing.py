@@ -11,16 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import MeasurementError, RefusedError
-from phasewatch.monitor.core.types import MeasureContext
+from phasewatch.monitor.isolation.batches import leading_size, tensors_in
 from phasewatch.monitor.isolation.places import told_with_place
-from phasewatch.monitor.sampling.batches import (
-    Draw,
-    describe,
-    leading_size,
-    same,
-    tensors_in,
-)
+from phasewatch.monitor.sampling.batches import Draw, describe, same
 from phasewatch.monitor.sampling.layout import PREFIX, Layout
 from phasewatch.monitor.sampling.posterior import Problem
 from phasewatch.monitor.sampling.probe_loss import (

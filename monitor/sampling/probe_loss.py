@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from phasewatch.monitor.core.context import LossFn
 from phasewatch.monitor.core.errors import RefusedError
-from phasewatch.monitor.core.types import LossFn
 
 
 class ProbeLoss(nn.Module):

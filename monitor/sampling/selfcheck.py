@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.core.errors import ConfigError
-from phasewatch.monitor.core.types import Estimate, EstimateStatus
+from phasewatch.monitor.core.estimates import Estimate, EstimateStatus
 from phasewatch.monitor.sampling.closed_forms import Case, all_cases, squared_error
 from phasewatch.monitor.sampling.estimate import estimate_llc
 from phasewatch.monitor.sampling.net_cases import net_cases

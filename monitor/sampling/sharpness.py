@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from phasewatch.monitor.core.types import Steps
+from phasewatch.monitor.core.work import Steps
 
 Gradient = Callable[[Tensor], Tensor]
 """∇L_n at displacements x, both of shape (chains, d); a new tensor at each call."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from phasewatch.monitor.core.types import Steps, T
+from phasewatch.monitor.core.work import Steps, T
 
 
 class Stopwatch:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from phasewatch.monitor.config.monitor import SamplerConfig, describe
+from phasewatch.monitor.config.base import describe
+from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.core.errors import ConfigError
-from phasewatch.monitor.core.types import Estimate, EstimateStatus
+from phasewatch.monitor.core.estimates import Estimate, EstimateStatus
 from phasewatch.monitor.isolation import guard, measure_context
 from phasewatch.monitor.sampling.estimators import default_n_beta
 from phasewatch.monitor.sampling.factory import Subject

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phasewatch.monitor.core.errors import RefusedError
-from phasewatch.monitor.core.types import Estimate
+from phasewatch.monitor.core.estimates import Estimate
 from phasewatch.monitor.sampling.diagnostics import standard_error
 
 MIN_SHARE = 0.2

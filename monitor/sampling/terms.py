@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from phasewatch.monitor.sampling.batches import graphs_in, leading_size, tensors_in
+from phasewatch.monitor.isolation.batches import graphs_in, leading_size, tensors_in
 
 MAX_CUTS = 4
 """Batches of which a cut is tried."""

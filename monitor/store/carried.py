@@ -19,7 +19,8 @@ from sqlalchemy import func, insert, or_, select
 from sqlalchemy.engine import Connection
 
 from phasewatch.monitor.core.columns import Column
-from phasewatch.monitor.core.types import EstimateStatus, Observation, Recipient
+from phasewatch.monitor.core.estimates import EstimateStatus, Observation
+from phasewatch.monitor.core.transitions import Recipient
 from phasewatch.monitor.store import schema
 from phasewatch.monitor.store.codec import (
     decode_estimate,

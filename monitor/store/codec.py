@@ -17,13 +17,11 @@ from numpy.typing import NDArray
 
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 from phasewatch.monitor.core.columns import Column, observations_of
+from phasewatch.monitor.core.estimates import Estimate, EstimateStatus, Observation
 from phasewatch.monitor.core.redaction import redact
-from phasewatch.monitor.core.types import (
-    Estimate,
-    EstimateStatus,
+from phasewatch.monitor.core.transitions import (
     Hindsight,
     HindsightVerdict,
-    Observation,
     Transition,
     TransitionKind,
     TransitionStatus,

@@ -19,8 +19,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Table, and_, false, or_, select
 from sqlalchemy.engine import Connection, Row
 
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.processes import HEARTBEAT_SECONDS, ProcessIdentity
-from phasewatch.monitor.core.types import RunState
 from phasewatch.monitor.store import schema
 from phasewatch.monitor.store.database import Database
 

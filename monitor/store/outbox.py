@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection, Row
 
 from phasewatch.monitor.core.processes import ProcessIdentity
 from phasewatch.monitor.core.redaction import redact
-from phasewatch.monitor.core.types import Recipient, Transition, TransitionStatus
+from phasewatch.monitor.core.transitions import Recipient, Transition, TransitionStatus
 from phasewatch.monitor.store import schema
 from phasewatch.monitor.store.codec import decode_transition
 from phasewatch.monitor.store.database import Database

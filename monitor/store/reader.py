@@ -13,10 +13,12 @@ import numpy as np
 from sqlalchemy import Select, and_, false, func, or_, select, true
 from sqlalchemy.engine import Connection, Row
 
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.errors import StoreError, did_you_mean
+from phasewatch.monitor.core.estimates import EstimateStatus, Observation
 from phasewatch.monitor.core.history import History, codes_of
 from phasewatch.monitor.core.processes import ProcessIdentity
-from phasewatch.monitor.core.types import EstimateStatus, Observation, RunState, Transition
+from phasewatch.monitor.core.transitions import Transition
 from phasewatch.monitor.store import schema
 from phasewatch.monitor.store.codec import decode_estimate, decode_numbers, decode_transition
 from phasewatch.monitor.store.database import Database

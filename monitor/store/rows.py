@@ -13,7 +13,8 @@ from sqlalchemy import insert, select, text, update
 from sqlalchemy.engine import Connection, CursorResult
 
 from phasewatch.monitor.core.columns import Column, unit_of
-from phasewatch.monitor.core.types import Observation, Recipient, Transition
+from phasewatch.monitor.core.estimates import Observation
+from phasewatch.monitor.core.transitions import Recipient, Transition
 from phasewatch.monitor.store import schema
 from phasewatch.monitor.store.codec import (
     OBSERVATION_COLUMNS,

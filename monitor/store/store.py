@@ -26,11 +26,13 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from phasewatch.monitor.core.columns import Column
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.errors import StoreError
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.history import History
 from phasewatch.monitor.core.processes import ProcessIdentity
 from phasewatch.monitor.core.redaction import get_logger, redact, redacted
-from phasewatch.monitor.core.types import Observation, Recipient, RunState, Transition
+from phasewatch.monitor.core.transitions import Recipient, Transition
 from phasewatch.monitor.store import carried, schema
 from phasewatch.monitor.store.codec import to_json
 from phasewatch.monitor.store.database import Database

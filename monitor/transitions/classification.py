@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 from phasewatch.monitor.core.meaning import Meanings, Role, Tells
-from phasewatch.monitor.core.types import Transition, TransitionKind
+from phasewatch.monitor.core.transitions import Transition, TransitionKind
 
 FLAT = 0.1
 """A loss that falls by less than this share of what another falls by, in nats, is flat beside it:

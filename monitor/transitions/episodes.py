@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from phasewatch.detectors.types import Alarm, AlarmKind
 from phasewatch.monitor.core.meaning import Role
-from phasewatch.monitor.core.types import Transition, TransitionKind, TransitionStatus
+from phasewatch.monitor.core.transitions import Transition, TransitionKind, TransitionStatus
 from phasewatch.monitor.transitions.classification import displacement, progress
 from phasewatch.monitor.transitions.life import Event
 

@@ -30,7 +30,7 @@ from phasewatch.detectors.registry import default_name
 from phasewatch.detectors.statistics.noise import scale
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 from phasewatch.monitor.core.meaning import Meanings, Role, StreamMeaning
-from phasewatch.monitor.core.types import (
+from phasewatch.monitor.core.transitions import (
     Hindsight,
     HindsightVerdict,
     Transition,

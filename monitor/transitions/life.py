@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from phasewatch.monitor.core.types import TransitionStatus
+from phasewatch.monitor.core.transitions import TransitionStatus
 
 
 class Event(StrEnum):

@@ -14,11 +14,12 @@ from phasewatch.detectors.online.local_change import SUDDEN
 from phasewatch.detectors.types import Alarm, AlarmKind
 from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.columns import Chunk, Column
+from phasewatch.monitor.core.estimates import EstimateStatus, Observation
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import DetectorKind, Meanings, Role, StreamMeaning
 from phasewatch.monitor.core.ownership import is_ours
 from phasewatch.monitor.core.stray import let_through
-from phasewatch.monitor.core.types import EstimateStatus, Observation, Transition, TransitionStatus
+from phasewatch.monitor.core.transitions import Transition, TransitionStatus
 from phasewatch.monitor.transitions.episodes import Point
 from phasewatch.monitor.transitions.streams import Override, Stream, Streams, create_detector
 from phasewatch.monitor.transitions.tracker import TransitionTracker

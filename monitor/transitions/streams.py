@@ -12,7 +12,7 @@ from phasewatch import detectors
 from phasewatch.detectors.base import Detector
 from phasewatch.detectors.error_control.alpha_spending import Budgeted
 from phasewatch.detectors.types import Alarm
-from phasewatch.monitor.config.monitor import DetectorConfig
+from phasewatch.monitor.config.streams import DetectorConfig
 from phasewatch.monitor.core.errors import ConfigError, UnknownNameError
 from phasewatch.monitor.core.meaning import DetectorKind, Meanings, Panel, Role, StreamMeaning
 from phasewatch.monitor.core.ownership import is_ours

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phasewatch.monitor.core.columns import Chunk, Column
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import THINNING, Meanings, Role
-from phasewatch.monitor.core.types import Observation
 
 LEADING = 8
 """Streams that are thinned last: those that came first, which hold half of a run's false alarms."""

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from phasewatch.detectors.types import Alarm, AlarmKind
 from phasewatch.monitor.core.meaning import Meanings, Role, source_of
-from phasewatch.monitor.core.types import Transition, TransitionKind, TransitionStatus
+from phasewatch.monitor.core.transitions import Transition, TransitionKind, TransitionStatus
 from phasewatch.monitor.transitions.classification import Move, classify, move_of, severity
 from phasewatch.monitor.transitions.episodes import (
     ALARM,

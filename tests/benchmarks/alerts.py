@@ -23,7 +23,7 @@ import numpy as np
 
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 from phasewatch.monitor import Watch
-from phasewatch.monitor.core.types import Transition, TransitionKind, TransitionStatus
+from phasewatch.monitor.core.transitions import Transition, TransitionKind, TransitionStatus
 
 
 def free_port() -> int:
@@ -65,7 +65,7 @@ def window(watch: Watch, number: int, seconds: float) -> float:
     """Processor seconds for a second of wall time in a window of training."""
     noise = np.random.default_rng(number)
     weights = noise.normal(size=(128, 128))
-    watch._outlets.notify(transition(watch, number))
+    watch._sinks.notify(transition(watch, number))
     started, used = time.perf_counter(), time.process_time()
     step = watch.health.step
     while time.perf_counter() < started + seconds:
@@ -105,7 +105,7 @@ def main() -> None:
         told.start()
         mute.start()
         window(told, 0, options.seconds)  # the sender starts
-        sender = told._outlets._alerts._process.pid
+        sender = told._sinks._alerts._process.pid
         before, began = cpu_seconds(sender), time.perf_counter()
         differences = []
         for pair in range(1, options.pairs + 1):

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from phasewatch.detectors.evaluation.scoring import Curve, load_curves
 from phasewatch.monitor.core.columns import Column
-from phasewatch.monitor.core.types import Transition, TransitionKind, TransitionStatus
+from phasewatch.monitor.core.transitions import Transition, TransitionKind, TransitionStatus
 from phasewatch.monitor.replay.recorded import detect
 
 Span = tuple[int, int]

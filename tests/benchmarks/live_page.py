@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from phasewatch.monitor.core.columns import Column
-from phasewatch.monitor.core.types import RunState
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.store.store import Store
 
 CHUNK = 5000

@@ -31,7 +31,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from phasewatch.monitor.core.types import Estimate, EstimateStatus
+from phasewatch.monitor.core.estimates import Estimate, EstimateStatus
 from phasewatch.monitor.sampling import SamplerConfig, estimate_llc
 from support.random_nets import KINDS, Net, build, random_shapes
 from support.reference_chains import Effort, Reference, deep_linear_reference, hmc_reference

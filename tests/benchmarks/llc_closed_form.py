@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from phasewatch.monitor.core.types import EstimateStatus
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.sampling import SamplerConfig, estimate_llc
 from phasewatch.monitor.sampling.closed_forms import all_cases, squared_error
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from llc_accuracy import NUM_NETS, Subject, load, subjects
 
-from phasewatch.monitor.sampling import SamplerConfig, measure
+from phasewatch.monitor.sampling import SamplerConfig, schemes
 from phasewatch.monitor.sampling.underdamped import FRICTION, MAX_DAMPING, Baoab
 
 Law = Callable[[int], float]
@@ -75,7 +75,7 @@ def main() -> None:
     print(f"{'law':9s} draws  |error|: median  90th percentile  median error  by layers")
     for draws in arguments.draws:
         for name, law in LAWS.items():
-            measure.Baoab = following(law)  # type: ignore[misc]
+            schemes.Baoab = following(law)  # type: ignore[misc]
             errors = np.array(
                 [
                     subject.estimate(

@@ -24,7 +24,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from phasewatch.monitor.core.types import Estimate, EstimateStatus
+from phasewatch.monitor.core.estimates import Estimate, EstimateStatus
 from phasewatch.monitor.sampling import SamplerConfig, estimate_llc
 from phasewatch.monitor.sampling.closed_forms import (
     Case,

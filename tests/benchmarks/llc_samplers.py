@@ -31,7 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from llc_step_cost import Transformer
 
-from phasewatch.monitor.core.types import Estimate, EstimateStatus, LossFn
+from phasewatch.monitor.core.context import LossFn
+from phasewatch.monitor.core.estimates import Estimate, EstimateStatus
 from phasewatch.monitor.sampling import SamplerConfig, estimate_llc
 from phasewatch.monitor.sampling.closed_forms import (
     Case,

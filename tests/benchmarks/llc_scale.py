@@ -34,7 +34,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from phasewatch.monitor.core.types import Estimate
+from phasewatch.monitor.core.estimates import Estimate
 from phasewatch.monitor.sampling import SamplerConfig, estimate_llc
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)

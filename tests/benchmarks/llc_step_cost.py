@@ -104,8 +104,8 @@ def bare(index: int, repeats: int) -> Callable[[], float]:
 
 def ours(index: int, steps: int) -> tuple[Callable[[], float], str]:
     """Seconds a chain step, and the engine that was chosen."""
-    from phasewatch.monitor.config.monitor import SamplerConfig
-    from phasewatch.monitor.core.types import run_through
+    from phasewatch.monitor.config.measuring import SamplerConfig
+    from phasewatch.monitor.core.work import run_through
     from phasewatch.monitor.isolation import measure_context
     from phasewatch.monitor.sampling.chains import Run
     from phasewatch.monitor.sampling.engine_choice import Verdicts

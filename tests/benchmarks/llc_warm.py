@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 from grokking import ModularAdder, Task, modular_addition
 
-from phasewatch.monitor.core.types import Estimate, EstimateStatus
+from phasewatch.monitor.core.estimates import Estimate, EstimateStatus
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.sampling import Memory, SamplerConfig, measure_llc
 from phasewatch.monitor.sampling.engine import VmapEngine

@@ -56,7 +56,9 @@ from torch.utils.data import DataLoader
 from phasewatch.callbacks import TransitionMonitor
 from phasewatch.monitor import observables as registry
 from phasewatch.monitor.config.monitor import MonitorConfig
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observable, SharedWork, Work
+from phasewatch.monitor.core.context import MeasureContext, SharedWork
+from phasewatch.monitor.core.contracts import Observable
+from phasewatch.monitor.core.work import Cost, Work
 from phasewatch.monitor.observables import costs
 from phasewatch.monitor.observables.curvature.krylov import hessian_of
 from phasewatch.monitor.observables.evaluation import at_weights

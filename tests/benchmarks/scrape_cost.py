@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from phasewatch.monitor.config.monitor import ExporterConfig
+from phasewatch.monitor.config.exports import ExporterConfig
 from phasewatch.monitor.core import metrics
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.health import Health
-from phasewatch.monitor.core.types import Observation
 from phasewatch.monitor.prometheus.sink import PrometheusSink
 
 SCRAPER = """

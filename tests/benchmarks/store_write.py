@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from phasewatch.monitor.core.columns import Column
-from phasewatch.monitor.core.types import Observation
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.store.store import Store
 
 STREAMS = [f"stream_{index}" for index in range(5)]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from phasewatch.monitor.core.types import Observation, RunState
+from phasewatch.monitor.core.ending import RunState
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.store.store import Store
 from support.history import RUN_ID, fill, transition
 from support.pages import served

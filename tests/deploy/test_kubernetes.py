@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from phasewatch.monitor.config.monitor import ExporterConfig
+from phasewatch.monitor.config.exports import ExporterConfig
 from support.promtool import DEPLOY, RULES
 
 FOLDER = DEPLOY / "kubernetes"

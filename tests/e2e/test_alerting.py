@@ -287,7 +287,8 @@ GROKKING = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 import grokking
-from phasewatch.monitor.config.monitor import ExporterConfig, MonitorConfig
+from phasewatch.monitor.config.exports import ExporterConfig
+from phasewatch.monitor.config.monitor import MonitorConfig
 exporter = ExporterConfig(**json.loads(sys.argv[2]))
 grokking.MonitorConfig = lambda **settings: MonitorConfig(exporter=exporter, **settings)
 grokking.main(["--json", "--out", sys.argv[3]])

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from phasewatch.monitor.core.types import RunState, TransitionStatus
+from phasewatch.monitor.core.ending import RunState
+from phasewatch.monitor.core.transitions import TransitionStatus
 from phasewatch.monitor.store.store import Store
 from support.needs import need_binary
 from support.records import make_estimate, make_observation, make_transition

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from matplotlib.image import imread
 
-from phasewatch.monitor.core.types import TransitionStatus
+from phasewatch.monitor.core.transitions import TransitionStatus
 from phasewatch.monitor.run.watch import Watch
 from support.needs import need_binary
 from support.records import make_transition, wait_until

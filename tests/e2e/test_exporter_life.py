@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from phasewatch.monitor.config.monitor import ExporterConfig
+from phasewatch.monitor.config.exports import ExporterConfig
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.health import Health
-from phasewatch.monitor.core.types import RunState, TransitionKind
+from phasewatch.monitor.core.transitions import TransitionKind
 from phasewatch.monitor.prometheus.sink import PrometheusSink
 from support.needs import need_binary
 from support.records import make_observation, make_transition, start_python, wait_until

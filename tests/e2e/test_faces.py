@@ -12,7 +12,12 @@ import pytest
 from phasewatch.monitor.alerts.courier import Desk
 from phasewatch.monitor.config.alerts import AlertsConfig
 from phasewatch.monitor.core.explanation import explain
-from phasewatch.monitor.core.types import Hindsight, HindsightVerdict, Recipient, TransitionStatus
+from phasewatch.monitor.core.transitions import (
+    Hindsight,
+    HindsightVerdict,
+    Recipient,
+    TransitionStatus,
+)
 from phasewatch.monitor.grafana.annotations import GrafanaAnnotations
 from phasewatch.monitor.reports.run_page import write_report
 from phasewatch.monitor.store.outbox import Mailbox

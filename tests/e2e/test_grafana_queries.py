@@ -17,7 +17,7 @@ import yaml
 from torch import nn
 
 from phasewatch.monitor import Watch
-from phasewatch.monitor.core.types import RunState
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.grafana.shipped import shipped_rules
 from support.dashboards import alert_queries, boards, fill_in, queries_of, variables
 from support.needs import need_binary

@@ -6,9 +6,9 @@ import urllib.error
 import pytest
 import yaml
 
-from phasewatch.monitor.config.monitor import PushgatewayConfig
+from phasewatch.monitor.config.exports import PushgatewayConfig
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.health import Health
-from phasewatch.monitor.core.types import RunState
 from phasewatch.monitor.prometheus.push import PushgatewaySink
 from support.needs import need_binary
 from support.promtool import RULES

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from phasewatch.monitor.core.types import TransitionKind
+from phasewatch.monitor.core.transitions import TransitionKind
 from support.recorded import GOLDEN, read, transitions_of
 
 SEEDS = pytest.mark.parametrize("seed", [0, 1, 2])

@@ -13,7 +13,8 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from phasewatch.monitor.core.columns import Column
-from phasewatch.monitor.core.types import RunState, TransitionStatus
+from phasewatch.monitor.core.ending import RunState
+from phasewatch.monitor.core.transitions import TransitionStatus
 from phasewatch.monitor.run.watch import Watch
 from phasewatch.monitor.store import schema
 from phasewatch.monitor.store.store import Store
@@ -102,7 +103,7 @@ def test_eight_writers_at_once_lose_and_mix_nothing(server):
 import sys
 from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.store.store import Store
-from phasewatch.monitor.core.types import RunState
+from phasewatch.monitor.core.ending import RunState
 with Store(sys.argv[1]) as store:
     run, attempt = store.begin_run(name=sys.argv[2])
     for start in range(0, 4000, 200):

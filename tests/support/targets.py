@@ -154,7 +154,7 @@ class FailingSmtp:
 
 def notify(watch: Any, transition: Any) -> None:
     """Have a watch say that a transition has changed, as its detectors would."""
-    watch._outlets.notify(transition)
+    watch._sinks.notify(transition)
 
 
 Check = Callable[[], bool]

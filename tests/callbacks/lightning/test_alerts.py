@@ -7,7 +7,7 @@ import pytest
 
 from phasewatch.callbacks import TransitionMonitor
 from phasewatch.monitor.config.alerts import AlertsConfig
-from phasewatch.monitor.core.types import TransitionStatus
+from phasewatch.monitor.core.transitions import TransitionStatus
 from support.bitwise import differences, quietly
 from support.records import make_transition
 from support.targets import Answer, FailingSmtp, http_target, notify
@@ -34,7 +34,7 @@ class Announcer(pl.Callback):
         watch = self.monitor.watch
         deadline = time.monotonic() + 60
         while watch.health.alert_failures < 4 and time.monotonic() < deadline:
-            watch._outlets.refresh()
+            watch._sinks.refresh()
             time.sleep(0.05)
 
 

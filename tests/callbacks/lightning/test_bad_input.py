@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from phasewatch.callbacks import TransitionMonitor
 from phasewatch.monitor import MonitorConfig
 from phasewatch.monitor.core.errors import ConfigError, UnknownNameError
-from phasewatch.monitor.core.types import EstimateStatus
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.store.store import Store
 from support import zoo_data as data
 from support.bitwise import differences

@@ -8,9 +8,9 @@ from torch import nn
 from phasewatch.callbacks import TransitionMonitor
 from phasewatch.callbacks.lightning.fit import Fit
 from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.core.health import Health
-from phasewatch.monitor.core.types import RunState
 from phasewatch.monitor.run.failures import Failures
 
 

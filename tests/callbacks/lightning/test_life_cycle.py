@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.tuner import Tuner
 
-from phasewatch.monitor.core.types import RunState
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.store.store import Store
 from support import zoo_data as data
 from support.bitwise import differences

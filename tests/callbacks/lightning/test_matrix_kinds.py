@@ -6,8 +6,9 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.errors import ConfigError
-from phasewatch.monitor.core.types import EstimateStatus, RunState
+from phasewatch.monitor.core.estimates import EstimateStatus
 from support.bitwise import differences
 from support.observers import NORMS, Rude, make_monitor, stop_at
 from support.training import record_case, unmonitored

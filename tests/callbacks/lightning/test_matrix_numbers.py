@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from phasewatch.monitor.core.types import Observation
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.store.store import Store
 from support.observers import make_monitor, probe_loss_and_gradient
 from support.training import quietly, record, record_case

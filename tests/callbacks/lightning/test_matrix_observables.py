@@ -14,7 +14,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.data import DataLoader
 
-from phasewatch.monitor.core.types import Cost
+from phasewatch.monitor.core.work import Cost
 from phasewatch.monitor.observables import BUILTIN, catalogue, create
 from phasewatch.monitor.observables.evaluation import at_weights
 from support.bitwise import differences

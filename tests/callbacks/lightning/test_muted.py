@@ -10,9 +10,9 @@ from phasewatch.callbacks.lightning.lent import Lent
 from phasewatch.callbacks.lightning.losses import ProbeLoss, RefusingCollectives, takes_batch_idx
 from phasewatch.callbacks.lightning.muted import Resettable
 from phasewatch.callbacks.shared.views import NullObject
-from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.core.errors import RefusedError
-from phasewatch.monitor.core.types import run_through
+from phasewatch.monitor.core.work import run_through
 from phasewatch.monitor.isolation import guard, measure_context
 from phasewatch.monitor.observables.evaluation import at_weights
 from phasewatch.monitor.run.probe_size import mean_loss

@@ -4,7 +4,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from phasewatch.monitor.core.types import RunState
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.store.store import Store
 from support.observers import make_monitor
 from support.training import make_trainer, quietly, seed_everything

@@ -3,7 +3,8 @@ import pickle
 import pytest
 
 from phasewatch.callbacks import TransitionMonitor
-from phasewatch.monitor.config.monitor import DEFAULT_OBSERVABLES, ExporterConfig, MonitorConfig
+from phasewatch.monitor.config.exports import ExporterConfig
+from phasewatch.monitor.config.monitor import DEFAULT_OBSERVABLES, MonitorConfig
 from phasewatch.monitor.config.schedule import EveryNSteps, LogSpaced
 from phasewatch.monitor.core.errors import ConfigError
 

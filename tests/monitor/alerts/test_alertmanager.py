@@ -11,7 +11,7 @@ from phasewatch.monitor.alerts.alertmanager import (
 from phasewatch.monitor.alerts.delivery import DeliveryError, retry_after_seconds
 from phasewatch.monitor.alerts.message import Alert
 from phasewatch.monitor.core.metrics import label_value
-from phasewatch.monitor.core.types import TransitionKind, TransitionStatus
+from phasewatch.monitor.core.transitions import TransitionKind, TransitionStatus
 from support.records import make_transition
 from support.targets import Answer, free_port, http_target
 

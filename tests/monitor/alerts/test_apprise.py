@@ -7,7 +7,7 @@ import pytest
 from phasewatch.monitor.alerts.apprise import check_apprise, send_by_apprise
 from phasewatch.monitor.alerts.delivery import DeliveryError
 from phasewatch.monitor.alerts.message import Alert
-from phasewatch.monitor.core.types import TransitionKind, TransitionStatus
+from phasewatch.monitor.core.transitions import TransitionKind, TransitionStatus
 from support.records import make_transition
 from support.targets import Answer, free_port, http_target
 

@@ -10,7 +10,7 @@ from phasewatch.monitor.alerts.courier import couriers
 from phasewatch.monitor.alerts.delivery import DeliveryError
 from phasewatch.monitor.alerts.worker import Office
 from phasewatch.monitor.config.alerts import AlertsConfig, resolve_targets
-from phasewatch.monitor.core.types import TransitionStatus
+from phasewatch.monitor.core.transitions import TransitionStatus
 from phasewatch.monitor.store.outbox import Delivery
 from phasewatch.monitor.store.store import Store
 from support.records import make_transition

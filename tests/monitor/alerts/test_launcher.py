@@ -13,7 +13,7 @@ import pytest
 
 from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.errors import ConfigError
-from phasewatch.monitor.core.types import TransitionStatus
+from phasewatch.monitor.core.transitions import TransitionStatus
 from phasewatch.monitor.run.watch import Watch
 from phasewatch.monitor.store.store import Store
 from support.records import make_transition, start_python, wait_until
@@ -41,7 +41,7 @@ def confirm(watch, *names, status=TransitionStatus.CONFIRMED):
 
 def hear(watch):
     """Let the watch hear from its sender, as each drain does."""
-    watch._outlets.refresh()
+    watch._sinks.refresh()
     return watch.health
 
 
@@ -73,7 +73,7 @@ def test_a_transition_arrives_with_its_picture_and_is_counted(tmp_path, target):
 def test_no_process_is_started_before_there_is_something_to_send(tmp_path, target):
     with Watch(settings(tmp_path, target.url)) as watch:
         confirm(watch, "t1", status=TransitionStatus.SUSPECTED)
-        assert watch._outlets._alerts._process is None
+        assert watch._sinks._alerts._process is None
     assert target.seen == []
 
 
@@ -120,14 +120,14 @@ import sys, json, os, signal, time
 from phasewatch.monitor.run.watch import Watch
 from support.records import make_transition
 from support.targets import notify
-from phasewatch.monitor.core.types import TransitionStatus
+from phasewatch.monitor.core.transitions import TransitionStatus
 watch = Watch(json.loads(sys.argv[1]))
 watch.start()
 for name in ("a", "b"):
     notify(watch, make_transition(
         watch.run_id, status=TransitionStatus.CONFIRMED, transition_id=name))
 watch.store.flush()
-sender = watch._outlets._alerts._process.pid
+sender = watch._sinks._alerts._process.pid
 if sys.argv[2] == "both":  # as when the machine fails
     os.kill(sender, signal.SIGKILL)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -227,7 +227,7 @@ def test_a_killed_sender_is_replaced(tmp_path, target, monkeypatch, caplog):
     with Watch(settings(tmp_path, target.url, grace_seconds=30.0)) as watch:
         confirm(watch, "a")
         wait_until(lambda: target.seen, what="a try", **PATIENCE)
-        process = watch._outlets._alerts._process
+        process = watch._sinks._alerts._process
         process.kill()
         process.wait()
         target.always = None
@@ -277,7 +277,7 @@ def test_secrets_are_in_no_file_log_or_argument(tmp_path, target, caplog):
     with Watch(settings(tmp_path, url, grace_seconds=0.0)) as watch:
         confirm(watch, "a")
         wait_until(lambda: hear(watch).alert_failures, what="a failed try", **PATIENCE)
-        pid = watch._outlets._alerts._process.pid
+        pid = watch._sinks._alerts._process.pid
         if os.path.exists("/proc/self/cmdline"):
             with open(f"/proc/{pid}/cmdline", "rb") as arguments:
                 assert SECRET.encode() not in arguments.read()
@@ -331,7 +331,7 @@ def test_a_sender_without_work_ends_and_the_next_message_starts_another(
     with Watch(settings(tmp_path, target.url)) as watch:
         confirm(watch, "a")
         wait_until(lambda: target.taken, what="the alert", **PATIENCE)
-        first = watch._outlets._alerts._process
+        first = watch._sinks._alerts._process
         wait_until(lambda: first.poll() is not None, what="the end of the sender", **PATIENCE)
         assert first.returncode == 0
         hear(watch)

@@ -3,7 +3,7 @@
 from phasewatch.monitor.alerts.message import write_alert
 from phasewatch.monitor.config.alerts import AlertsConfig
 from phasewatch.monitor.core.explanation import explain
-from phasewatch.monitor.core.types import TransitionKind, TransitionStatus
+from phasewatch.monitor.core.transitions import TransitionKind, TransitionStatus
 from support.records import make_transition
 
 HOSTILE = 'a\nb\x1b[31m "q" <b>' + "x" * 10_000 + "\udcff"

@@ -7,7 +7,8 @@ import pytest
 
 from phasewatch.monitor.cli import main
 from phasewatch.monitor.config.alerts import AlertsConfig, resolve_targets
-from phasewatch.monitor.core.types import RunState, TransitionStatus
+from phasewatch.monitor.core.ending import RunState
+from phasewatch.monitor.core.transitions import TransitionStatus
 from phasewatch.monitor.store.store import Store
 from support.records import make_transition
 from support.targets import Answer, http_target

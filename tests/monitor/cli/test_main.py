@@ -11,7 +11,8 @@ from rich.console import Console
 from phasewatch.monitor.cli import main
 from phasewatch.monitor.cli.output import transitions_table
 from phasewatch.monitor.config.monitor import MonitorConfig
-from phasewatch.monitor.core.types import RunState, TransitionStatus
+from phasewatch.monitor.core.ending import RunState
+from phasewatch.monitor.core.transitions import TransitionStatus
 from phasewatch.monitor.store.store import Store
 from support.alarms import alarm
 from support.records import (

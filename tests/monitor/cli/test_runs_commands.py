@@ -10,8 +10,10 @@ import yaml
 
 from phasewatch.monitor.config.example import commented_yaml, explanations
 from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.core.ending import RunState
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.core.explanation import explain
-from phasewatch.monitor.core.types import EstimateStatus, Recipient, RunState, TransitionStatus
+from phasewatch.monitor.core.transitions import Recipient, TransitionStatus
 from phasewatch.monitor.store.store import Store
 from support.history import RUN_ID, fill
 from support.records import make_observation, make_transition, start_python

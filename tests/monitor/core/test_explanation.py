@@ -15,7 +15,7 @@ from phasewatch.monitor.core.explanation import (
     witnesses,
 )
 from phasewatch.monitor.core.meaning import Meanings
-from phasewatch.monitor.core.types import (
+from phasewatch.monitor.core.transitions import (
     Hindsight,
     HindsightVerdict,
     TransitionKind,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from phasewatch.monitor.core.errors import MissingPackageError
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.core.history import STATUSES, History, codes_of
-from phasewatch.monitor.core.types import EstimateStatus
 
 
 def make(**options):

@@ -135,7 +135,7 @@ def end_badly(watch):
     with watch:
         watch.observe(1, {"train_loss": 1.0})
         watch.drain()
-        watch._outlets.notify(make_transition(watch.run_id, status=TransitionStatus.CONFIRMED))
+        watch._sinks.notify(make_transition(watch.run_id, status=TransitionStatus.CONFIRMED))
         raise ValueError(f"boom at postgresql://u:{S}-reason@h/db")
 
 

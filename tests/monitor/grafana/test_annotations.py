@@ -13,7 +13,7 @@ import torch
 from phasewatch.monitor import Watch
 from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.errors import ConfigError, GrafanaError
-from phasewatch.monitor.core.types import TransitionStatus
+from phasewatch.monitor.core.transitions import TransitionStatus
 from phasewatch.monitor.grafana import annotations as module
 from phasewatch.monitor.grafana.annotations import GrafanaAnnotations
 from support.grafana import TOKEN, FakeGrafana
@@ -288,7 +288,7 @@ def trained(watch=None):
         optimizer.step()
         if watch is not None:
             watch.observe(step, {"train_loss": loss.detach()})
-            for sink in watch._outlets._sinks:  # as often as there could be a transition
+            for sink in watch._sinks._sinks:  # as often as there could be a transition
                 with contextlib.suppress(GrafanaError):
                     sink.notify(confirmed(transition_id=f"t{step}"))
     return [p.tolist() for p in model.parameters()], global_states()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from phasewatch.monitor.config.monitor import ProbeConfig
+from phasewatch.monitor.config.measuring import ProbeConfig
 from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.isolation import guard
 from phasewatch.monitor.isolation.probe import build_probe

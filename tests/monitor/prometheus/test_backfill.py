@@ -9,7 +9,9 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from phasewatch.monitor.core import metrics
-from phasewatch.monitor.core.types import EstimateStatus, RunState, TransitionKind, TransitionStatus
+from phasewatch.monitor.core.ending import RunState
+from phasewatch.monitor.core.estimates import EstimateStatus
+from phasewatch.monitor.core.transitions import TransitionKind, TransitionStatus
 from phasewatch.monitor.prometheus.backfill import History
 from phasewatch.monitor.store.store import Store
 from support.needs import need_binary

@@ -14,8 +14,9 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.parser import text_string_to_metric_families
 
 from phasewatch.monitor.core import metrics
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.core.health import Health
-from phasewatch.monitor.core.types import EstimateStatus, TransitionKind
+from phasewatch.monitor.core.transitions import TransitionKind
 from phasewatch.monitor.prometheus import collector as prometheus_collector
 from phasewatch.monitor.prometheus.collector import RunCollector
 from support.needs import need_binary

@@ -14,10 +14,11 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from phasewatch.monitor import Watch
-from phasewatch.monitor.config.monitor import MonitorConfig, PushgatewayConfig
+from phasewatch.monitor.config.exports import PushgatewayConfig
+from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.errors import ConfigError
 from phasewatch.monitor.core.health import Health
-from phasewatch.monitor.core.types import RunState
 from phasewatch.monitor.prometheus.push import PushgatewaySink
 from support.needs import need_binary
 from support.records import make_observation, wait_until

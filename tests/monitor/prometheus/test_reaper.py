@@ -10,9 +10,9 @@ from functools import partial
 
 import pytest
 
-from phasewatch.monitor.config.monitor import ExporterConfig
+from phasewatch.monitor.config.exports import ExporterConfig
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.health import Health
-from phasewatch.monitor.core.types import RunState
 from phasewatch.monitor.prometheus import reaper
 from phasewatch.monitor.prometheus.reaper import RESUMED_SECONDS, STALE_SECONDS, TargetState
 from phasewatch.monitor.prometheus.sink import PrometheusSink

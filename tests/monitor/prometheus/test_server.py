@@ -14,7 +14,8 @@ from contextlib import ExitStack, contextmanager
 import pytest
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from phasewatch.monitor.config.monitor import ExporterConfig, MonitorConfig
+from phasewatch.monitor.config.exports import ExporterConfig
+from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.errors import ConfigError
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.prometheus import server

@@ -13,9 +13,9 @@ import urllib.request
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from phasewatch.monitor.config.monitor import ExporterConfig
+from phasewatch.monitor.config.exports import ExporterConfig
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.health import Health
-from phasewatch.monitor.core.types import RunState
 from phasewatch.monitor.prometheus import sink as prometheus
 from phasewatch.monitor.prometheus.sink import PrometheusSink
 from support.records import make_observation, start_python
@@ -141,7 +141,7 @@ def test_a_scrape_during_training_sees_whole_values(serve, health):
 def test_a_forked_worker_does_not_hold_the_port(health):
     code = """
 import os, signal, socket, sys, time
-from phasewatch.monitor.config.monitor import ExporterConfig
+from phasewatch.monitor.config.exports import ExporterConfig
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.prometheus.sink import PrometheusSink
 sink = PrometheusSink("demo", ExporterConfig(port=0), Health())

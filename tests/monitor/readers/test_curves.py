@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from phasewatch.monitor.core.errors import CurveError
-from phasewatch.monitor.core.types import EstimateStatus, Observation
+from phasewatch.monitor.core.estimates import EstimateStatus, Observation
 from phasewatch.monitor.readers.curves import CHUNK, Curves
 from phasewatch.monitor.readers.formats import find_file
 

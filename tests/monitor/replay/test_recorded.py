@@ -10,12 +10,8 @@ from phasewatch.detectors.types import Alarm, Direction
 from phasewatch.monitor import Watch
 from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.errors import ConfigError, UnknownNameError
-from phasewatch.monitor.core.types import (
-    EstimateStatus,
-    Observation,
-    TransitionKind,
-    TransitionStatus,
-)
+from phasewatch.monitor.core.estimates import EstimateStatus, Observation
+from phasewatch.monitor.core.transitions import TransitionKind, TransitionStatus
 from phasewatch.monitor.replay.recorded import Change, Pair, Verdict, compare, detect, equal, replay
 from phasewatch.monitor.run import buffer
 from phasewatch.monitor.store.store import Store

@@ -10,8 +10,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.errors import StoreError
-from phasewatch.monitor.core.types import RunState, TransitionStatus
+from phasewatch.monitor.core.transitions import TransitionStatus
 from phasewatch.monitor.reports.png import write_picture
 from phasewatch.monitor.store.store import Store
 from support.history import RUN_ID, fill, transition

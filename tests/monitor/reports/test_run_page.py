@@ -19,15 +19,14 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from phasewatch.monitor.core.columns import Column
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.errors import StoreError
+from phasewatch.monitor.core.estimates import EstimateStatus, Observation
 from phasewatch.monitor.core.explanation import explain
 from phasewatch.monitor.core.meaning import LLC
-from phasewatch.monitor.core.types import (
-    EstimateStatus,
+from phasewatch.monitor.core.transitions import (
     Hindsight,
     HindsightVerdict,
-    Observation,
-    RunState,
     TransitionKind,
     TransitionStatus,
 )

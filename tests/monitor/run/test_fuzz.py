@@ -13,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from phasewatch.monitor.alerts.delivery import retry_after_seconds
 from phasewatch.monitor.config.alerts import AlertsConfig, resolve_targets
-from phasewatch.monitor.config.monitor import ExporterConfig, MonitorConfig
+from phasewatch.monitor.config.exports import ExporterConfig
+from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.bounded_http import NoAnswerError, fetch
 from phasewatch.monitor.core.errors import PhasewatchError
 from phasewatch.monitor.core.estimates import Observation

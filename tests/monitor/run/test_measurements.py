@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import ConfigError, RefusedError, UnknownNameError
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.health import Health
-from phasewatch.monitor.core.types import Cost, MeasureContext, Observation, run_through
+from phasewatch.monitor.core.work import Cost, run_through
 from phasewatch.monitor.observables import selected
 from phasewatch.monitor.run.measurements import Measuring
 

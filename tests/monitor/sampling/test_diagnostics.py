@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from phasewatch.monitor.core.types import EstimateStatus
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.sampling import estimate_llc
 from phasewatch.monitor.sampling.closed_forms import Quadratic
 from phasewatch.monitor.sampling.diagnostics import standard_error, summarise

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from phasewatch.monitor.core.errors import RefusedError
-from phasewatch.monitor.core.types import run_through
+from phasewatch.monitor.core.work import run_through
 from phasewatch.monitor.sampling import Memory, SamplerConfig, estimate_llc, measure_llc
 from phasewatch.monitor.sampling.engine import LoopEngine, VmapEngine, evaluate
 from phasewatch.monitor.sampling.engine_choice import Verdicts

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from phasewatch.monitor.core.types import EstimateStatus
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.isolation import guard, measure_context
 from phasewatch.monitor.sampling import SamplerConfig, estimate_llc, measure_llc
 from phasewatch.monitor.sampling.closed_forms import Quadratic, plain_loss

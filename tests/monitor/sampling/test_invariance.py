@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from phasewatch.monitor.core.types import EstimateStatus
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.sampling import SamplerConfig, estimate_llc
 from support.random_nets import Shape, build
 from support.reference_chains import Effort, deep_linear_reference

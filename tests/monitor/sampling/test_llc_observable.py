@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.config.measuring import SamplerConfig
+from phasewatch.monitor.core.contracts import Observable
 from phasewatch.monitor.core.errors import ConfigError, RefusedError
-from phasewatch.monitor.core.types import Cost, Estimate, EstimateStatus, Observable
+from phasewatch.monitor.core.estimates import Estimate, EstimateStatus
+from phasewatch.monitor.core.work import Cost
 from phasewatch.monitor.observables.llc.llc import LLC
 from phasewatch.monitor.observables.llc.refined_llc import RefinedLLC
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.sampling import estimate_llc
 from phasewatch.monitor.sampling.pointwise import TermSums, pointwise
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.sampling import attention_heads, estimate_llc, estimate_refined_llc
 from phasewatch.monitor.sampling.closed_forms import plain_loss

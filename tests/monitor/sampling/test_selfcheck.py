@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from phasewatch.monitor.core.errors import ConfigError
-from phasewatch.monitor.core.types import EstimateStatus
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.sampling import closed_forms, selfcheck
 from phasewatch.monitor.sampling.closed_forms import deep_linear_case, regular_case
 from phasewatch.monitor.sampling.selfcheck import choose_device, judge, run_selfcheck

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from phasewatch.monitor.core.types import run_through
+from phasewatch.monitor.core.work import run_through
 from phasewatch.monitor.sampling import measure, measure_llc
 from phasewatch.monitor.sampling.measure import llc_steps
 from phasewatch.monitor.sampling.stopwatch import Stopwatch, paced

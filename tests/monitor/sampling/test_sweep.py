@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from phasewatch.monitor.core.errors import ConfigError
-from phasewatch.monitor.core.types import EstimateStatus
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.reports.sweep_page import render_sweep
 from phasewatch.monitor.sampling.factory import Subject
 from phasewatch.monitor.sampling.sweep import agree, plateau, recommend, run_sweep

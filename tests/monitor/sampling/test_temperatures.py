@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.sampling import estimate_llc, reweight
 from phasewatch.monitor.sampling.closed_forms import Quadratic, plain_loss

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from phasewatch.monitor.core.types import EstimateStatus
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.isolation.batches import count_samples, leading_size
 from phasewatch.monitor.sampling import SamplerConfig, estimate_llc
 from phasewatch.monitor.sampling.terms import candidates, counted, halves, joined

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from phasewatch.monitor.core.types import EstimateStatus
+from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.sampling import Memory, SamplerConfig, estimate_llc, measure_llc
 from phasewatch.monitor.sampling.closed_forms import Quadratic, plain_loss
 from support.net_classes import with_noise, zero_loss

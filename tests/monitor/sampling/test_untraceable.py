@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.core.errors import RefusedError
-from phasewatch.monitor.core.types import run_through
+from phasewatch.monitor.core.work import run_through
 from phasewatch.monitor.isolation import measure_context
 from phasewatch.monitor.sampling import estimate_llc
 from phasewatch.monitor.sampling.engine import InPlaceEngine, LoopEngine, VmapEngine, evaluate

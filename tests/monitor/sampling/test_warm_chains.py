@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from phasewatch.monitor.config.monitor import SamplerConfig
+from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.sampling import Memory, measure_llc
 from phasewatch.monitor.sampling.closed_forms import Quadratic, plain_loss
 

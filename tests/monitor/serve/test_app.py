@@ -13,13 +13,9 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
+from phasewatch.monitor.core.estimates import EstimateStatus, Observation
 from phasewatch.monitor.core.explanation import explain
-from phasewatch.monitor.core.types import (
-    EstimateStatus,
-    Observation,
-    Recipient,
-    TransitionStatus,
-)
+from phasewatch.monitor.core.transitions import Recipient, TransitionStatus
 from phasewatch.monitor.serve.access import POLICY, Access
 from phasewatch.monitor.store.store import Store
 from support.history import RUN_ID, fill, transition

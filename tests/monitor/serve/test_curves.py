@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from phasewatch.monitor.core.types import Observation
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.serve.curves import Curves
 from phasewatch.monitor.store.store import Store
 

@@ -8,8 +8,9 @@ import threading
 import pytest
 
 from phasewatch.monitor.core.columns import Column
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.errors import StoreError
-from phasewatch.monitor.core.types import Recipient, RunState, TransitionStatus
+from phasewatch.monitor.core.transitions import Recipient, TransitionStatus
 from phasewatch.monitor.store import database, writer
 from phasewatch.monitor.store import store as store_module
 from phasewatch.monitor.store.outbox import Delivery
@@ -149,7 +150,8 @@ from phasewatch.monitor.store import writer as store_writer
 from phasewatch.monitor.store.outbox import Delivery
 from phasewatch.monitor.store.store import Store
 from phasewatch.monitor.core.columns import Column
-from phasewatch.monitor.core.types import Recipient, RunState, TransitionStatus
+from phasewatch.monitor.core.ending import RunState
+from phasewatch.monitor.core.transitions import Recipient, TransitionStatus
 store_writer.RETRY_SECONDS = 0.05
 store = Store(sys.argv[1])
 run, attempt = store.begin_run(name="demo")

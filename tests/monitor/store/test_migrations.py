@@ -8,8 +8,9 @@ import pytest
 from sqlalchemy import create_engine, inspect
 from sqlalchemy.exc import OperationalError
 
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.errors import StoreError
-from phasewatch.monitor.core.types import RunState, TransitionStatus
+from phasewatch.monitor.core.transitions import TransitionStatus
 from phasewatch.monitor.store import schema
 from phasewatch.monitor.store.migrations import VERSION_TABLE
 from phasewatch.monitor.store.outbox import Delivery

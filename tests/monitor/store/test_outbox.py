@@ -4,7 +4,7 @@ import sqlite3
 
 import pytest
 
-from phasewatch.monitor.core.types import Recipient, TransitionStatus
+from phasewatch.monitor.core.transitions import Recipient, TransitionStatus
 from phasewatch.monitor.store import outbox as outbox_module
 from phasewatch.monitor.store.outbox import Delivery, Mailbox, Outbox
 from phasewatch.monitor.store.store import Store

@@ -8,16 +8,17 @@ import time
 import pytest
 
 from phasewatch.monitor.core import processes
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.errors import StoreError
 from phasewatch.monitor.core.processes import ProcessIdentity
-from phasewatch.monitor.core.types import RunState
 from phasewatch.monitor.store.store import Store
 from support.records import make_observation, start_python, wait_until
 
 WRITER = """
 import sys, time
 from phasewatch.monitor.store.store import Store
-from phasewatch.monitor.core.types import Observation, RunState
+from phasewatch.monitor.core.ending import RunState
+from phasewatch.monitor.core.estimates import Observation
 path, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 store = Store(path)
 run, attempt = store.begin_run(name=name, run_id=name)
@@ -125,7 +126,8 @@ def test_a_fork_neither_writes_nor_hangs_and_the_parent_goes_on(path):
 import json, os, sys
 from phasewatch.monitor.core.errors import StoreError
 from phasewatch.monitor.store.store import Store
-from phasewatch.monitor.core.types import Observation, RunState
+from phasewatch.monitor.core.ending import RunState
+from phasewatch.monitor.core.estimates import Observation
 store = Store(sys.argv[1])
 run, attempt = store.begin_run(name="demo", run_id="demo")
 def add(steps):
@@ -165,7 +167,8 @@ def test_a_worker_of_a_loader_forked_while_writing_does_no_harm(path):
     code = """
 import multiprocessing, sys
 from phasewatch.monitor.store.store import Store
-from phasewatch.monitor.core.types import Observation, RunState
+from phasewatch.monitor.core.ending import RunState
+from phasewatch.monitor.core.estimates import Observation
 store = Store(sys.argv[1])
 run, attempt = store.begin_run(name="demo", run_id="demo")
 step = 0

@@ -10,14 +10,10 @@ import numpy as np
 import pytest
 
 from phasewatch.monitor.core.columns import Column
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.errors import StoreError
-from phasewatch.monitor.core.types import (
-    EstimateStatus,
-    Hindsight,
-    HindsightVerdict,
-    RunState,
-    TransitionStatus,
-)
+from phasewatch.monitor.core.estimates import EstimateStatus
+from phasewatch.monitor.core.transitions import Hindsight, HindsightVerdict, TransitionStatus
 from phasewatch.monitor.store.codec import decode_transition, encode_transition
 from phasewatch.monitor.store.store import Store
 from support.records import INF, NAN, make_estimate, make_observation, make_transition

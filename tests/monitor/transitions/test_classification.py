@@ -9,7 +9,7 @@ import pytest
 
 from phasewatch.detectors.types import AlarmKind, Direction
 from phasewatch.monitor.core.meaning import Meanings
-from phasewatch.monitor.core.types import TransitionKind
+from phasewatch.monitor.core.transitions import TransitionKind
 from phasewatch.monitor.transitions.classification import (
     RULES,
     classify,

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from phasewatch.monitor.core.types import TransitionKind, TransitionStatus
+from phasewatch.monitor.core.transitions import TransitionKind, TransitionStatus
 from support.recorded import GOLDEN, transitions_of
 from support.watched import noise, sigmoid, watched
 

@@ -12,14 +12,13 @@ from phasewatch import detectors
 from phasewatch.detectors.offline.changes import find_changes
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 from phasewatch.monitor import Watch
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.errors import StoreError
+from phasewatch.monitor.core.estimates import EstimateStatus, Observation
 from phasewatch.monitor.core.meaning import LLC, Role, guess
-from phasewatch.monitor.core.types import (
-    EstimateStatus,
+from phasewatch.monitor.core.transitions import (
     Hindsight,
     HindsightVerdict,
-    Observation,
-    RunState,
     Transition,
     TransitionKind,
     TransitionStatus,

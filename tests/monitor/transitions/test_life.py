@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from phasewatch.monitor.core.types import TransitionStatus as S
+from phasewatch.monitor.core.transitions import TransitionStatus as S
 from phasewatch.monitor.transitions.life import Event, advance
 
 

@@ -9,9 +9,10 @@ import pytest
 
 from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.columns import Column
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import Role
-from phasewatch.monitor.core.types import Observation, TransitionStatus
+from phasewatch.monitor.core.transitions import TransitionStatus
 from phasewatch.monitor.transitions.pipeline import Detection
 from phasewatch.monitor.transitions.streams import Streams
 from support.scripted import Scripted

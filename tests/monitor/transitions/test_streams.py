@@ -3,7 +3,8 @@
 import pytest
 
 from phasewatch.detectors.error_control.alpha_spending import Budgeted
-from phasewatch.monitor.config.monitor import DetectorConfig, MonitorConfig
+from phasewatch.monitor.config.monitor import MonitorConfig
+from phasewatch.monitor.config.streams import DetectorConfig
 from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import guess

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from phasewatch.monitor.core.columns import Column
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import THINNING
-from phasewatch.monitor.core.types import Observation
 from phasewatch.monitor.transitions.thinning import (
     ALLOWANCE_SECONDS,
     LEADING,

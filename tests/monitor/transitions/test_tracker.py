@@ -8,7 +8,7 @@ import pytest
 
 from phasewatch.detectors.types import AlarmKind, Direction
 from phasewatch.monitor.core.meaning import Role
-from phasewatch.monitor.core.types import TransitionKind, TransitionStatus
+from phasewatch.monitor.core.transitions import TransitionKind, TransitionStatus
 from phasewatch.monitor.transitions.episodes import Point, joint_onset
 from phasewatch.monitor.transitions.tracker import TransitionTracker
 from support.alarms import alarm
