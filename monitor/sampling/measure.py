@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +12,7 @@ from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.core.estimates import Estimate, EstimateStatus
 from phasewatch.monitor.core.work import Steps, Work, run_through
+from phasewatch.monitor.sampling import noise
 from phasewatch.monitor.sampling.chains import Run
 from phasewatch.monitor.sampling.drawing import draw
 from phasewatch.monitor.sampling.engine import Engine
@@ -31,6 +33,10 @@ from phasewatch.monitor.sampling.restrictions import (
 )
 from phasewatch.monitor.sampling.schemes import chosen_n_beta, integrator_of, picker_of
 from phasewatch.monitor.sampling.stopwatch import Stopwatch, paced
+
+DEAR_SECONDS = 0.25
+"""Where a check of the gradient takes longer, the first measurement finds out what the loss is,
+which the budget spreads over the training."""
 
 MAX_WARM_BYTES = 2**28
 """Chains larger than this are not kept between two measurements."""
@@ -362,7 +368,8 @@ def check_llc(
 ) -> None:
     """Everything that `measure_llc` may refuse, by a few evaluations of the probe.
 
-    Which engine is quickest is found out by the first measurement.
+    Which engine is quickest is found out by the first measurement. Where evaluations are dear,
+    so is what the loss is: training waits for the check.
 
     Args:
         context: The measurement's context.
@@ -375,8 +382,22 @@ def check_llc(
         MeasurementError: The loss at w* is not finite.
     """
     memory = memory if memory is not None else Memory()
+    known, began = memory.examination, time.perf_counter()
+    if known is not None:
+        _check_posed(known.apply(context, config), config, parameters, known)
+        return
+    drawing = replace(context, loss_fn=noise.drawing_loss(context.loss_fn))
+    _check_posed(drawing, config, parameters, Examination())
+    if time.perf_counter() - began > DEAR_SECONDS:
+        return
     examination = run_through(_examined(context, config, [memory]))
-    context = examination.apply(context, config)
+    if examination.noise:
+        _check_posed(examination.apply(context, config), config, parameters, examination)
+
+
+def _check_posed(
+    context: MeasureContext, config: SamplerConfig, parameters: Selection, examination: Examination
+) -> None:
     problem, plan = _plan(context, config, [parameters], examination)
     chosen_n_beta(context, config)
     mask_of(problem.layout, parameters, problem.device)
