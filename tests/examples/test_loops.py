@@ -9,7 +9,10 @@ from phasewatch.monitor.store.store import Store
 def stored(tmp_path, run):
     with Store(tmp_path / "demo" / "phasewatch.db", create=False) as store:
         info = store.run(run)
-        return {name: store.history(info.id, name) for name in store.names(info.id)}
+        return {
+            name: store.history(info.id, name, include_unconverged=True)
+            for name in store.names(info.id)
+        }
 
 
 @pytest.mark.parametrize(

@@ -32,14 +32,19 @@ def saved(tmp_path):
             lambda step, net: torch.save(net.state_dict(), folder / f"step-{step}.pt"),
             watch,
         )
-        history = {name: watch.history(name) for name in ("llc", "weight_norm")}
+        history = {
+            name: watch.history(name, include_unconverged=True) for name in ("llc", "weight_norm")
+        }
     return folder, history
 
 
 def filled(tmp_path, folder, pattern="*.pt", plan=PLAN, name="later", **more):
     with Store(tmp_path / "later.db") as store:
         done = backfill(store, name, plan, find_checkpoints([str(folder / pattern)]), **more)
-        histories = {n: store.history(done.run_id, n) for n in ("llc", "weight_norm")}
+        histories = {
+            n: store.history(done.run_id, n, include_unconverged=True)
+            for n in ("llc", "weight_norm")
+        }
         return done, histories, store.run(done.run_id)
 
 
@@ -205,5 +210,6 @@ def test_the_command_measures_and_says_what_it_did(tmp_path, saved, phasewatch):
     assert (code, json.loads(out)["known"]) == (0, 4)
     with Store(tmp_path / "later.db", create=False) as store:
         np.testing.assert_array_equal(
-            store.history(store.run("later").id, "llc")[1], live["llc"][1]
+            store.history(store.run("later").id, "llc", include_unconverged=True)[1],
+            live["llc"][1],
         )

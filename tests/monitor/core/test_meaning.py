@@ -100,10 +100,10 @@ def test_a_loss_in_nats_is_no_other_error() -> None:
     ]
 
 
-def test_a_score_must_change_by_a_tenth_and_another_scalar_need_not() -> None:
+def test_a_score_must_change_by_a_twentieth_and_another_scalar_need_not() -> None:
     streams = Streams({})
     effects = [streams.get(name).detector.parameters["min_effect"] for name in ("val_acc", "rank")]
-    assert effects == [0.1, 0.0]
+    assert effects == [0.05, 0.0]
 
 
 # ---- declared

@@ -85,7 +85,9 @@ def test_built_in_ones_name_what_they_lack_too():
 
 
 def test_an_unknown_name_is_told_with_the_known_ones_and_the_way_out():
-    with pytest.raises(UnknownNameError, match=r"'lcc'; known: .*llc.*phasewatch.observables"):
+    with pytest.raises(
+        UnknownNameError, match=r"'lcc' .did you mean 'llc'.*; known: .*llc.*phasewatch.observables"
+    ):
         create("lcc", MonitorConfig())
 
 

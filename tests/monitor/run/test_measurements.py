@@ -124,7 +124,9 @@ def test_what_is_on_by_default_and_cannot_be_measured_is_skipped() -> None:
 
 
 def test_an_unknown_observable_is_named_beside_the_known_ones() -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown observable 'lcc'; known: .*llc"):
+    with pytest.raises(
+        UnknownNameError, match=r"unknown observable 'lcc' .*'llc'\?\); known: .*llc"
+    ):
         make("lcc")
 
 

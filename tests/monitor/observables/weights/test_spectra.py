@@ -107,7 +107,7 @@ def test_each_singular_value_has_a_detector_that_finds_its_s_curve() -> None:
         values = [learnt(step, 0.08, 0), learnt(step, 0.06, 300), 1e-9 * step]
         for i, value in enumerate(values, start=1):
             name = f"singular_value_{i}"
-            stream = streams.get(name, 0.03, step=5, measured=True)
+            stream = streams.get(name, 0.03, measured=True)
             alarm = stream.update(step, value, 0.03)
             if alarm is not None:
                 alarms.append((name, alarm.onset_step, alarm.direction))
