@@ -310,8 +310,9 @@ def test_a_grokking_run_is_told_once_while_it_trains(stack, inbox, tmp_path):
     result = json.loads(said)
     confirmed = [t for t in result["transitions"] if t["status"] in ("confirmed", "ended")]
     (found,) = [t for t in confirmed if t["kind"] == "generalisation"]
-    alert = arrives(inbox, "PhasewatchTransition")
-    told = inbox.alerts(alertname="PhasewatchTransition", kind="generalisation")
+    of_it = {"alertname": "PhasewatchTransition", "kind": "generalisation"}
+    wait_until(lambda: inbox.alerts("firing", **of_it), what="generalisation", **PATIENCE)
+    told = inbox.alerts(**of_it)
     assert len(told) == 1
     (alert,) = told
     assert alert["labels"]["run"] == "grokking-seed0"
