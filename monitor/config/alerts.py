@@ -146,7 +146,7 @@ def _urls_of(text: str) -> list[str]:
     elif kind == "file":
         try:
             content = Path(where.removeprefix("//")).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeError) as error:
+        except (OSError, UnicodeError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or "not text"
             raise ConfigError(
                 f"alerts: file {where!r} cannot be read ({reason}); put the URLs of targets in "
