@@ -96,7 +96,8 @@ class Pace:
         longer = int(min(2 * drawn, slow))
         if weak - {"stderr"}:
             return longer
-        needed = MARGIN * drawn * (error / limit) ** 2
+        # Just short of enough is short of it: at least what is worth another look.
+        needed = drawn * max(MARGIN * (error / limit) ** 2, WORTH)
         if self.is_live and needed > noisy:
             return longer
         return int(min(math.ceil(needed), 4 * drawn, noisy))

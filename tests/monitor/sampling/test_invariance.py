@@ -63,9 +63,6 @@ def assert_agree(one, other, *, is_sum=False):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=False, reason="known fault: the sides of this net at zero loss do not always meet"
-)
 @pytest.mark.parametrize("factor", [0.5, 2.0])
 def test_rescaling_relu_layers_leaves_lambda_as_it_is(factor):
     model, data = relu_net()
@@ -133,9 +130,6 @@ def test_cutting_the_probe_changes_nothing_but_rounding(reduce):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=False, reason="known fault: the sides of this net at zero loss do not always meet"
-)
 def test_cutting_the_probe_in_float32_stays_within_the_error():
     """There rounding parts the chains, and what is left to compare is their distribution."""
     model, data = relu_net()

@@ -141,9 +141,6 @@ def test_what_the_device_cannot_do_is_a_failed_case_and_the_rest_still_runs():
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=False, reason="known fault: monomials of uneven powers stay unconverged within the draws"
-)
 def test_the_whole_suite_passes_here():
     failed = [check for check in run_selfcheck("cpu") if not check.passed]
     assert failed == []

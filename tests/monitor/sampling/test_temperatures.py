@@ -26,10 +26,6 @@ def estimate():
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=False,
-    reason="known fault: at nβ = 30 the reweighted value is right within its error only",
-)
 @pytest.mark.parametrize("n_beta", [30.0, 40.0, 50.0, 65.0, 80.0])
 def test_a_quadratic_is_right_at_all_close_temperatures(estimate, n_beta):
     found = reweight(estimate, n_beta)
