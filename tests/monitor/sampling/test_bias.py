@@ -62,7 +62,9 @@ def test_schemes_exact_on_quadratics_predict_no_heat(scheme):
 def test_minibatches_heat_sgld_by_as_much_as_predicted(batch_size):
     batches, means = pulls(COPIES, spread=2.0)
     h, step = 2.0, 0.004
-    estimate = measured((h,), batches, scheme="sgld", step_size=step, batch_size=batch_size)
+    estimate = measured(
+        (h,), batches, scheme="sgld", step_size=step, batch_size=batch_size, num_draws=2048
+    )  # with 400 its own error was as large as the bound
     kappa = N_BETA * h + GAMMA
     # Drawn without replacement: Cov of the mean of m out of M.
     left = (len(batches) - batch_size) / (len(batches) - 1)
@@ -74,7 +76,7 @@ def test_minibatches_heat_sgld_by_as_much_as_predicted(batch_size):
     assert estimate.lambda_hat == pytest.approx(exact, rel=0.06)
     predicted = estimate.lambda_hat - estimate.step_inflation - estimate.batch_inflation
     # γ pulls a little of the noise's heat into its own share of U: the prediction errs upwards.
-    assert predicted == pytest.approx(truth, rel=0.2)
+    assert predicted == pytest.approx(truth, rel=0.15)
 
 
 def test_a_heated_estimate_is_refused_and_says_what_heats_it():
