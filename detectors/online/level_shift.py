@@ -424,7 +424,7 @@ class LevelShift(BaseDetector):
             direction=Direction.UP if verdict.sign > 0 else Direction.DOWN,
             score=verdict.ratio / self._threshold,
             run_length=count - onset,
-            value_before=self._mean(slice(0, onset)),
+            value_before=self._mean(slice(self._level_from(onset - 1), onset)),
             value_after=self._mean(slice(end, count)),
         )
         self._sign, self._peak = verdict.sign, verdict.speed
@@ -432,6 +432,21 @@ class LevelShift(BaseDetector):
         self._standing = None
         self._forget(end if self._over else onset - 1)
         return alarm
+
+    def _level_from(self, last: int) -> int:
+        """First point of the level that ends at `last`: what moved fast to get there is not in it.
+
+        A fall that follows a rise at once comes from the peak, not from the mean of the way up.
+        """
+        y, known, scatter = self._points[Y], self._points[KNOWN], self._scatter
+        first = last
+        while first > 0:
+            slow = self._slow * (1.0 if self._logarithmic else abs(y[first]))
+            noise = math.sqrt(known[first] + known[first - 1] + 2.0 * scatter)
+            if abs(y[first] - y[first - 1]) > slow + CLEARLY * noise:
+                break
+            first -= 1
+        return first
 
     def _mean(self, part: slice) -> float:
         """Mean value with the weights of the scale in use."""

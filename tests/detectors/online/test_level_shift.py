@@ -259,3 +259,13 @@ def test_the_unit_of_the_stream_does_not_matter(factor):
 def test_a_parameter_out_of_range_is_refused(parameters, message):
     with pytest.raises(ValueError, match=message):
         LevelShift(**parameters)
+
+
+def test_a_fall_right_after_a_rise_comes_from_the_peak():
+    """Else the fall would seem to go back to where the rise had begun, and be withdrawn."""
+    detector = LevelShift()
+    stream = [52.4, 162.9, 306.5, 242.4, 187.0]
+    (alarm,) = filter(None, (detector.update(40 * i, x, 3.0) for i, x in enumerate(stream)))
+    assert alarm.direction is Direction.DOWN
+    assert alarm.value_before == pytest.approx(306.5)
+    assert alarm.value_after == pytest.approx(187.0)
