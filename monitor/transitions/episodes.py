@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -100,9 +100,26 @@ def joint_onset(onsets: Iterable[tuple[int, float]]) -> int:
     return min([finest, *(at for at, gap in known if at + RESOLUTION * gap < finest)])
 
 
-def onset_of(evidence: Mapping[str, Alarm]) -> int:
-    """The earliest onset, as exactly as the alarms tell."""
-    return joint_onset((alarm.onset_step, cadence(alarm)) for alarm in changes(evidence))
+def onset_of(evidence: Mapping[str, Alarm], leading: Collection[str]) -> int:
+    """The earliest onset, as exactly as the alarms tell.
+
+    Norms and the like tell it more exactly where they are denser than what leads, but not earlier
+    than that can mean: they move for many reasons.
+
+    Args:
+        evidence: Alarms by stream.
+        leading: Streams among them that say what a transition is.
+    """
+    onset = _joint(changes(evidence))
+    if not (led := {name: evidence[name] for name in evidence if name in leading}):
+        return onset
+    by_leads = _joint(alarms := changes(led))
+    reach = RESOLUTION * max(cadence(alarm) for alarm in alarms)
+    return onset if onset >= by_leads - reach else by_leads
+
+
+def _joint(alarms: Iterable[Alarm]) -> int:
+    return joint_onset((alarm.onset_step, cadence(alarm)) for alarm in alarms)
 
 
 @dataclass(slots=True)

@@ -209,6 +209,7 @@ class TransitionTracker:
             episode.lead = name
             old = replace(old, detected_step=alarm.detected_step)
         evidence = {**old.evidence, name: alarm}
+        leading = {n for n in evidence if self.meanings.of(n).role is not Role.SUPPORTING}
         status = old.status
         if len({source_of(one) for one in evidence}) > 1 or is_unstable(alarm):
             status = (status, *advance(status, Event.AGREED))[-1]
@@ -216,7 +217,7 @@ class TransitionTracker:
             old,
             evidence=evidence,
             status=status,
-            onset_step=onset_of(evidence),
+            onset_step=onset_of(evidence, leading),
             before={**old.before, name: alarm.value_before},
             after={**old.after, name: alarm.value_after},
         )

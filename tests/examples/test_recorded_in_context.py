@@ -52,7 +52,7 @@ def emergence(seed: int) -> int:
 def test_learning_from_context_is_one_acquisition_seen_in_the_losses_of_late_examples(seed) -> None:
     (transition,) = found(seed)
     assert transition.kind is TransitionKind.ACQUISITION
-    assert abs(transition.onset_step - emergence(seed)) <= 80
+    assert abs(transition.onset_step - emergence(seed)) <= 70
     assert transition.detected_step <= emergence(seed) + 100
     late = {f"loss_example_{k}" for k in range(4, 9)}
     assert len(late & transition.evidence.keys()) >= 2
