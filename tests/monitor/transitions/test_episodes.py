@@ -7,7 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 from phasewatch.monitor.core.transitions import TransitionKind, TransitionStatus
+from phasewatch.monitor.transitions.episodes import onset_of
 from support.recorded import GOLDEN, transitions_of
 from support.watched import noise, sigmoid, watched
 
@@ -22,6 +24,25 @@ def kinds(transitions):
 
 
 # ---- fusing
+
+
+@pytest.mark.parametrize(("at", "expected"), [(145, 145), (125, 160)])
+def test_norms_date_a_change_within_what_leads_it_only(at, expected) -> None:
+    def alarm(onset, gap):
+        return Alarm(
+            detected_step=onset + 4 * gap,
+            onset_step=onset,
+            direction=Direction.DOWN,
+            kind=AlarmKind.SHIFT,
+            score=2.0,
+            run_length=5,
+            value_before=1.0,
+            value_after=0.1,
+        )
+
+    evidence = {"val_loss": alarm(160, 10), "weight_norm": alarm(at, 5)}
+    assert onset_of(evidence, {"val_loss"}) == expected
+    assert onset_of({"weight_norm": alarm(at, 5)}, set()) == at
 
 
 @pytest.mark.parametrize("seed", [0, 1])
