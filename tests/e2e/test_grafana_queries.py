@@ -126,6 +126,8 @@ def make_watch(run, seed, folder, **exporter):
     settings = {
         "run_name": run,
         "every_n_steps": 200,
+        # λ is 1.5: a small number fluctuates by much of itself, and needs more draws than a large.
+        "sampler": {"num_draws": 8192},
         "store": str(folder / f"{seed}.db"),
         "exporter": {"port": 0, "targets_dir": str(folder / "targets")} | exporter,
     }
