@@ -64,7 +64,7 @@ class Examination:
         if self.noise != AVERAGED:
             return None
         context = replace(context, loss_fn=noise.drawing_loss(context.loss_fn))
-        return noise.repeated(context, config.noise_draws, noise.FRESH_SEED)
+        return noise.repeated(context, noise.FRESH * config.noise_draws, noise.FRESH_SEED)
 
 
 def examine(context: MeasureContext, config: SamplerConfig) -> Steps[Examination]:

@@ -183,7 +183,8 @@ def test_what_the_detectors_find_arrives_with_its_curve(tmp_path, webhook):
     (body,) = webhook.taken
     assert body["title"].startswith(f"{RUN}: generalisation, from step ")
     assert f"Id: {found[0].id}" in body["message"]
-    assert re.search(r"val_loss:? (3|2\.9\d*) → [\d.]+", body["message"], re.MULTILINE)
+    how_much = r"^How much: .*; val_loss: (3|2\.9\d*) → [\d.]+ nats$"
+    assert re.search(how_much, body["message"], re.MULTILINE)
     (picture,) = body["attachments"]
     image = imread(io.BytesIO(base64.b64decode(picture["base64"])))
     assert image.shape[1] == 1350
