@@ -19,6 +19,7 @@ from panels import (
     queries,
     rows_of,
     run_values,
+    standing,
     total_seen,
     transitions,
     transitions_by_api,
@@ -128,7 +129,7 @@ def _last() -> Built:
             "±": trusted(last_seen(m.LAMBDA_STDERR, EACH, LLC), EACH, LLC, seen=True),
             "train loss": last_seen(m.LOSS, EACH, f'{RUNS}, split="train"'),
             "val loss": last_seen(m.LOSS, EACH, f'{RUNS}, split="val"'),
-            "transitions": total_seen(m.TRANSITIONS, EACH, RUNS),
+            "transitions": standing(lambda metric: total_seen(metric, EACH, RUNS)),
             "last onset": last_seen(m.LAST_TRANSITION_ONSET_STEP, EACH, RUNS),
         },
     ).override_by_name("λ̂", [prop("decimals", 2)]).override_by_name(

@@ -21,6 +21,7 @@ from panels import (
     queries,
     rows_of,
     run_values,
+    standing,
     total_seen,
     transitions,
     transitions_by_api,
@@ -47,7 +48,7 @@ def build() -> dashboard.Dashboard:
 def _figures() -> list[Built]:
     running = latest(m.RUN_STATE, EACH, f'{RUNS}, state="{RunState.RUNNING}"')
     failed = last_seen(m.RUN_STATE, EACH, f'{RUNS}, state="{RunState.FAILED}"')
-    count = total_seen(m.TRANSITIONS, EACH, RUNS)
+    count = standing(lambda metric: total_seen(metric, EACH, RUNS))
     estimates = last_seen(m.ESTIMATES, f"{EACH}, status", RUNS)
     good = last_seen(m.ESTIMATES, f"{EACH}, status", f'{RUNS}, status="{EstimateStatus.OK}"')
     was_running = (
@@ -96,7 +97,7 @@ def _runs() -> Built:
             "val loss": last_seen(m.LOSS, EACH, f'{RUNS}, split="val"'),
             "λ̂": trusted(last_seen(m.LAMBDA_HAT, EACH, llc), EACH, llc, seen=True),
             "±": trusted(last_seen(m.LAMBDA_STDERR, EACH, llc), EACH, llc, seen=True),
-            "transitions": total_seen(m.TRANSITIONS, EACH, RUNS),
+            "transitions": standing(lambda metric: total_seen(metric, EACH, RUNS)),
             "last onset": last_seen(m.LAST_TRANSITION_ONSET_STEP, EACH, RUNS),
             "overhead": last_seen(m.OVERHEAD, EACH, RUNS),
             "last step at": f"{last_seen(m.LAST_STEP_TIMESTAMP, EACH, RUNS)} * 1000",
@@ -153,6 +154,6 @@ def _found() -> Built:
     return rows_of(
         "Transitions by kind",
         "Confirmed transitions of each run, by kind, in this time range.",
-        {"count": f"{total_seen(m.TRANSITIONS, f'{EACH}, kind', RUNS)} > 0"},
+        {"count": f"{standing(lambda one: total_seen(one, f'{EACH}, kind', RUNS))} > 0"},
         height=7,
     ).override_by_name("count", [prop("decimals", 0)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from grafana_foundation_sdk.builders import (
@@ -100,6 +100,12 @@ def passed(expr: str, by: str, where: str) -> str:
 def total_seen(metric: m.Metric, by: str, where: str) -> str:
     """A counter's last value within the dashboard's time range, summed over its other labels."""
     return f"sum by ({by}) (last_over_time({metric.name}{{{where}}}[$__range]))"
+
+
+def standing(total: Callable[[m.Metric], str]) -> str:
+    """Transitions, each under the kind it has now; `total` says how a counter is summed."""
+    told = total(m.TRANSITIONS)
+    return f"({told} - {total(m.CORRECTED)} or {told})"  # of old data there is the first alone
 
 
 def observables(where: str) -> str:

@@ -30,6 +30,7 @@ from panels import (
     queries,
     rows_of,
     run_values,
+    standing,
     transitions,
     transitions_by_api,
 )
@@ -125,7 +126,7 @@ def _figures() -> list[Built]:
         number(
             "Transitions",
             "Confirmed transitions of this process.",
-            f"sum({m.TRANSITIONS.name}{{{RUN}}})",
+            standing(lambda metric: f"sum({metric.name}{{{RUN}}})"),
             decimals=0,
         ),
         number(
@@ -252,7 +253,7 @@ def _found() -> Built:
     return rows_of(
         "Transitions",
         "Confirmed transitions of this process, by kind.",
-        {"count": f"sum by (kind) ({m.TRANSITIONS.name}{{{RUN}}})"},
+        {"count": standing(lambda metric: f"sum by (kind) ({metric.name}{{{RUN}}})")},
         width=8,
     ).override_by_name("count", [prop("decimals", 0)])
 

@@ -19,7 +19,7 @@ from phasewatch.monitor.alerts.delivery import (
     DeliveryError,
     refused,
 )
-from phasewatch.monitor.alerts.message import Alert
+from phasewatch.monitor.alerts.message import Alert, severity_of
 from phasewatch.monitor.core.bounded_http import NoAnswerError, fetch
 from phasewatch.monitor.core.metrics import label_value
 from phasewatch.monitor.core.transitions import TransitionKind
@@ -52,7 +52,7 @@ def send_to_alertmanager(url: str, alert: Alert) -> None:
     Raises:
         DeliveryError: Alertmanager has not taken it.
     """
-    body = json.dumps([payload(alert, time.time())]).encode()
+    body = json.dumps(payload(alert, time.time())).encode()
     address, headers = _address(url)
     try:
         answer = fetch(
@@ -68,28 +68,36 @@ def send_to_alertmanager(url: str, alert: Alert) -> None:
         raise refused(answer.status, answer.headers.get("Retry-After"))
 
 
-def payload(alert: Alert, now: float) -> dict[str, object]:
-    """The alert as API v2 wants it.
+def payload(alert: Alert, now: float) -> list[dict[str, object]]:
+    """The alert as API v2 wants it, after the ends of those that it corrects.
 
-    What marks an alert are its labels: they are those it was told with first.
+    What marks an alert are its labels. The kind is one, for people choose by it what they are told:
+    a transition that turns out to be of another kind is another alert, and the first is over.
     """
-    content: dict[str, object] = {
+    kind = alert.transition.kind
+    wrong = [told for told in dict.fromkeys(alert.told_as) if told is not kind]
+    content = _content(alert, kind, now)
+    if alert.is_over:
+        content["endsAt"] = _time(max(now, alert.transition.detected_at + HOLD_SECONDS))
+    return [*(_content(alert, told, now) | {"endsAt": _time(now)} for told in wrong), content]
+
+
+def _content(alert: Alert, kind: TransitionKind, now: float) -> dict[str, object]:
+    transition = alert.transition
+    return {
         "labels": {
-            "alertname": ALERT_NAMES.get(alert.first.kind, DEFAULT_ALERT_NAME),
+            "alertname": ALERT_NAMES.get(kind, DEFAULT_ALERT_NAME),
             "run": label_value(alert.run),
-            "run_id": alert.transition.run,
-            "kind": alert.first.kind.value,
-            "severity": alert.severity,
-            "transition": alert.first.id,
+            "run_id": transition.run,
+            "kind": kind.value,
+            "severity": severity_of(kind),
+            "transition": transition.id,
             "via": "direct",
         },
         "annotations": {"summary": alert.title, "description": alert.body},
-        "startsAt": _time(min(alert.first.detected_at, now)),
+        "startsAt": _time(min(transition.detected_at, now)),
         "generatorURL": alert.link,
     }
-    if alert.is_over:
-        content["endsAt"] = _time(max(now, alert.first.detected_at + HOLD_SECONDS))
-    return content
 
 
 def _address(url: str) -> tuple[str, dict[str, str]]:

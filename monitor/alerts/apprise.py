@@ -120,7 +120,7 @@ def _said(trace: _Trace, url: str) -> str:
 def _type(alert: Alert) -> apprise.NotifyType:
     if alert.is_over:
         return apprise.NotifyType.SUCCESS
-    is_bad = alert.first.kind is TransitionKind.INSTABILITY
+    is_bad = alert.transition.kind is TransitionKind.INSTABILITY
     return apprise.NotifyType.WARNING if is_bad else apprise.NotifyType.INFO
 
 

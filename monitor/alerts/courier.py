@@ -101,7 +101,7 @@ class Desk:
         return write_alert(
             transition,
             key=message.key,
-            first=message.first,
+            told_as=message.told_as,
             state=message.state,
             run=run.name,
             units=self._store.units(transition.run),

@@ -28,7 +28,7 @@ class Alert:
         run: Name of the run.
         state: State of the transition.
         transition: The transition as it stands.
-        first: The transition as it was told first.
+        told_as: Kinds that earlier messages of it told, in their order.
         link: Where to look, if there is such an address.
         picture: PNG of the run's curves.
     """
@@ -39,7 +39,7 @@ class Alert:
     run: str
     state: TransitionStatus
     transition: Transition
-    first: Transition
+    told_as: tuple[TransitionKind, ...] = ()
     link: str = ""
     picture: Path | None = None
 
@@ -51,14 +51,19 @@ class Alert:
     @property
     def severity(self) -> str:
         """The severity that the Prometheus rules give to such a transition."""
-        return "warning" if self.first.kind is TransitionKind.INSTABILITY else "info"
+        return severity_of(self.transition.kind)
+
+
+def severity_of(kind: TransitionKind) -> str:
+    """The severity that the Prometheus rules give to transitions of a kind."""
+    return "warning" if kind is TransitionKind.INSTABILITY else "info"
 
 
 def write_alert(
     transition: Transition,
     *,
     key: str,
-    first: Transition,
+    told_as: tuple[TransitionKind, ...] = (),
     state: TransitionStatus,
     run: str,
     units: Mapping[str, str],
@@ -72,7 +77,7 @@ def write_alert(
     Args:
         transition: The transition as it stood then.
         key: Identity of the message.
-        first: The transition as it was told first.
+        told_as: Kinds that earlier messages of it told, in their order.
         state: The state to tell.
         run: Name of the run.
         units: Unit by stream.
@@ -82,7 +87,10 @@ def write_alert(
         picture: PNG to attach.
     """
     told = explain(transition, state=state, config=stored, units=units)
-    lines = told.lines
+    title, lines = told.title, told.lines
+    if told_as and told_as[-1] is not transition.kind:
+        title = f"{title} (told before as {told_as[-1]})"
+        lines = [f"Correction: it was told as {told_as[-1]} before", *lines]
     links = _links(transition, run, config)
     lines += [f"{what}: {address}" for what, address in links.items()]
     if "Report" not in links:
@@ -92,12 +100,12 @@ def write_alert(
     lines.append(f"Id: {transition.id}")
     return Alert(
         key=key,
-        title=redact(f"{clean(run)}: {told.title}"),
+        title=redact(f"{clean(run)}: {title}"),
         body=redact("\n".join(lines)),
         run=redact(run),
         state=state,
         transition=transition,
-        first=first,
+        told_as=told_as,
         link=redact(next(iter(links.values()), "")),
         picture=picture,
     )

@@ -231,6 +231,6 @@ def _sample(settings: AlertsConfig, folder: Path) -> Any:
             not_before=None,
             last_error="",
             transition=transition,
-            first=transition,
+            told_as=(),
         )
         return Desk(store, settings, folder).write(message, drawn=True)

@@ -84,7 +84,9 @@ class Health:
         nonfinite: Non-finite values by stream.
         detector_scores: Statistic over threshold by stream.
         leads: Streams that can open a transition, in the order in which they appeared.
-        transitions: Confirmed transitions by kind and lead observable, the one that saw it first.
+        transitions: Transitions by the kind they were told as and lead observable, the one that
+            saw it first.
+        corrected: Those of them that turned out to be of another kind, and were told again.
         last_transition: The latest one, in its latest state.
         sink_failures: Exceptions raised by sinks, by sink.
         repairs: Parts of the live module that a measurement had changed and that were put back.
@@ -120,6 +122,7 @@ class Health:
     detector_scores: dict[str, float] = field(default_factory=dict)
     leads: dict[str, None] = field(default_factory=dict)
     transitions: Counter[tuple[TransitionKind, str]] = field(default_factory=Counter)
+    corrected: Counter[TransitionKind] = field(default_factory=Counter)
     last_transition: Transition | None = None
     sink_failures: Counter[str] = field(default_factory=Counter)
     repairs: int = 0

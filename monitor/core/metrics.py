@@ -195,9 +195,14 @@ DETECTOR_SCORE = _gauge(
 )
 TRANSITIONS = _counter(
     "transitions",
-    "Confirmed transitions, by the observable that saw them first.",
+    "Confirmed transitions, by the kind they were told as and the observable that saw them first.",
     "kind",
     "observable",
+)
+CORRECTED = _counter(
+    "transitions_corrected",
+    "Transitions told as this kind that turned out to be of another, and were told again as that.",
+    "kind",
 )
 LAST_TRANSITION_STEP = _gauge(
     "last_transition_step", "Step at which the latest transition was detected."
@@ -244,6 +249,7 @@ METRICS: tuple[Metric, ...] = (
     BESIDE_SECONDS,
     THINNED,
     TRANSITIONS,
+    CORRECTED,
     LAST_TRANSITION_STEP,
     LAST_TRANSITION_ONSET_STEP,
     LAST_TRANSITION_TIMESTAMP,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from typing import Any, cast
@@ -162,7 +163,10 @@ class RunCollector:
         yield Reading(m.BESIDE_SECONDS, (), health.beside_seconds_total)
         yield Reading(m.THINNED, (), health.thinned_points)
         yield from _of_transitions(
-            health.leads.copy(), health.transitions.copy(), health.last_transition
+            health.leads.copy(),
+            health.transitions.copy(),
+            health.corrected.copy(),
+            health.last_transition,
         )
         for status in EstimateStatus:
             yield Reading(m.ESTIMATES, (status.value,), health.estimates.get(status, 0))
@@ -227,6 +231,7 @@ def _of_estimate(name: str, estimate: Estimate) -> Iterator[Reading]:
 def _of_transitions(
     leads: Iterable[str],
     counts: dict[tuple[TransitionKind, str], int],
+    corrected: Counter[TransitionKind],
     last: Transition | None,
 ) -> Iterator[Reading]:
     """Counts for each kind and lead, born at 0 with the stream, so that the first is a rise."""
@@ -244,6 +249,8 @@ def _of_transitions(
     for (kind, lead), count in served.items():
         note = _example_of(last) if last is not None and count and (kind, lead) == at else None
         yield Reading(m.TRANSITIONS, (kind.value, lead), count, note)
+    for kind in TransitionKind:
+        yield Reading(m.CORRECTED, (kind.value,), corrected[kind])
     if last is not None:
         yield Reading(m.LAST_TRANSITION_STEP, (), last.detected_step)
         yield Reading(m.LAST_TRANSITION_ONSET_STEP, (), last.onset_step)

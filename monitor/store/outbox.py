@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -20,7 +20,12 @@ from sqlalchemy.engine import Connection, Row
 
 from phasewatch.monitor.core.processes import ProcessIdentity
 from phasewatch.monitor.core.redaction import redact
-from phasewatch.monitor.core.transitions import Recipient, Transition, TransitionStatus
+from phasewatch.monitor.core.transitions import (
+    Recipient,
+    Transition,
+    TransitionKind,
+    TransitionStatus,
+)
 from phasewatch.monitor.store import schema
 from phasewatch.monitor.store.codec import decode_transition
 from phasewatch.monitor.store.database import Database
@@ -58,7 +63,7 @@ class Message:
         not_before: When the target takes messages again, if it has said so.
         last_error: Why the last try failed; empty if none did.
         transition: The transition as it stood then.
-        first: The transition as the first message of it to this target told it.
+        told_as: Kinds that earlier messages of it to this target told, in their order.
     """
 
     id: int
@@ -72,7 +77,7 @@ class Message:
     not_before: float | None
     last_error: str
     transition: Transition
-    first: Transition
+    told_as: tuple[TransitionKind, ...]
 
 
 def enter(
@@ -85,8 +90,8 @@ def enter(
     """Enter the messages that a state of a transition calls for, in the caller's transaction.
 
     The first message of a transition is an alert. What follows goes only to targets that were
-    alerted, and that want it; a withdrawal goes to all of them, also to those that this run's
-    configuration no longer names.
+    alerted, and that want it; a withdrawal, and a kind that is another than was told, go to all of
+    them, also to those that this run's configuration no longer names.
 
     Args:
         connection: The caller's transaction.
@@ -95,30 +100,38 @@ def enter(
         recipients: Whom to tell.
         now: Unix time in seconds.
     """
-    recipients, state = [*recipients], transition.status
+    recipients = [*recipients]
     if not recipients:
         return
-    told: dict[str, set[str]] = {}
-    columns = (_table.c.target, _table.c.state)
-    query = select(*columns).where(_table.c.transition_id == transition.id)
+    told: dict[str, list[_Told]] = {}
+    bodies = schema.transitions
+    query = (
+        select(_table.c.target, _table.c.state, bodies.c.kind)
+        .join(bodies, bodies.c.seq == _table.c.transition_seq)
+        .where(_table.c.transition_id == transition.id)
+        .order_by(_table.c.id)
+    )
     for seen in connection.execute(query):
-        told.setdefault(seen.target, set()).add(seen.state)
-    wanted = [recipient.target for recipient in recipients if _wants(recipient, state, told)]
+        told.setdefault(seen.target, []).append(_Told(seen.state, seen.kind))
+    wanted = [recipient.target for recipient in recipients if _wants(recipient, transition, told)]
     known = {recipient.target for recipient in recipients}
     by_stem = {stem_of(recipient.target): recipient for recipient in recipients}
-    for target, states in told.items():
+    for target, messages in told.items():
         heir = by_stem.get(stem_of(target))
         updates = heir is not None and heir.updates
-        is_news = state.value not in states and state is not TransitionStatus.CONFIRMED
-        if target not in known and is_news and (updates or state is TransitionStatus.WITHDRAWN):
+        if target not in known and _is_news(transition, messages, updates=updates):
             wanted.append(target)
     for target in wanted:
+        state = transition.status.value
+        is_told = any(message.state == state for message in told.get(target, ()))
         row = {
-            "key": f"{transition.id}/{state.value}/{target}",
+            "key": "/".join(
+                [transition.id, state, *([transition.kind.value] if is_told else []), target]
+            ),
             "transition_seq": seq,
             "transition_id": transition.id,
             "run_id": transition.run,
-            "state": state.value,
+            "state": state,
             "target": target,
             "delivery": Delivery.WAITING.value,
             "created_at": now,
@@ -128,16 +141,37 @@ def enter(
         connection.execute(insert(_table), row)
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What an earlier message told."""
+
+    state: str
+    kind: str
+
+
+def _is_news(transition: Transition, told: Sequence[_Told], *, updates: bool) -> bool:
+    """Whether those who were told something before are to be told how it goes on."""
+    state = transition.status
+    if state is TransitionStatus.CONFIRMED:
+        # Once for each kind: a resumed run goes through them again.
+        return all(one.kind != transition.kind for one in told)
+    if any(one.state == state for one in told):
+        return False
+    is_corrected = state is TransitionStatus.ENDED and told[-1].kind != transition.kind
+    return updates or is_corrected or state is TransitionStatus.WITHDRAWN
+
+
 def stem_of(target: str) -> str:
     """Position and service of a target: what stays when its secret is changed."""
     return target.rsplit("-", 1)[0]
 
 
-def _wants(recipient: Recipient, state: TransitionStatus, told: dict[str, set[str]]) -> bool:
+def _wants(
+    recipient: Recipient, transition: Transition, told: Mapping[str, Sequence[_Told]]
+) -> bool:
+    state = transition.status
     if known := told.get(recipient.target):
-        return state.value not in known and (
-            recipient.updates or state is TransitionStatus.WITHDRAWN
-        )
+        return _is_news(transition, known, updates=recipient.updates)
     if any(stem_of(target) == stem_of(recipient.target) for target in told):
         return False  # alerted under the name it had before its secret was changed
     return state is TransitionStatus.CONFIRMED or (
@@ -341,17 +375,18 @@ class Outbox:
 
 def _message(connection: Connection, row: Row[Any]) -> Message:
     bodies = schema.transitions
-    first = connection.execute(
-        select(_table.c.transition_seq)
-        .where(_table.c.transition_id == row.transition_id, _table.c.target == row.target)
+    earlier = connection.execute(
+        select(bodies.c.kind)
+        .join(_table, bodies.c.seq == _table.c.transition_seq)
+        .where(
+            _table.c.transition_id == row.transition_id,
+            _table.c.target == row.target,
+            _table.c.id < row.id,
+        )
         .order_by(_table.c.id)
-        .limit(1)
-    ).scalar_one()
-
-    def transition(seq: int) -> Transition:
-        query = select(bodies.c.body).where(bodies.c.seq == seq)
-        return decode_transition(connection.execute(query).scalar_one())
-
+    ).scalars()
+    told_as = tuple(dict.fromkeys(TransitionKind(kind) for kind in earlier))
+    body = connection.execute(select(bodies.c.body).where(bodies.c.seq == row.transition_seq))
     return Message(
         id=row.id,
         key=row.key,
@@ -363,6 +398,6 @@ def _message(connection: Connection, row: Row[Any]) -> Message:
         tries=row.tries,
         not_before=row.not_before,
         last_error=row.last_error,
-        transition=transition(row.transition_seq),
-        first=transition(first),
+        transition=decode_transition(body.scalar_one()),
+        told_as=told_as,
     )

@@ -118,8 +118,10 @@ def onset_of(evidence: Mapping[str, Alarm], leading: Collection[str]) -> int:
     return onset if onset >= by_leads - reach else by_leads
 
 
-def _joint(alarms: Iterable[Alarm]) -> int:
-    return joint_onset((alarm.onset_step, cadence(alarm)) for alarm in alarms)
+def _joint(alarms: Collection[Alarm]) -> int:
+    """Their joint onset. What began after the first of them was seen does not date it."""
+    seen = min(alarm.detected_step for alarm in alarms)
+    return joint_onset((a.onset_step, cadence(a)) for a in alarms if a.onset_step <= seen)
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import DetectorKind, Meanings, Role, StreamMeaning
 from phasewatch.monitor.core.ownership import is_ours
 from phasewatch.monitor.core.stray import let_through
-from phasewatch.monitor.core.transitions import Transition, TransitionStatus
+from phasewatch.monitor.core.transitions import Transition, TransitionKind, TransitionStatus
 from phasewatch.monitor.transitions.episodes import Point
 from phasewatch.monitor.transitions.streams import Override, Stream, Streams, create_detector
 from phasewatch.monitor.transitions.tracker import TransitionTracker
@@ -72,7 +72,7 @@ class Detection:
             for name, settings in config.precursors.items()
             if (detector := create_detector(settings)) is not None
         }
-        self._announced: set[str] = set()
+        self._announced: dict[str, list[TransitionKind]] = {}
         self._told: dict[str, Transition] = {}
         self._seen: dict[str, int] = {}
         self._last: dict[str, Point] = {}
@@ -309,15 +309,20 @@ class Detection:
         return [t for t in self.transitions if self._told.get(t.id) != t]
 
     def _announce(self, transition: Transition) -> None:
-        if transition.id in self._announced:
+        """Count a transition, once for each kind it is told as, and say it."""
+        told = self._announced.setdefault(transition.id, [])
+        if transition.kind in told:
             return
-        self._announced.add(transition.id)
         lead = next(iter(transition.evidence))
+        if told:
+            self._health.corrected[told[-1]] += 1
+        told.append(transition.kind)
         self._health.transitions[transition.kind, lead] += 1
         self._health.last_transition = transition
         log.info(
-            "transition: %s at step %d (detected at %d), %s %.4g → %.4g, seen by %s",
+            "transition: %s%s at step %d (detected at %d), %s %.4g → %.4g, seen by %s",
             transition.kind,
+            f" (told before as {told[-2]})" if len(told) > 1 else "",
             transition.onset_step,
             transition.detected_step,
             lead,
@@ -369,7 +374,7 @@ class Detection:
                 self._ahead[name].load_state_dict(saved)
         self._seen = {name: int(step) for name, step in state["seen"].items()}
         self._announced = {
-            t.id for t in self.transitions if t.status is not TransitionStatus.SUSPECTED
+            t.id: [t.kind] for t in self.transitions if t.status is not TransitionStatus.SUSPECTED
         }
 
 

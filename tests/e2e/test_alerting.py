@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -295,6 +297,13 @@ grokking.main(["--json", "--out", sys.argv[3]])
 """
 
 
+def kinds_over_time(store: Path) -> set[tuple[str, str]]:
+    """Transitions that were sure at some time, with each kind that they were then."""
+    query = "SELECT id, kind FROM phasewatch_transitions WHERE status IN ('confirmed', 'ended')"
+    with closing(sqlite3.connect(store)) as database:
+        return set(database.execute(query))
+
+
 @pytest.mark.timeout(1200)
 def test_a_grokking_run_is_told_once_while_it_trains(stack, inbox, tmp_path):
     exporter = {"port": 0, "targets_dir": str(stack.targets), "linger_seconds": 3}
@@ -321,4 +330,8 @@ def test_a_grokking_run_is_told_once_while_it_trains(stack, inbox, tmp_path):
     wait_until(lambda: inbox.alerts("resolved", kind="generalisation"), what="its end", **PATIENCE)
     time.sleep(8)
     assert inbox.names == {"PhasewatchTransition"}, "the run ended well"
-    assert len(inbox.alerts(alertname="PhasewatchTransition")) == len(confirmed)
+    alerts = inbox.alerts(alertname="PhasewatchTransition")
+    # One for each transition; and where the kind has changed since, one for each kind.
+    told = kinds_over_time(tmp_path / "out" / "phasewatch.db")
+    assert sorted(alert["labels"]["kind"] for alert in alerts) == sorted(kind for _, kind in told)
+    assert len({transition for transition, _ in told}) == len(confirmed)

@@ -128,5 +128,4 @@ def make_alert(run: str = "demo") -> Alert:
         run=run,
         state=TransitionStatus.CONFIRMED,
         transition=found,
-        first=found,
     )

@@ -19,16 +19,22 @@ DETECTED = 1_700_000_090.5
 RUN = 'odd "run"\n' + "x" * 500
 
 
-def make_alert(state=TransitionStatus.CONFIRMED, **changes):
-    first = make_transition("demo", **changes)
-    now = make_transition("demo", kind=TransitionKind.ACQUISITION, status=state)
+def make_alert(state=TransitionStatus.CONFIRMED, *, told_as=(), **changes):
+    now = make_transition("demo", status=state, **changes)
     return Alert(
-        key="k", title="T", body="B", run=RUN, state=state, transition=now, first=first, link="u"
+        key="k",
+        title="T",
+        body="B",
+        run=RUN,
+        state=state,
+        transition=now,
+        told_as=told_as,
+        link="u",
     )
 
 
-def test_labels_are_those_of_the_rule_and_of_the_first_message():
-    content = payload(make_alert(), DETECTED + 10)
+def test_labels_are_those_of_the_rule():
+    (content,) = payload(make_alert(), DETECTED + 10)
     assert content["labels"] == {
         "alertname": "PhasewatchTransition",
         "run": label_value(RUN),
@@ -44,16 +50,25 @@ def test_labels_are_those_of_the_rule_and_of_the_first_message():
 
 
 def test_an_instability_has_the_name_and_severity_of_its_rule():
-    labels = payload(make_alert(kind=TransitionKind.INSTABILITY), DETECTED)["labels"]
+    labels = payload(make_alert(kind=TransitionKind.INSTABILITY), DETECTED)[0]["labels"]
     assert (labels["alertname"], labels["severity"]) == ("PhasewatchInstability", "warning")
 
 
 def test_an_end_is_told_no_sooner_than_the_rule_ends():
     ended = make_alert(TransitionStatus.ENDED)
-    soon, late = payload(ended, DETECTED + 1), payload(ended, DETECTED + 2 * HOLD_SECONDS)
+    ((soon,), (late,)) = (payload(ended, DETECTED + s) for s in (1, 2 * HOLD_SECONDS))
     assert soon["endsAt"] == "2023-11-14T22:19:50.500000+00:00"
     assert late["endsAt"] == "2023-11-14T22:24:50.500000+00:00"
-    assert soon["labels"] == late["labels"] == payload(make_alert(), DETECTED)["labels"]
+    assert soon["labels"] == late["labels"] == payload(make_alert(), DETECTED)[0]["labels"]
+
+
+def test_a_correction_ends_the_alert_of_the_kind_that_was_told():
+    kinds = (TransitionKind.SIMPLIFICATION, TransitionKind.GENERALISATION)
+    wrong, right = payload(make_alert(told_as=kinds), DETECTED + 10)
+    assert wrong["endsAt"] == "2023-11-14T22:15:00.500000+00:00"
+    assert "endsAt" not in right
+    assert right["labels"] == payload(make_alert(), DETECTED)[0]["labels"]
+    assert wrong["labels"] == right["labels"] | {"kind": "simplification"}
 
 
 def test_it_is_posted_as_one_alert():

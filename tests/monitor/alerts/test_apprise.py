@@ -24,7 +24,6 @@ def make_alert(state=TransitionStatus.CONFIRMED, picture=None, **changes):
         run="demo",
         state=state,
         transition=transition,
-        first=transition,
         picture=picture,
     )
 

@@ -9,14 +9,14 @@ from support.records import make_transition
 HOSTILE = 'a\nb\x1b[31m "q" <b>' + "x" * 10_000 + "\udcff"
 
 
-def write(*, run="demo", state=TransitionStatus.CONFIRMED, config=None, **changes):
+def write(*, run="demo", state=TransitionStatus.CONFIRMED, config=None, told_as=(), **changes):
     values = {"status": state, "severity": 1.5, "after": {"val_loss": 0.0312345}, "epoch": 3}
     transition = make_transition("abcdef123456", **(values | changes))
     return write_alert(
         transition,
         key="k",
-        first=transition,
         state=state,
+        told_as=told_as,
         run=run,
         units={"val_loss": "nats"},
         store="runs.db",
@@ -48,6 +48,16 @@ def test_each_state_has_its_title():
     assert "ended at step 95" in ended.body
     assert write(state=TransitionStatus.WITHDRAWN).title.startswith("demo: withdrawn: it was no")
     assert "suspected" in write(state=TransitionStatus.SUSPECTED).title
+
+
+def test_a_correction_says_what_was_told_before():
+    alert = write(told_as=(TransitionKind.MEMORISATION, TransitionKind.SIMPLIFICATION))
+    assert alert.title.startswith("demo: generalisation")
+    assert alert.title.endswith(" (told before as simplification)")
+    assert alert.body.startswith("Correction: it was told as simplification before\n")
+    again = write(told_as=(TransitionKind.SIMPLIFICATION, TransitionKind.GENERALISATION))
+    assert "before as" not in again.title
+    assert "Correction" not in again.body
 
 
 def test_every_kind_is_explained():

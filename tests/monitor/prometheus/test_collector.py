@@ -60,6 +60,8 @@ def collector(monkeypatch):
     )
     health.leads.update(val_loss=None, llc=None)
     health.transitions[TransitionKind.GENERALISATION, "val_loss"] = 1
+    health.transitions[TransitionKind.SIMPLIFICATION, "val_loss"] = 1
+    health.corrected[TransitionKind.SIMPLIFICATION] = 1
     health.estimates.update({EstimateStatus.OK: 4, EstimateStatus.UNCONVERGED: 1})
     monkeypatch.setattr(time, "time", lambda: 1_700_000_100.5)
     for step, seconds in ((20, 0.25), (40, 0.25), (60, 1.0), (80, 400.0), (100, 0.5)):

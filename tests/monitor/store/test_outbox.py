@@ -4,13 +4,14 @@ import sqlite3
 
 import pytest
 
-from phasewatch.monitor.core.transitions import Recipient, TransitionStatus
+from phasewatch.monitor.core.transitions import Recipient, TransitionKind, TransitionStatus
 from phasewatch.monitor.store import outbox as outbox_module
 from phasewatch.monitor.store.outbox import Delivery, Mailbox, Outbox
 from phasewatch.monitor.store.store import Store
 from support.records import make_transition, start_python
 
 SUSPECTED, CONFIRMED, ENDED, WITHDRAWN = TransitionStatus
+SIMPLER, GENERAL = TransitionKind.SIMPLIFICATION, TransitionKind.GENERALISATION
 PLAIN = Recipient(target="1-json-aa")
 EAGER = Recipient(target="2-alertmanager-bb", updates=True)
 EARLY = Recipient(target="3-json-cc", from_suspected=True)
@@ -73,13 +74,52 @@ def test_nothing_is_entered_where_nobody_is_to_be_told(store):
     assert store.outbox.messages() == []
 
 
-def test_a_message_tells_the_transition_as_it_was_then_and_at_first(store):
+def test_a_message_tells_the_transition_as_it_was_then(store):
     store.add_transition(make_transition("demo", status=CONFIRMED, severity=1.0), (EAGER,))
     store.add_transition(make_transition("demo", status=ENDED, severity=2.0, end_step=99), (EAGER,))
     store.flush()
     first, last = store.outbox.messages()
     assert (first.transition.severity, last.transition.severity) == (1.0, 2.0)
-    assert (first.first.severity, last.first.severity) == (1.0, 1.0)
+
+
+def tell_kinds(store, *kinds, status=CONFIRMED, to=(PLAIN,)):
+    for kind in kinds:
+        store.add_transition(make_transition("demo", status=status, kind=kind), to)
+    store.flush()
+
+
+def kinds_told(store, recipient=PLAIN):
+    messages = store.outbox.messages(recipient.target)
+    return [(message.state, message.transition.kind, message.told_as) for message in messages]
+
+
+def test_a_kind_that_changes_is_told_to_whoever_was_told_the_first_once(store):
+    tell_kinds(store, SIMPLER, SIMPLER, GENERAL, GENERAL, SIMPLER, to=(PLAIN, EAGER))
+    told = [(CONFIRMED, SIMPLER, ()), (CONFIRMED, GENERAL, (SIMPLER,))]
+    assert kinds_told(store) == kinds_told(store, EAGER) == told
+    keys = [message.key for message in store.outbox.messages(PLAIN.target)]
+    assert keys == ["t1/confirmed/1-json-aa", "t1/confirmed/generalisation/1-json-aa"]
+
+
+def test_the_kind_that_stands_in_the_end_is_told_where_another_was_told_last(store):
+    tell_kinds(store, SIMPLER, GENERAL, SIMPLER)
+    tell_kinds(store, SIMPLER, SIMPLER, status=ENDED)
+    assert kinds_told(store)[2:] == [(ENDED, SIMPLER, (SIMPLER, GENERAL))]
+
+
+def test_a_kind_that_is_corrected_since_the_first_suspicion_is_told(store):
+    tell_kinds(store, SIMPLER, status=SUSPECTED, to=(EARLY,))
+    tell_kinds(store, SIMPLER, GENERAL, to=(EARLY,))
+    assert kinds_told(store, EARLY) == [
+        (SUSPECTED, SIMPLER, ()),
+        (CONFIRMED, GENERAL, (SIMPLER,)),
+    ]
+
+
+def test_a_correction_reaches_a_target_that_is_no_longer_named(store):
+    tell_kinds(store, SIMPLER)
+    tell_kinds(store, GENERAL, to=(Recipient(target="2-json-cc"),))
+    assert [kind for _, kind, _ in kinds_told(store)] == [SIMPLER, GENERAL]
 
 
 def test_the_transition_and_its_messages_are_written_together_or_not_at_all(store, monkeypatch):

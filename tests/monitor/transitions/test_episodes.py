@@ -26,23 +26,31 @@ def kinds(transitions):
 # ---- fusing
 
 
+def alarm(onset, gap, points=5):
+    return Alarm(
+        detected_step=onset + (points - 1) * gap,
+        onset_step=onset,
+        direction=Direction.DOWN,
+        kind=AlarmKind.SHIFT,
+        score=2.0,
+        run_length=points,
+        value_before=1.0,
+        value_after=0.1,
+    )
+
+
 @pytest.mark.parametrize(("at", "expected"), [(145, 145), (125, 160)])
 def test_norms_date_a_change_within_what_leads_it_only(at, expected) -> None:
-    def alarm(onset, gap):
-        return Alarm(
-            detected_step=onset + 4 * gap,
-            onset_step=onset,
-            direction=Direction.DOWN,
-            kind=AlarmKind.SHIFT,
-            score=2.0,
-            run_length=5,
-            value_before=1.0,
-            value_after=0.1,
-        )
-
     evidence = {"val_loss": alarm(160, 10), "weight_norm": alarm(at, 5)}
     assert onset_of(evidence, {"val_loss"}) == expected
     assert onset_of({"weight_norm": alarm(at, 5)}, set()) == at
+
+
+def test_what_began_after_the_first_was_seen_does_not_date_a_change() -> None:
+    evidence = {"llc": alarm(240, 40, points=2), "val_loss": alarm(305, 5)}
+    assert onset_of(evidence, evidence.keys()) == 240  # seen at 280
+    evidence["val_loss"] = alarm(275, 5)  # within what the points of the other tell
+    assert onset_of(evidence, evidence.keys()) == 275
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -12,7 +12,7 @@ from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import Role
-from phasewatch.monitor.core.transitions import TransitionStatus
+from phasewatch.monitor.core.transitions import TransitionKind, TransitionStatus
 from phasewatch.monitor.transitions.pipeline import Detection
 from phasewatch.monitor.transitions.streams import Streams
 from support.scripted import Scripted
@@ -121,6 +121,24 @@ def test_what_is_confirmed_and_over_at_the_same_point_is_announced():
     ]
     assert sum(health.transitions.values()) == 1
     assert health.last_transition == said[1]
+
+
+def test_a_transition_that_turns_out_to_be_of_another_kind_is_counted_and_said_again(caplog):
+    caplog.set_level("INFO", logger="phasewatch")
+    health = Health()
+    scripts = {"llc": Scripted(50, until=150), "val_loss": Scripted(90, until=150)}
+    detection = Detection(MonitorConfig(), scripts, "run", health)
+    said = []
+    for step in range(1, 120):
+        values = {"llc": 0.1 if step > 50 else 1.0, "val_loss": 0.1 if step > 85 else 1.0}
+        columns = {n: Column([step], [v], [None], [float(step)]) for n, v in values.items()}
+        said += detection.take_columns(columns)
+    told = [t.kind for t in said if t.status is TransitionStatus.CONFIRMED]
+    simpler, general = TransitionKind.SIMPLIFICATION, TransitionKind.GENERALISATION
+    assert list(dict.fromkeys(told)) == [simpler, general]
+    assert health.transitions == {(simpler, "llc"): 1, (general, "llc"): 1}
+    assert health.corrected == {simpler: 1}
+    assert "transition: generalisation (told before as simplification)" in caplog.text
 
 
 @pytest.mark.parametrize("width", [1, 3, 10])
