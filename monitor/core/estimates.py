@@ -12,6 +12,7 @@ from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, with_config
 
 
 class EstimateStatus(StrEnum):
@@ -29,6 +30,7 @@ class EstimateStatus(StrEnum):
     NEGATIVE = "negative"
 
 
+@with_config(ConfigDict(arbitrary_types_allowed=True))  # stored ones are checked; it has an array
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """One measurement of the local learning coefficient (LLC).

@@ -14,22 +14,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
-from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 from phasewatch.monitor.core.columns import Column, observations_of
-from phasewatch.monitor.core.estimates import Estimate, EstimateStatus, Observation
+from phasewatch.monitor.core.estimates import Estimate, Observation
 from phasewatch.monitor.core.redaction import redact
-from phasewatch.monitor.core.transitions import (
-    Hindsight,
-    HindsightVerdict,
-    Transition,
-    TransitionKind,
-    TransitionStatus,
-)
+from phasewatch.monitor.core.transitions import Transition
 
 _CODES = {"nan": 1, "inf": 2, "-inf": 3}
 _VALUES = (0.0, math.nan, math.inf, -math.inf)
 _STDERR_SHIFT = 2
+
+_ESTIMATE, _TRANSITION = TypeAdapter(Estimate), TypeAdapter(Transition)
+_NO_LOSSES = np.empty((0, 0))
 
 
 class Numbers(NamedTuple):
@@ -161,11 +158,8 @@ def _plain(content: Any) -> Any:
 def encode_estimate(estimate: Estimate) -> tuple[str, bytes]:
     """The estimate as JSON, and its chain losses as raw little-endian float64."""
     chain_loss = np.ascontiguousarray(estimate.chain_loss, dtype="<f8")
-    body = {
-        item.name: getattr(estimate, item.name)
-        for item in dataclasses.fields(Estimate)
-        if item.name != "chain_loss"
-    }
+    body = dataclasses.asdict(dataclasses.replace(estimate, chain_loss=_NO_LOSSES))
+    del body["chain_loss"]
     return to_json(body | {"chain_shape": chain_loss.shape}), chain_loss.tobytes()
 
 
@@ -173,62 +167,18 @@ def decode_estimate(body: str, chain_loss: bytes) -> Estimate:
     """The inverse of `encode_estimate`."""
     content = json.loads(body)
     shape = content.pop("chain_shape")
-    values: dict[str, Any] = _numbers(Estimate, content)
-    values["status"] = EstimateStatus(values["status"])
     losses: NDArray[np.float64] = np.frombuffer(chain_loss, dtype="<f8").reshape(shape)
-    return Estimate(**values, chain_loss=losses.astype(np.float64))
+    return _ESTIMATE.validate_python(content | {"chain_loss": losses.astype(np.float64)})
 
 
 def encode_transition(transition: Transition) -> str:
     """The whole transition as JSON."""
-    body = {
-        item.name: getattr(transition, item.name)
-        for item in dataclasses.fields(Transition)
-        if item.name not in ("evidence", "hindsight")
-    }
-    body["evidence"] = {n: dataclasses.asdict(alarm) for n, alarm in transition.evidence.items()}
-    if transition.hindsight is not None:
-        body["hindsight"] = dataclasses.asdict(transition.hindsight)
+    body = dataclasses.asdict(transition)
+    if transition.hindsight is None:
+        del body["hindsight"]  # as before there was any
     return to_json(body)
 
 
 def decode_transition(body: str) -> Transition:
-    """The inverse of `encode_transition`; bodies of before there was hindsight have none."""
-    values = _numbers(Transition, json.loads(body))
-    values["kind"] = TransitionKind(values["kind"])
-    values["status"] = TransitionStatus(values["status"])
-    values["evidence"] = {name: _alarm(item) for name, item in values["evidence"].items()}
-    for side in ("before", "after"):
-        values[side] = {name: float(value) for name, value in values[side].items()}
-    values["where"] = tuple((group, float(moved)) for group, moved in values["where"])
-    if "hindsight" in values:
-        values["hindsight"] = _hindsight(values["hindsight"])
-    return Transition(**values)
-
-
-def _hindsight(content: Mapping[str, Any]) -> Hindsight:
-    values = _numbers(Hindsight, content)
-    values["verdict"] = HindsightVerdict(values["verdict"])
-    if values["streamed"] is not None:
-        values["streamed"] = TransitionStatus(values["streamed"])
-    return Hindsight(**values)
-
-
-def _alarm(content: Mapping[str, Any]) -> Alarm:
-    values = _numbers(Alarm, content)
-    values["direction"] = Direction(values["direction"])
-    values["kind"] = AlarmKind(values["kind"])
-    if values.get("onset_interval") is not None:  # JSON knows no tuples
-        values["onset_interval"] = tuple(values["onset_interval"])
-    return Alarm(**values)
-
-
-def _numbers(record: type, content: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields `record` knows, with its floats as floats again."""
-    values = {}
-    for item in dataclasses.fields(record):
-        if item.name in content:
-            value = content[item.name]
-            is_float = "float" in str(item.type).split("[")[0]
-            values[item.name] = float(value) if is_float and value is not None else value
-    return values
+    """The inverse of `encode_transition`; what a body of an earlier version lacks is left out."""
+    return _TRANSITION.validate_json(body)
