@@ -69,7 +69,7 @@ def _deliver(target: Target, alert: Alert) -> DeliveryError | None:
     return None
 
 
-class Desk:
+class AlertWriter:
     """Turns messages of the outbox into alerts.
 
     Args:
@@ -133,7 +133,7 @@ class Desk:
 
 
 @dataclass(slots=True)
-class Account:
+class DeliveryCounts:
     """What one courier has done."""
 
     sent: int = 0
@@ -146,7 +146,7 @@ class Courier:
     Args:
         target: The target.
         outbox: Where they wait.
-        desk: Writes them.
+        writer: Writes them.
         config: Rate limit and quiet hours.
         run_id: The run that sends: its alerts are kept up where the target needs that, and its
             messages are adopted where the target's secret was changed.
@@ -157,7 +157,7 @@ class Courier:
         self,
         target: Target,
         outbox: Outbox,
-        desk: Desk,
+        writer: AlertWriter,
         config: AlertsConfig,
         *,
         run_id: str | None = None,
@@ -165,11 +165,11 @@ class Courier:
     ) -> None:
         self.target = target
         self.box = Mailbox(target=target.name, run_id=run_id)
-        self.account = Account()
+        self.counts = DeliveryCounts()
         self.is_held = False
-        self.is_keeping_up = False
+        self.has_lasting = False
         self._outbox = outbox
-        self._desk = desk
+        self._writer = writer
         self._config = config
         self._run_id = run_id
         self._say = say
@@ -186,7 +186,7 @@ class Courier:
         """Messages that were delivered, which the store has not taken yet."""
         return len(self._unnoted)
 
-    def hurry(self) -> None:
+    def retry_now(self) -> None:
         """Try again at once: the end is near."""
         self._retry_at = 0.0
         self._put_off_until.clear()
@@ -211,7 +211,7 @@ class Courier:
             self._unnoted[message.id] = message
             return True
         drawn = not self.target.is_alertmanager and message.last_error not in REFUSALS
-        alert = self._desk.write(message, drawn=drawn)
+        alert = self._writer.write(message, drawn=drawn)
         if not self._outbox.claim(message):
             return False
         try:
@@ -220,7 +220,7 @@ class Courier:
             return self._failed(message, error)
         self._unnoted[message.id] = message
         self._taken.add(message.key)
-        self.account.sent += 1
+        self.counts.sent += 1
         if self._num_failures:
             self._say(f"{self.target.name} takes alerts again")
         self._num_failures = self._num_refused_in_row = 0
@@ -242,7 +242,7 @@ class Courier:
         now = time.monotonic()
         return {n for n, until in self._put_off_until.items() if until > now} | {*self._unnoted}
 
-    def keep_up(self) -> None:
+    def refresh_lasting(self) -> None:
         """Send again what lasts, to a target that would else take it for over."""
         if not self.target.is_alertmanager or self._run_id is None:
             return
@@ -250,9 +250,9 @@ class Courier:
             return
         self._refresh_at = time.monotonic() + REFRESH_SECONDS
         lasting = self._outbox.open_alerts(self.target.name, self._run_id)
-        self.is_keeping_up = bool(lasting)
+        self.has_lasting = bool(lasting)
         for message in lasting:
-            deliver(self.target, self._desk.write(message, drawn=False))
+            deliver(self.target, self._writer.write(message, drawn=False))
 
     def _is_allowed(self) -> bool:
         if self.target.is_alertmanager:
@@ -262,14 +262,14 @@ class Courier:
         sent = self._outbox.num_sent_since(self.target.name, time.time() - HOUR)
         return sent < self._config.max_per_hour
 
-    def stumble(self, error: Exception) -> None:
+    def record_failure(self, error: Exception) -> None:
         """Put off what failed before it reached the target: a busy store, a faulty message."""
         said = masked(f"{type(error).__name__}: {reason_of(error)}", self.target.url)[:200]
         self._put_off(f"an alert for {self.target.name} could not be sent: {said}")
 
     def _put_off(self, what: str) -> None:
         """Count a failure, say the first of a row, and wait longer after each."""
-        self.account.failed += 1
+        self.counts.failed += 1
         self._retry_at = time.monotonic() + _pause(self._num_failures)
         if not self._num_failures:
             self._say(f"{what}; it waits in the outbox and is tried again")
@@ -321,5 +321,5 @@ def couriers(
         say: Takes what people should know.
     """
     outbox = store.outbox
-    desk = Desk(store, config, folder, say=say)
-    return [Courier(target, outbox, desk, config, run_id=run_id, say=say) for target in targets]
+    writer = AlertWriter(store, config, folder, say=say)
+    return [Courier(target, outbox, writer, config, run_id=run_id, say=say) for target in targets]

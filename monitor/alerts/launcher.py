@@ -137,7 +137,7 @@ class AlertProcess:
                 if time.monotonic() > self._expected_at + SEEN_SECONDS:
                     self._is_expecting = False
                 return
-            self._bury(process)
+            self._reap(process)
         if self._is_expecting or self._health.alert_queue:
             self._start()
             self._is_expecting = False
@@ -148,7 +148,7 @@ class AlertProcess:
         Everything must have been stored before.
         """
         if self._process is not None and self._process.poll() is not None:
-            self._bury(self._process)
+            self._reap(self._process)
         if self._process is None and (self._is_expecting or self._health.alert_queue):
             self._started_at = -RESTART_SECONDS
             self._start()
@@ -180,7 +180,7 @@ class AlertProcess:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-            self._bury(process)
+            self._reap(process)
 
     def _start(self) -> None:
         if self._process is not None or time.monotonic() < self._started_at + RESTART_SECONDS:
@@ -231,7 +231,7 @@ class AlertProcess:
         for note in report["say"]:
             log.warning("alerts: %s", note)
 
-    def _bury(self, process: subprocess.Popen[bytes]) -> None:
+    def _reap(self, process: subprocess.Popen[bytes]) -> None:
         self._hear(process)
         if process.returncode:
             log.warning("the process that sends alerts ended with %d", process.returncode)

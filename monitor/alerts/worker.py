@@ -33,7 +33,7 @@ REPORT_SECONDS = 5.0
 """How often a sender says how it is doing though nothing has changed."""
 
 
-class Office:
+class Worker:
     """The whole process: its couriers, what it is told, what it tells.
 
     Args:
@@ -77,14 +77,14 @@ class Office:
             waiting = _or_none(lambda: outbox.num_waiting(boxes))
             self._report(crew, waiting)
             now = time.monotonic()
-            if waiting or any(courier.is_keeping_up for courier in crew):
+            if waiting or any(courier.has_lasting for courier in crew):
                 busy_at = now
             if os.getppid() != self._parent:
                 self._closing.set()
             if deadline is None and self._closing.is_set():
                 deadline = now + self._config.grace_seconds
                 for courier in crew:
-                    courier.hurry()
+                    courier.retry_now()
             is_noting = any(courier.num_unnoted for courier in crew)
             is_over = deadline is not None and (
                 now >= deadline + (NOTE_SECONDS if is_noting else 0.0)
@@ -99,9 +99,9 @@ class Office:
             try:
                 while courier.step():
                     pass
-                courier.keep_up()
+                courier.refresh_lasting()
             except Exception as error:
-                courier.stumble(error)
+                courier.record_failure(error)
             time.sleep(POLL_SECONDS)
 
     def _listen(self) -> None:
@@ -115,8 +115,8 @@ class Office:
         notes, self._notes[:] = list(self._notes), []
         content = {
             "waiting": waiting,
-            "sent": sum(courier.account.sent for courier in crew),
-            "failed": sum(courier.account.failed for courier in crew),
+            "sent": sum(courier.counts.sent for courier in crew),
+            "failed": sum(courier.counts.failed for courier in crew),
             "unnoted": sum(courier.num_unnoted for courier in crew),
             "say": notes[:10],
         }
@@ -156,7 +156,7 @@ def main() -> None:
         return
     if hasattr(os, "set_blocking"):
         os.set_blocking(sys.stdout.fileno(), False)
-    Office(order).run()
+    Worker(order).run()
     sys.stdout.flush()
     os._exit(0)  # a target that never answers must not keep the process
 

@@ -178,7 +178,7 @@ def _cell(value: object) -> str:
 def _sample(settings: AlertsConfig, folder: Path) -> Any:
     """An alert such as a run would send, of a made-up run."""
     from phasewatch.detectors.types import Alarm, AlarmKind, Direction
-    from phasewatch.monitor.alerts.courier import Desk
+    from phasewatch.monitor.alerts.courier import AlertWriter
     from phasewatch.monitor.core.ending import RunState
     from phasewatch.monitor.core.estimates import Observation
     from phasewatch.monitor.core.transitions import Transition, TransitionKind, TransitionStatus
@@ -233,4 +233,4 @@ def _sample(settings: AlertsConfig, folder: Path) -> Any:
             transition=transition,
             told_as=(),
         )
-        return Desk(store, settings, folder).write(message, drawn=True)
+        return AlertWriter(store, settings, folder).write(message, drawn=True)

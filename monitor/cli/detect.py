@@ -74,10 +74,10 @@ def detect(
 ) -> None:
     """Find the transitions in curves that exist already, as a live run would have."""
     from phasewatch.monitor.readers.curves import Curves
-    from phasewatch.monitor.replay.recorded import Change
+    from phasewatch.monitor.replay.recorded import DetectorOverride
     from phasewatch.monitor.replay.recorded import detect as detect_in
 
-    change = Change(detector, _settings(settings))
+    change = DetectorOverride(detector, _settings(settings))
     curves = Curves(file, step=step, columns=_names(columns), exclude=_names(exclude))
     chunks = curves.chunks()
     if page is not None:
@@ -134,10 +134,10 @@ def replay(
     as_json: JsonOption = False,
 ) -> None:
     """Detect again over a stored run: what would other settings have said?"""
-    from phasewatch.monitor.replay.recorded import Change, compare
+    from phasewatch.monitor.replay.recorded import DetectorOverride, compare
     from phasewatch.monitor.replay.recorded import replay as replay_run
 
-    change = Change(detector, _settings(settings), streams or ())
+    change = DetectorOverride(detector, _settings(settings), streams or ())
     if streams and not change:
         raise ConfigError("--stream alone changes nothing; give --detector or --set with it")
     if page is not None:

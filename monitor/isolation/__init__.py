@@ -5,24 +5,24 @@ from __future__ import annotations
 from phasewatch.monitor.isolation.context import live_context, measure_context
 from phasewatch.monitor.isolation.guard import GuardReport, guard, is_trainable
 from phasewatch.monitor.isolation.meta_copy import (
-    Skeleton,
+    MetaCopy,
     is_sharded,
+    make_meta_copy,
     original_of,
     refuse_unmeasurable,
-    skeleton,
 )
 from phasewatch.monitor.isolation.snapshot import LiveSnapshot
 
 __all__ = [
     "GuardReport",
     "LiveSnapshot",
-    "Skeleton",
+    "MetaCopy",
     "guard",
     "is_sharded",
     "is_trainable",
     "live_context",
+    "make_meta_copy",
     "measure_context",
     "original_of",
     "refuse_unmeasurable",
-    "skeleton",
 ]

@@ -11,9 +11,9 @@ from torch import nn
 
 from phasewatch.monitor.core.context import LossFn, MeasureContext, SharedWork
 from phasewatch.monitor.isolation.meta_copy import (
-    Skeleton,
+    MetaCopy,
+    make_meta_copy,
     original_of,
-    skeleton,
     split_parameters,
 )
 
@@ -48,14 +48,14 @@ def measure_context(
         sample_unit: What one term is.
         mode: Mode of the copy.
         seed: Seed of the context's own generator.
-        substitutes: Stand-ins for live objects, by identity; see `skeleton`.
+        substitutes: Stand-ins for live objects, by identity; see `make_meta_copy`.
         lend: Let chains run in the memory of the live weights. Their values move while a
             measurement runs; nothing else may read them meanwhile.
 
     Raises:
         RefusedError: The module cannot be copied.
     """
-    copied = skeleton(model, substitutes=substitutes, mode=mode)
+    copied = make_meta_copy(model, substitutes=substitutes, mode=mode)
     return MeasureContext(
         step=step,
         epoch=epoch,
@@ -104,8 +104,8 @@ def live_context(
         sample_unit: What one term is.
         mode: Mode of the copy.
         seed: Seed of the context's own generator.
-        substitutes: Gives stand-ins for live objects, by identity; see `skeleton`. Asked only if
-            the copy is made.
+        substitutes: Gives stand-ins for live objects, by identity; see `make_meta_copy`. Asked only
+            if the copy is made.
 
     Raises:
         RefusedError: Parameters are sharded, not initialised yet, or without values.
@@ -118,7 +118,9 @@ def live_context(
 
     @functools.cache
     def copied() -> nn.Module:
-        return skeleton(model, substitutes=substitutes() if substitutes else None, mode=mode).module
+        return make_meta_copy(
+            model, substitutes=substitutes() if substitutes else None, mode=mode
+        ).module
 
     return MeasureContext(
         step=step,
@@ -136,7 +138,7 @@ def live_context(
     )
 
 
-def _memory_of(model: nn.Module, copied: Skeleton) -> dict[str, torch.Tensor]:
+def _memory_of(model: nn.Module, copied: MetaCopy) -> dict[str, torch.Tensor]:
     """The trainable weights without their autograd side; nothing where they cannot be moved alone.
 
     That is where two share memory, are expanded, or are of a kind of their own.

@@ -31,7 +31,7 @@ _PLAIN = (int, float, complex, str, bytes, bool, type(None), type)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Skeleton:
+class MetaCopy:
     """A copy to measure on.
 
     Attributes:
@@ -50,12 +50,12 @@ class Skeleton:
     shared: tuple[str, ...] = ()
 
 
-def skeleton(
+def make_meta_copy(
     module: nn.Module,
     *,
     substitutes: Mapping[int, object] | None = None,
     mode: Literal["eval", "train"] = "eval",
-) -> Skeleton:
+) -> MetaCopy:
     """Copy `module` without its parameters' values, tied weights staying tied.
 
     Compiled modules become their originals. Functions that close over the module are rebuilt to
@@ -92,7 +92,7 @@ def skeleton(
     for live in list(module.modules()):
         _prepare(memo[id(live)], live, mode)
     buffers = {name: memo[id(buffer)] for name, buffer in module.named_buffers()}
-    return Skeleton(
+    return MetaCopy(
         module=copied,
         params={name: _wide(parameter) for name, parameter in trainable.items()},
         buffers=buffers | {name: value.detach().clone() for name, value in frozen.items()},

@@ -11,7 +11,7 @@ from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.columns import Chunk, Column
 from phasewatch.monitor.core.errors import CurveError
 from phasewatch.monitor.readers.curves import Curves
-from phasewatch.monitor.replay.recorded import Change, Outcome
+from phasewatch.monitor.replay.recorded import DetectorOverride, Outcome
 from phasewatch.monitor.replay.recorded import detect as detect_in_chunks
 
 
@@ -46,7 +46,7 @@ def detect(
         >>> [t.kind.value for t in detect({"val_loss": level + fallen}).transitions]
         ['generalisation']
     """
-    change = Change(detector, parameters)
+    change = DetectorOverride(detector, parameters)
     if isinstance(curves, Mapping):
         return detect_in_chunks(_chunks(curves, steps), run="arrays", config=config, change=change)
     if steps is not None:

@@ -39,7 +39,7 @@ COMPARED = ("kind", "onset_step", "detected_step", "end_step", "severity")
 """Fields in which equal transitions agree, beside the status that was streamed."""
 
 
-class Change:
+class DetectorOverride:
     """Other detectors than those that streams would have: "what if …".
 
     Args:
@@ -222,7 +222,7 @@ def detect(
     run: str,
     attempt: int = 1,
     config: MonitorConfig | None = None,
-    change: Change | None = None,
+    change: DetectorOverride | None = None,
     history: History | None = None,
     horizon: tuple[int, float] | None = None,
 ) -> Outcome:
@@ -240,7 +240,7 @@ def detect(
     Raises:
         ConfigError: A detector's name or parameters are wrong.
     """
-    change = change or Change()
+    change = change or DetectorOverride()
     if history is None:
         chunks = kept = Kept(chunks)
         history = kept.history
@@ -262,7 +262,7 @@ def detect(
     return Outcome(tuple(found), tuple(watched))
 
 
-def replay(store: Store, run: RunInfo, change: Change | None = None) -> Outcome:
+def replay(store: Store, run: RunInfo, change: DetectorOverride | None = None) -> Outcome:
     """Detect over the stored history of a run.
 
     Args:
@@ -274,7 +274,7 @@ def replay(store: Store, run: RunInfo, change: Change | None = None) -> Outcome:
         ConfigError: A detector of the run cannot be made again, or `change` does not fit.
         StoreError: The history cannot be read.
     """
-    change = change or Change()
+    change = change or DetectorOverride()
     kept = {key: value for key, value in (run.config or {}).items() if key in DETECTION_SETTINGS}
     own = kept.get("detectors") or {}
     kept["detectors"] = {name: own[name] for name in own if not change.replaces(name)}

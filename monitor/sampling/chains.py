@@ -69,7 +69,7 @@ TERMS_EVERY, TERM_BLOCK = 4, 16
 """Loss terms are summed at every fourth draw, in sums over sixteen: burn-in is dropped by sums."""
 
 
-class Run:
+class ChainGroup:
     """Some chains of one measurement.
 
     Args:
@@ -425,7 +425,7 @@ class Run:
         return False
 
 
-def extend_together(runs: Sequence[Run], num_draws: Sequence[int]) -> Steps[None]:
+def extend_together(runs: Sequence[ChainGroup], num_draws: Sequence[int]) -> Steps[None]:
     """Draw until each run has its number of draws; all get their gradients from one call.
 
     A step is one draw, or one look at the sharpness.

@@ -9,13 +9,13 @@ import numpy as np
 from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.core.work import Steps
 from phasewatch.monitor.sampling.burnin import plateau
-from phasewatch.monitor.sampling.chains import Run, extend_together
+from phasewatch.monitor.sampling.chains import ChainGroup, extend_together
 from phasewatch.monitor.sampling.diagnostics import Summary, summarise
 from phasewatch.monitor.sampling.one_by_one import OneByOne
 from phasewatch.monitor.sampling.pace import Pace
 
 
-def draw(runs: Sequence[Run], pace: Pace) -> Steps[list[tuple[Summary | None, int]]]:
+def draw(runs: Sequence[ChainGroup], pace: Pace) -> Steps[list[tuple[Summary | None, int]]]:
     """Draw; then draw on while more draws would mend an estimate and there is work left for it.
 
     Returns:
@@ -35,7 +35,7 @@ def draw(runs: Sequence[Run], pace: Pace) -> Steps[list[tuple[Summary | None, in
         targets = wanted
 
 
-def _extend(runs: Sequence[Run], targets: Sequence[int]) -> Steps[None]:
+def _extend(runs: Sequence[ChainGroup], targets: Sequence[int]) -> Steps[None]:
     if not isinstance(runs[0], OneByOne):
         yield from extend_together(runs, targets)
         return
@@ -44,12 +44,12 @@ def _extend(runs: Sequence[Run], targets: Sequence[int]) -> Steps[None]:
             yield from run.extend(target)
 
 
-def _judged(run: Run, config: SamplerConfig) -> tuple[Summary | None, int]:
+def _judged(run: ChainGroup, config: SamplerConfig) -> tuple[Summary | None, int]:
     burnin = _burnin(run, config)
     return _summarise(run, burnin), burnin
 
 
-def _burnin(run: Run, config: SamplerConfig) -> int:
+def _burnin(run: ChainGroup, config: SamplerConfig) -> int:
     """Draws until both sides are on their plateau."""
     if config.burnin_fraction is None:
         excess, alive, outside = run.record.excess(), np.array(run.alive), np.array(run.outside)
@@ -57,7 +57,7 @@ def _burnin(run: Run, config: SamplerConfig) -> int:
     return min(int(len(run.record) * config.burnin_fraction), max(len(run.record) - 1, 0))
 
 
-def _summarise(run: Run, burnin: int) -> Summary | None:
+def _summarise(run: ChainGroup, burnin: int) -> Summary | None:
     if not any(run.alive) or len(run.record) == 0:
         return None
     alive = run.alive

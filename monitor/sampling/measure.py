@@ -13,7 +13,7 @@ from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.core.estimates import Estimate, EstimateStatus
 from phasewatch.monitor.core.work import Steps, Work, run_through
 from phasewatch.monitor.sampling import noise
-from phasewatch.monitor.sampling.chains import Run
+from phasewatch.monitor.sampling.chains import ChainGroup
 from phasewatch.monitor.sampling.drawing import draw
 from phasewatch.monitor.sampling.engine import Engine
 from phasewatch.monitor.sampling.engine_choice import Verdicts, check_gradient
@@ -281,7 +281,7 @@ def _sampled(
     n_beta = chosen_n_beta(context, config)
     pick = picker_of(problem, config, context.generator)
     runs = {
-        name: (OneByOne if engine.name == "inplace" else Run)(
+        name: (OneByOne if engine.name == "inplace" else ChainGroup)(
             Landscape(
                 problem,
                 engine,
@@ -328,7 +328,7 @@ def _sampled(
     return estimates
 
 
-def _sound(run: Run, estimate: Estimate) -> bool:
+def _sound(run: ChainGroup, estimate: Estimate) -> bool:
     """Whether the chains may serve the next measurement, and are small enough to be kept."""
     x = run.chains.x
     fits = len(x) == len(run.alive) and x.numel() * x.element_size() <= MAX_WARM_BYTES

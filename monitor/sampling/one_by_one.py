@@ -7,14 +7,14 @@ from typing import Any
 from torch import Tensor
 
 from phasewatch.monitor.core.work import Steps
-from phasewatch.monitor.sampling.chains import FIRST_CHECK, Run
+from phasewatch.monitor.sampling.chains import FIRST_CHECK, ChainGroup
 from phasewatch.monitor.sampling.integrators import Integrator
 from phasewatch.monitor.sampling.landscape import Landscape
 from phasewatch.monitor.sampling.mass import FIRST_UPDATE
 from phasewatch.monitor.sampling.recorder import Recorder
 
 
-class OneByOne(Run):
+class OneByOne(ChainGroup):
     """Chains one after another, each from w* to its last draw; there is the state of one only.
 
     The sharpness is shared: each chain begins with the shortest step that one before it needed,
@@ -27,7 +27,7 @@ class OneByOne(Run):
         integrator: How the chains move.
         num_chains: Chains.
         num_outside: How many of them start outside.
-        **settings: As for `Run`.
+        **settings: As for `ChainGroup`.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.estimates import Estimate
 from phasewatch.monitor.core.work import Steps
 from phasewatch.monitor.sampling import estimators
-from phasewatch.monitor.sampling.chains import Run
+from phasewatch.monitor.sampling.chains import ChainGroup
 from phasewatch.monitor.sampling.diagnostics import Summary
 from phasewatch.monitor.sampling.engine import Engine
 from phasewatch.monitor.sampling.examination import Examination
@@ -26,7 +26,7 @@ MAX_ROUNDING = 0.1
 
 
 def paid(
-    run: Run, summary: Summary | None, engine: Engine, fresh: Problem
+    run: ChainGroup, summary: Summary | None, engine: Engine, fresh: Problem
 ) -> Steps[Summary | None]:
     """λ̂ with the optimism of chains that knew their draws taken out, and paid into the error.
 
@@ -49,7 +49,7 @@ def paid(
     return replace(summary, value=summary.value + share, stderr=stderr)
 
 
-def _rounding(run: Run, summary: Summary | None) -> dict[str, str]:
+def _rounding(run: ChainGroup, summary: Summary | None) -> dict[str, str]:
     """A large constant in the loss, in which what the chains differ by is lost."""
     if summary is None:
         return {}
@@ -68,7 +68,7 @@ def _rounding(run: Run, summary: Summary | None) -> dict[str, str]:
 def outcome(
     context: MeasureContext,
     config: SamplerConfig,
-    run: Run,
+    run: ChainGroup,
     summary: Summary | None,
     burnin: int,
     seconds: float,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.sampling import verdict
-from phasewatch.monitor.sampling.chains import MIN_DRAWS, Run
+from phasewatch.monitor.sampling.chains import MIN_DRAWS, ChainGroup
 from phasewatch.monitor.sampling.diagnostics import NUM_SIGMAS, Summary
 from phasewatch.monitor.sampling.one_by_one import OneByOne
 from phasewatch.monitor.sampling.stopwatch import Stopwatch
@@ -55,11 +55,11 @@ class Pace:
     stopwatch: Stopwatch
     is_live: bool
 
-    def first(self, run: Run) -> int:
+    def first(self, run: ChainGroup) -> int:
         """Draws at the first look."""
         return first_look(self.config, warm=run.warm)
 
-    def next(self, run: Run, summary: Summary | None, drawn: int, seconds: float) -> int:
+    def next(self, run: ChainGroup, summary: Summary | None, drawn: int, seconds: float) -> int:
         """Draws at the next look; `drawn` if this was the last.
 
         Args:

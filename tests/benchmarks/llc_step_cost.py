@@ -107,7 +107,7 @@ def ours(index: int, steps: int) -> tuple[Callable[[], float], str]:
     from phasewatch.monitor.config.measuring import SamplerConfig
     from phasewatch.monitor.core.work import run_through
     from phasewatch.monitor.isolation import measure_context
-    from phasewatch.monitor.sampling.chains import Run
+    from phasewatch.monitor.sampling.chains import ChainGroup
     from phasewatch.monitor.sampling.engine_choice import Verdicts
     from phasewatch.monitor.sampling.landscape import Landscape
     from phasewatch.monitor.sampling.memory_budget import plan_memory
@@ -120,7 +120,7 @@ def ours(index: int, steps: int) -> tuple[Callable[[], float], str]:
     plan = plan_memory(problem, SamplerConfig(num_chains=NUM_CHAINS))
     engine = run_through(Verdicts().engine_for(problem, plan))
     n_beta = 1024 / math.log(1024)
-    run = Run(
+    run = ChainGroup(
         Landscape(problem, engine, n_beta=n_beta, localization=1.0, mask=None, control=False),
         Baoab(n_beta, 1.0),
         generator=context.generator,

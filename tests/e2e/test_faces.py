@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from phasewatch.monitor.alerts.courier import Desk
+from phasewatch.monitor.alerts.courier import AlertWriter
 from phasewatch.monitor.config.alerts import AlertsConfig
 from phasewatch.monitor.core.explanation import explain
 from phasewatch.monitor.core.transitions import (
@@ -70,7 +70,7 @@ def store(tmp_path, found):
 
 def from_alert(store, found, tmp_path):
     message = store.outbox.first(Mailbox(target="somebody"), set())
-    return Desk(store, AlertsConfig(), tmp_path).write(message, drawn=False).body
+    return AlertWriter(store, AlertsConfig(), tmp_path).write(message, drawn=False).body
 
 
 def from_grafana(store, found, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from phasewatch.monitor.alerts import courier as alert_courier
 from phasewatch.monitor.alerts.courier import couriers
 from phasewatch.monitor.alerts.delivery import DeliveryError
-from phasewatch.monitor.alerts.worker import Office
+from phasewatch.monitor.alerts.worker import Worker
 from phasewatch.monitor.config.alerts import AlertsConfig, resolve_targets
 from phasewatch.monitor.core.transitions import TransitionStatus
 from phasewatch.monitor.store.outbox import Delivery
@@ -87,7 +87,7 @@ def test_messages_leave_in_order_each_once(store, tmp_path, sent):
         pass
     assert [alert.transition.id for alert in sent] == ["t0", "t1", "t2"]
     assert not courier.step()
-    assert (courier.account.sent, courier.account.failed) == (3, 0)
+    assert (courier.counts.sent, courier.counts.failed) == (3, 0)
     assert said == []
 
 
@@ -99,14 +99,14 @@ def test_a_failure_is_tried_again_later_and_later_and_holds_up_what_follows(
     waits = []
     while not sent:
         before = clock.now
-        while not sent and courier.account.failed == len(waits):
+        while not sent and courier.counts.failed == len(waits):
             courier.step()
             clock.now += 0.5
         waits.append(clock.now - before)
     assert waits[1:5] == [1.0, 2.0, 4.0, 8.0]
     assert max(waits) == alert_courier.MAX_RETRY_SECONDS
     assert sent[0].transition.id == "t0"
-    assert courier.account.failed == 12
+    assert courier.counts.failed == 12
     assert said == [
         f"{courier.target.name} did not take an alert: HTTP 500; it waits in the outbox and is "
         "tried again",
@@ -177,7 +177,7 @@ def test_the_end_of_a_run_does_not_wait_for_the_next_try(store, tmp_path, clock,
     courier.step()
     courier.step()
     assert sent == []
-    courier.hurry()
+    courier.retry_now()
     courier.step()
     assert len(sent) == 1
 
@@ -186,7 +186,7 @@ def test_a_target_that_says_when_is_left_alone_till_then(store, tmp_path, sent):
     courier, _ = set_up(store, tmp_path)
     sent.errors += [DeliveryError("HTTP 429", retry_after=3600.0)]
     courier.step()
-    courier.hurry()
+    courier.retry_now()
     courier.step()
     assert sent == []
     (message,) = store.outbox.messages()
@@ -228,22 +228,22 @@ def test_alertmanager_has_its_own_quiet_hours_and_limits(store, tmp_path, sent):
 def test_what_lasts_is_sent_again_to_alertmanager_until_it_ends(store, tmp_path, clock, sent):
     courier, _ = set_up(store, tmp_path, url=MANAGER)
     courier.step()
-    courier.keep_up()
+    courier.refresh_lasting()
     assert len(sent) == 1  # not yet
     for expected in (2, 3):
         clock.now += alert_courier.REFRESH_SECONDS
-        courier.keep_up()
+        courier.refresh_lasting()
         assert len(sent) == expected
-        assert courier.is_keeping_up
+        assert courier.has_lasting
     ended = make_transition("demo", status=TransitionStatus.ENDED, transition_id="t0", end_step=99)
     store.add_transition(ended, (courier.target.recipient(AlertsConfig()),))
     store.flush()
     courier.step()
     assert sent[-1].is_over
     clock.now += alert_courier.REFRESH_SECONDS
-    courier.keep_up()
+    courier.refresh_lasting()
     assert len(sent) == 4
-    assert not courier.is_keeping_up
+    assert not courier.has_lasting
 
 
 def test_an_alert_has_a_picture_of_its_run(store, tmp_path, sent):
@@ -265,7 +265,7 @@ def test_an_alert_does_not_wait_for_a_picture_that_cannot_be_drawn(
     assert [alert.picture for alert in sent] == [None, None]
     (note,) = said
     assert "ValueError: no" in note
-    assert courier.account.failed == 0
+    assert courier.counts.failed == 0
 
 
 def test_a_message_that_cannot_be_written_is_counted_told_once_and_put_off(
@@ -273,14 +273,14 @@ def test_a_message_that_cannot_be_written_is_counted_told_once_and_put_off(
 ):
     courier, said = set_up(store, tmp_path)
     for _ in range(2):
-        courier.stumble(KeyError("kind"))
-    assert courier.account.failed == 2
+        courier.record_failure(KeyError("kind"))
+    assert courier.counts.failed == 2
     (note,) = said
     assert "KeyError: 'kind'" in note
     assert "waits in the outbox" in note
     assert not courier.step()
     assert not sent
-    courier.hurry()
+    courier.retry_now()
     assert courier.step()
     assert len(sent) == 1
 
@@ -294,13 +294,13 @@ def test_whatever_is_raised_at_work_reaches_the_account(monkeypatch):
         def step(self):
             raise self.fails.pop(0)
 
-        def stumble(self, error):
+        def record_failure(self, error):
             self.stumbled.append(error)
 
     clumsy = Clumsy()
     monkeypatch.setattr("phasewatch.monitor.alerts.worker.POLL_SECONDS", 0.0)
     with pytest.raises(SystemExit):
-        Office._work(None, clumsy)
+        Worker._work(None, clumsy)
     assert [str(error) for error in clumsy.stumbled] == ["first"]
 
 
@@ -326,6 +326,6 @@ def test_a_message_that_is_refused_is_tried_without_its_picture(store, tmp_path,
     courier, _ = set_up(store, tmp_path, picture=True)
     sent.errors += [DeliveryError("HTTP 413")]
     courier.step()
-    courier.hurry()
+    courier.retry_now()
     courier.step()
     assert [alert.picture for alert in sent] == [None]

@@ -122,10 +122,12 @@ def test_of_an_observable_that_is_not_ours_nothing_is_taken_for_granted():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_values_are_those_on_a_copy_and_nothing_is_written(name, dtype, monkeypatch):
     on_copies = in_steps(name, dtype, measure_context)
-    real, copied = room.skeleton, []
+    real, copied = room.make_meta_copy, []
 
     def live(model, step):
-        monkeypatch.setattr(room, "skeleton", lambda *a, **k: copied.append(1) or real(*a, **k))
+        monkeypatch.setattr(
+            room, "make_meta_copy", lambda *a, **k: copied.append(1) or real(*a, **k)
+        )
         return live_context(model, step=step)
 
     assert in_steps(name, dtype, live) == on_copies
@@ -148,8 +150,8 @@ def test_weights_share_their_memory_with_what_is_alive():
 
 def test_the_model_is_copied_once_when_somebody_asks(monkeypatch):
     made = []
-    real = room.skeleton
-    monkeypatch.setattr(room, "skeleton", lambda *a, **k: made.append(1) or real(*a, **k))
+    real = room.make_meta_copy
+    monkeypatch.setattr(room, "make_meta_copy", lambda *a, **k: made.append(1) or real(*a, **k))
     model = model_of()
     context = live_context(model, step=3)
     later = replace(context, learning_rate=0.1, deadline_seconds=1.0)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import functional_call
 
 from phasewatch.monitor.core.errors import RefusedError
-from phasewatch.monitor.isolation import guard, measure_context, skeleton
+from phasewatch.monitor.isolation import guard, make_meta_copy, measure_context
 
 
 def call(copied, *inputs, params=None):
@@ -16,14 +16,14 @@ def call(copied, *inputs, params=None):
 
 
 def assert_same_function(module, *inputs, mode="eval"):
-    """The skeleton with w* computes what a real copy does."""
+    """The meta copy with w* computes what a real copy does."""
     real = copy.deepcopy(module)
     real.eval()
     with torch.no_grad():
         torch.manual_seed(0)
         expected = real(*inputs)
         torch.manual_seed(0)
-        got = call(skeleton(module, mode=mode), *inputs)
+        got = call(make_meta_copy(module, mode=mode), *inputs)
     for a, b in zip(_flat(got), _flat(expected), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
@@ -36,7 +36,7 @@ def _flat(value):
 
 def test_the_copy_has_no_values_of_its_own():
     net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
-    copied = skeleton(net)
+    copied = make_meta_copy(net)
     assert all(parameter.is_meta for parameter in copied.module.parameters())
     with pytest.raises((RuntimeError, NotImplementedError)):
         copied.module(torch.ones(1, 3)).sum().item()
@@ -45,13 +45,13 @@ def test_the_copy_has_no_values_of_its_own():
 
 def test_params_are_detached_fp32_clones_and_the_dtype_of_training_stays_on_the_copy():
     net = nn.Linear(3, 2).to(torch.bfloat16)
-    copied = skeleton(net)
+    copied = make_meta_copy(net)
     assert copied.params["weight"].dtype is torch.float32
     assert not copied.params["weight"].requires_grad
     assert copied.module.weight.dtype is torch.bfloat16
     copied.params["weight"].zero_()
     assert net.weight.abs().sum() > 0
-    fp32 = skeleton(nn.Linear(3, 2))
+    fp32 = make_meta_copy(nn.Linear(3, 2))
     assert fp32.params["weight"].data_ptr() != net.weight.data_ptr()
 
 
@@ -67,7 +67,7 @@ class Tied(nn.Module):
 
 
 def test_tied_weights_stay_tied():
-    copied = skeleton(Tied())
+    copied = make_meta_copy(Tied())
     assert list(copied.params) == ["embed.weight"]
     assert copied.module.head.weight is copied.module.embed.weight
     tokens = torch.tensor([0, 3])
@@ -78,7 +78,7 @@ def test_tied_weights_stay_tied():
 def test_frozen_parameters_travel_with_the_buffers():
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     net[0].bias.requires_grad_(False)
-    copied = skeleton(net)
+    copied = make_meta_copy(net)
     assert set(copied.params) == {"0.weight", "1.weight", "1.bias"}
     assert set(copied.buffers) == {
         "0.bias",
@@ -94,16 +94,16 @@ def test_what_is_trainable_is_known_under_a_guard_too():
     net = nn.Linear(2, 2)
     net.bias.requires_grad_(False)
     with guard(net, seed=0):
-        assert list(skeleton(net).params) == ["weight"]
+        assert list(make_meta_copy(net).params) == ["weight"]
 
 
 def test_train_mode_keeps_a_frozen_batchnorm_frozen():
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout())
     net.train()
     net[1].eval()
-    flags = [module.training for module in skeleton(net, mode="train").module.modules()]
+    flags = [module.training for module in make_meta_copy(net, mode="train").module.modules()]
     assert flags == [True, True, False, True]
-    assert not any(module.training for module in skeleton(net, mode="eval").module.modules())
+    assert not any(module.training for module in make_meta_copy(net, mode="eval").module.modules())
     assert net.training
 
 
@@ -125,7 +125,7 @@ class Awkward(nn.Module):
 def test_a_stored_loss_and_attributes_that_refuse_to_be_copied_do_not_stop_the_copy():
     net = Awkward()
     net(torch.ones(1, 2))
-    copied = skeleton(net)
+    copied = make_meta_copy(net)
     assert set(copied.shared) == {"lock", "stream"}
     assert copied.module.lock is net.lock
     assert copied.module.loss.grad_fn is None
@@ -142,7 +142,7 @@ class Whole:
 def test_substitutes_stand_in_for_live_objects():
     net = nn.Linear(2, 2)
     net.my_trainer, view = Whole(), object()
-    copied = skeleton(net, substitutes={id(net.my_trainer): view})
+    copied = make_meta_copy(net, substitutes={id(net.my_trainer): view})
     assert copied.module.my_trainer is view
     assert copied.shared == ()
 
@@ -169,7 +169,7 @@ class HookClosure(nn.Module):
 
 def test_functions_that_close_over_the_module_are_rebuilt_to_hold_the_copy():
     net = HookClosure()
-    copied = skeleton(net)
+    copied = make_meta_copy(net)
     inputs = torch.randn(3, 2)
     zeros = {name: torch.zeros_like(value) for name, value in copied.params.items()}
     assert call(copied, inputs, params=zeros) == 0  # the penalty, too, reads the given weights
@@ -200,7 +200,7 @@ def test_old_norm_hooks_that_deepcopy_refuses_are_copied(kind):
     net = getattr(nn.utils, kind)(nn.Linear(3, 4))
     net(torch.randn(2, 3))
     net.eval()
-    copied = skeleton(net)
+    copied = make_meta_copy(net)
     inputs = torch.randn(2, 3)
     torch.testing.assert_close(call(copied, inputs), net(inputs))
 
@@ -208,18 +208,18 @@ def test_old_norm_hooks_that_deepcopy_refuses_are_copied(kind):
 def test_compiled_modules_become_their_originals():
     inner = nn.Linear(2, 2)
     net = nn.Sequential(torch.compile(inner, backend="eager"), nn.Tanh())
-    copied = skeleton(net)
+    copied = make_meta_copy(net)
     assert list(copied.params) == [name for name, _ in net.named_parameters()]
     inputs = torch.randn(3, 2)
     torch.testing.assert_close(call(copied, inputs), inner(inputs).tanh())
-    whole = skeleton(torch.compile(inner, backend="eager"))
+    whole = make_meta_copy(torch.compile(inner, backend="eager"))
     assert list(whole.params) == ["weight", "bias"]
     assert type(whole.module) is nn.Linear
 
 
 def test_a_module_without_shapes_yet_is_refused_with_the_way_out():
     with pytest.raises(RefusedError, match=r"'weight' has no shape.*run one batch"):
-        skeleton(nn.LazyLinear(3))
+        make_meta_copy(nn.LazyLinear(3))
 
 
 def test_sharded_parameters_are_refused():
@@ -229,12 +229,12 @@ def test_sharded_parameters_are_refused():
     net = nn.Linear(2, 2)
     net.weight = DTensor(torch.zeros(2, 2))
     with pytest.raises(RefusedError, match=r"'weight' is sharded \(DTensor\)"):
-        skeleton(net)
+        make_meta_copy(net)
 
 
 def test_parameters_without_values_are_refused():
     with pytest.raises(RefusedError, match="meta device"):
-        skeleton(nn.Linear(2, 2, device="meta"))
+        make_meta_copy(nn.Linear(2, 2, device="meta"))
 
 
 def test_a_module_that_refuses_as_a_whole_is_refused_with_its_reason():
@@ -243,7 +243,7 @@ def test_a_module_that_refuses_as_a_whole_is_refused_with_its_reason():
             raise TypeError("not me")
 
     with pytest.raises(RefusedError, match="not me"):
-        skeleton(Never(2, 2))
+        make_meta_copy(Never(2, 2))
 
 
 def test_measure_context_carries_the_copy_and_a_generator_of_its_own():

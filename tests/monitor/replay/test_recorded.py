@@ -12,7 +12,15 @@ from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.errors import ConfigError, UnknownNameError
 from phasewatch.monitor.core.estimates import EstimateStatus, Observation
 from phasewatch.monitor.core.transitions import TransitionKind, TransitionStatus
-from phasewatch.monitor.replay.recorded import Change, Pair, Verdict, compare, detect, equal, replay
+from phasewatch.monitor.replay.recorded import (
+    DetectorOverride,
+    Pair,
+    Verdict,
+    compare,
+    detect,
+    equal,
+    replay,
+)
 from phasewatch.monitor.run import buffer
 from phasewatch.monitor.store.store import Store
 from support.history import transition
@@ -229,7 +237,7 @@ def test_a_detector_that_is_not_known_here_is_told_and_can_be_replaced(settings)
         info = store.run("test")
         with pytest.raises(ConfigError, match="'train_loss' by a detector of its own, 'Own'"):
             replay(store, info)
-        outcome = replay(store, info, Change("slope_shift", streams=["train_loss"]))
+        outcome = replay(store, info, DetectorOverride("slope_shift", streams=["train_loss"]))
     assert {w.name: w.detector for w in outcome.watched}["train_loss"] == "slope_shift"
 
 
@@ -245,7 +253,7 @@ def replayed(settings, change):
 
 def test_a_changed_parameter_reaches_the_detectors_that_have_it(settings) -> None:
     live(settings)
-    outcome, pairs = replayed(settings, Change(parameters={"gate": 5.0}))
+    outcome, pairs = replayed(settings, DetectorOverride(parameters={"gate": 5.0}))
     watched = {one.name: one for one in outcome.watched}
     assert watched["train_loss"].parameters["gate"] == 5.0
     assert "gate" not in watched["llc"].parameters
@@ -254,15 +262,15 @@ def test_a_changed_parameter_reaches_the_detectors_that_have_it(settings) -> Non
 
 def test_a_change_of_some_streams_leaves_the_others(settings) -> None:
     live(settings)
-    outcome, _ = replayed(settings, Change("none", streams=["train_loss", "val_loss"]))
+    outcome, _ = replayed(settings, DetectorOverride("none", streams=["train_loss", "val_loss"]))
     watched = {one.name: one.detector for one in outcome.watched}
     assert watched["train_loss"] == watched["val_loss"] == "none"
     assert watched["val_accuracy"] == "abrupt_change"
-    outcome, _ = replayed(settings, Change("slope_shift"))
+    outcome, _ = replayed(settings, DetectorOverride("slope_shift"))
     watched = {one.name: one.detector for one in outcome.watched}
     assert watched["val_accuracy"] == watched["llc"] == "slope_shift"
     assert watched["lr"] == "none"  # what is not watched stays so, unless it is named
-    outcome, _ = replayed(settings, Change("slope_shift", streams=["lr"]))
+    outcome, _ = replayed(settings, DetectorOverride("slope_shift", streams=["lr"]))
     assert {one.name: one.detector for one in outcome.watched}["lr"] == "slope_shift"
 
 
@@ -270,23 +278,23 @@ def test_wrong_changes_are_refused() -> None:
     with pytest.raises(
         UnknownNameError, match=r"unknown detector 'cumsum' \(did you mean 'cusum'\?\); known: "
     ):
-        Change("cumsum")
+        DetectorOverride("cumsum")
     with pytest.raises(ConfigError, match=r"'slope_shift' refuses its parameters .*'gat'"):
-        Change("slope_shift", {"gat": 0.2})
+        DetectorOverride("slope_shift", {"gat": 0.2})
     with pytest.raises(ConfigError, match=r"gate is -1\.0, but must be above 0"):
-        Change("slope_shift", {"gate": -1.0})
+        DetectorOverride("slope_shift", {"gate": -1.0})
 
 
 def test_a_parameter_that_no_detector_has_is_refused() -> None:
     columns = {"loss": Column([1, 2], [1.0, 1.0], [None, None], [0.0, 0.0])}
     with pytest.raises(ConfigError, match=r"has a parameter 'gat'; .* abrupt_change: certainty, "):
-        detect([columns], run="x", change=Change(parameters={"gat": 1.0}))
+        detect([columns], run="x", change=DetectorOverride(parameters={"gat": 1.0}))
 
 
 def test_a_change_in_words() -> None:
-    assert str(Change()) == ""
-    assert not Change()
-    change = Change("slope_shift", {"gate": 0.2}, ["val_loss"])
+    assert str(DetectorOverride()) == ""
+    assert not DetectorOverride()
+    change = DetectorOverride("slope_shift", {"gate": 0.2}, ["val_loss"])
     assert str(change) == "slope_shift, gate = 0.2 on val_loss"
     assert change
 
