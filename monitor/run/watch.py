@@ -193,6 +193,11 @@ class Watch:
         self._steps = StepCount()
         self._expected_steps = expected_steps
         self._planner.start(step, expected_steps)
+        with self.spending():
+            self._open(step, expected_steps)
+
+    def _open(self, step: int, expected_steps: float) -> None:
+        """Open the store and the sinks of an attempt that begins."""
         self._drained = (step, time.perf_counter())
         self.health.state = RunState.RUNNING
         self.health.step = step
@@ -418,9 +423,9 @@ class Watch:
         record, keeps = self._measuring.looks_before(step)
         if not record:
             return
-        from phasewatch.monitor.observables.weights.norms import record_step  # imports torch
-
         with self.spending(), self.failures.surviving(step):
+            from phasewatch.monitor.observables.weights.norms import record_step  # imports torch
+
             self._record = record_step(
                 step, named_parameters, keep_params=keeps, loss_scale=loss_scale
             )
