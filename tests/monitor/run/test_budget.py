@@ -38,10 +38,15 @@ def test_wall_time_fills_it_and_spending_empties_it_while_it_runs():
         assert budget.level == pytest.approx(GRACE_SECONDS - 1.0 + 0.05)
         clock.now += 2.0
     assert budget.level == pytest.approx(GRACE_SECONDS - 3.0 + 0.15)
-    assert budget.seconds_until(0.0) == pytest.approx(0.85 / 0.05)
+    missing = 3.0 - 0.15 - GRACE_SECONDS
+    assert budget.seconds_until(0.0) == pytest.approx(missing / 0.05)
     assert math.isinf(budget.seconds_until(GRACE_SECONDS + 1.0))
-    clock.now += 17.0
+    clock.now += missing / 0.05
     assert budget.level == pytest.approx(0.0)
+
+
+def test_what_is_granted_beyond_the_share_is_two_seconds_with_what_runs_over():
+    assert 1.5 < GRACE_SECONDS < 2.0
 
 
 def test_everything_from_the_start_is_in_the_ratio():
@@ -85,4 +90,4 @@ def test_an_evaluation_that_takes_longer_than_the_grace_enlarges_the_bucket():
     budget, _ = started(0.05)
     assert math.isinf(budget.seconds_until(5.0))
     budget.enlarge(5.0)
-    assert budget.seconds_until(5.0) == pytest.approx(3.0 / 0.05)
+    assert budget.seconds_until(5.0) == pytest.approx((5.0 - GRACE_SECONDS) / 0.05)

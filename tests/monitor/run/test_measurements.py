@@ -175,7 +175,7 @@ def test_the_forecast_says_what_the_run_has_no_room_for_and_how_to_get_it() -> N
     (row,) = measuring.forecast()
     assert (row.first, row.count, row.seconds) == ("–", 0, 90.0)
     assert row.note == (
-        "one takes 90 s, this run's budget has 2.5 s left; raise overhead, or give it "
+        "one takes 90 s, this run's budget has 2.4 s left; raise overhead, or give it "
         "every_n_steps, which no budget holds back"
     )
 
