@@ -70,19 +70,37 @@ class Stopwatch(pl.Callback):
             trainer.should_stop = True
 
 
+EMPTY_CALLS = 2000
+"""Calls of a hook that does nothing, by which the cost of looking at the clock is taken."""
+
+
 class Hooks:
     """Times the hooks of a callback, in the training's own thread.
+
+    A look at a CPU clock takes 2 µs, twenty times one at the usual clock: what the timing itself
+    costs is taken off again.
 
     Args:
         callback: Its hooks are wrapped.
     """
 
     def __init__(self, callback: pl.Callback) -> None:
-        self.seconds = 0.0
+        self._seconds = 0.0
+        self._num_calls = 0
         self._inside = False
+        empty = self._timed(lambda: None)
+        for _ in range(EMPTY_CALLS):
+            empty()
+        self._empty_seconds = self._seconds / EMPTY_CALLS
+        self._seconds, self._num_calls = 0.0, 0
         for name in dir(callback):
             if name.startswith("on_") or name in ("setup", "teardown", "state_dict"):
                 setattr(callback, name, self._timed(getattr(callback, name)))
+
+    @property
+    def seconds(self) -> float:
+        """CPU seconds in the hooks."""
+        return self._seconds - self._num_calls * self._empty_seconds
 
     def _timed(self, hook):
         @functools.wraps(hook)
@@ -94,7 +112,8 @@ class Hooks:
                 return hook(*args, **kwargs)
             finally:
                 self._inside = False
-                self.seconds += own_thread() - began
+                self._seconds += own_thread() - began
+                self._num_calls += 1
 
         return timed
 
