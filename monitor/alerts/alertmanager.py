@@ -72,14 +72,14 @@ def payload(alert: Alert, now: float) -> list[dict[str, object]]:
     """The alert as API v2 wants it, after the ends of those that it corrects.
 
     What marks an alert are its labels. The kind is one, for people choose by it what they are told:
-    a transition that turns out to be of another kind is another alert, and the first is over.
+    a transition that turns out to be of another kind is another alert, and the first is over. Over
+    or not, an alert is held until the rule no longer fires for its kind: it is what mutes the rule.
     """
     kind = alert.transition.kind
     wrong = [told for told in dict.fromkeys(alert.told_as) if told is not kind]
-    content = _content(alert, kind, now)
-    if alert.is_over:
-        content["endsAt"] = _time(max(now, alert.transition.detected_at + HOLD_SECONDS))
-    return [*(_content(alert, told, now) | {"endsAt": _time(now)} for told in wrong), content]
+    held = {"endsAt": _time(max(now, alert.transition.detected_at + HOLD_SECONDS))}
+    content = _content(alert, kind, now) | (held if alert.is_over else {})
+    return [*(_content(alert, told, now) | held for told in wrong), content]
 
 
 def _content(alert: Alert, kind: TransitionKind, now: float) -> dict[str, object]:

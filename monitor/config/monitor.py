@@ -71,6 +71,8 @@ class MonitorConfig(Settings):
         false_alarms_per_run: Expected false alarms of a whole run, over all its streams.
         stop_exceptions: Names of exceptions by which you end training on purpose, besides those of
             tuners and of early stopping: the run is then stopped, and not failed.
+        patience_seconds: How long a call of your own observable or sink may stand still before it
+            is ended, where that is safe; one that works has ten times as long.
         seed: Seed of everything random in the monitor.
     """
 
@@ -96,6 +98,7 @@ class MonitorConfig(Settings):
     better: Mapping[str, Direction] = Field(default_factory=dict)
     false_alarms_per_run: PositiveFloat = 0.1
     stop_exceptions: tuple[str, ...] = ()
+    patience_seconds: PositiveFloat = 60.0
     seed: NonNegativeInt = 0
 
     @field_validator("observables", mode="before")

@@ -6,6 +6,7 @@ target file → exporter → direct alerts → Prometheus (target, run, rules, r
 
 from __future__ import annotations
 
+import urllib.parse
 from collections.abc import Iterator
 
 from phasewatch.monitor.operations.doctor_end import EndToEnd
@@ -26,7 +27,7 @@ def examine(
     Args:
         runs: Where the runs are expected.
         prometheus_url: Base URL.
-        alertmanager_url: Base URL; None takes the one that Prometheus sends to.
+        alertmanager_url: Base URL; None takes every one that Prometheus sends to.
         end_to_end: Send a marked test alert through Alertmanager, and see whether it arrives.
     """
     yield check("target files", runs.target_files)
@@ -48,12 +49,18 @@ def examine(
         else:
             yield check(name, look)
 
-    if alertmanager_url is None and not prometheus.alertmanagers:
+    urls = [alertmanager_url] if alertmanager_url else prometheus.alertmanagers
+    if not urls:
         yield unchecked("Alertmanager", "its address is unknown")
         yield unchecked("receiver", "Alertmanager is missing")
-        return
-    alertmanager = Alertmanager(alertmanager_url or prometheus.alertmanagers[0], prometheus.alerts)
-    reached = check("Alertmanager", alertmanager.ready)
+    for url in urls:
+        which = f" {urllib.parse.urlsplit(url).netloc}" if len(urls) > 1 else ""
+        yield from _alertmanager(Alertmanager(url, prometheus.alerts), which, end_to_end=end_to_end)
+
+
+def _alertmanager(alertmanager: Alertmanager, which: str, *, end_to_end: bool) -> Iterator[Link]:
+    """The links at one of the Alertmanagers; `which` is put after their names."""
+    reached = check(f"Alertmanager{which}", alertmanager.ready)
     yield reached
     for name, look in (
         ("route of alerts", alertmanager.route),
@@ -61,8 +68,8 @@ def examine(
         ("receiver", alertmanager.receiver),
     ):
         if reached.state is LinkState.BROKEN:
-            yield unchecked(name, "Alertmanager is missing")
+            yield unchecked(name + which, "Alertmanager is missing")
         else:
-            yield check(name, look)
+            yield check(name + which, look)
     if end_to_end and reached.state is not LinkState.BROKEN:
-        yield check("end to end", EndToEnd(alertmanager.url).run)
+        yield check(f"end to end{which}", EndToEnd(alertmanager.url).run)

@@ -121,8 +121,12 @@ def get_with_headers(url: str) -> Answer:
 MAX_SKEW_SECONDS = 30.0
 
 
-def check_clock(headers: Mapping[str, str]) -> None:
+def check_clock(headers: Mapping[str, str], whose: str = "") -> None:
     """Compare the clock of a server with ours: alerts and samples from the future are dropped.
+
+    Args:
+        headers: Of its answer.
+        whose: Put before what is said.
 
     Raises:
         BrokenError: They differ by more than `MAX_SKEW_SECONDS`.
@@ -132,7 +136,8 @@ def check_clock(headers: Mapping[str, str]) -> None:
     except (KeyError, ValueError):
         return
     if abs(skew := theirs - time.time()) > MAX_SKEW_SECONDS:
+        where = "ahead of" if skew > 0 else "behind"
         raise BrokenError(
-            f"its clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} this machine's",
+            f"{whose}its clock is {abs(skew):.0f} s {where} this machine's",
             "let both machines keep time (chrony, systemd-timesyncd)",
         )

@@ -7,7 +7,13 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from phasewatch.monitor.operations.doctor_links import BrokenError, get, names, reason
+from phasewatch.monitor.operations.doctor_links import (
+    BrokenError,
+    check_clock,
+    get_with_headers,
+    names,
+    reason,
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,10 +70,12 @@ class Runs:
         silent = []
         for address in self.addresses:
             try:
-                page = get(f"{address}/metrics")
+                answer = get_with_headers(f"{address}/metrics")
             except OSError as error:
                 silent.append(f"{address}: {reason(error)}")
                 continue
+            check_clock(answer.headers, f"{address}: ")
+            page = answer.text
             own = [
                 {k: _unescaped(v) for k, v in re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', labels)}
                 for labels in re.findall(r"^phasewatch_run_info\{(.*)\} ", page, re.MULTILINE)

@@ -7,6 +7,7 @@ import re
 import socket
 import time
 import urllib.parse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 
 from phasewatch.monitor.core.bounded_http import why
 from phasewatch.monitor.operations.doctor_end import notification_counts
+from phasewatch.monitor.operations.doctor_files import alertmanager_file
 from phasewatch.monitor.operations.doctor_links import (
     TIMEOUT_SECONDS,
     BrokenError,
@@ -36,6 +38,12 @@ from phasewatch.monitor.operations.stack import SHIPPED
 
 RECENT_SECONDS = 3.0
 """How long failures are watched, where some have been counted: Alertmanager tries again soon."""
+
+RETRY_SECONDS = 65.0
+"""The same where it has an alert to tell of: what it waits for between two tries grows to that."""
+
+Counts = Mapping[str, tuple[float, float]]
+"""By integration: requests tried, requests failed."""
 
 
 class Prometheus:
@@ -267,29 +275,14 @@ class Alertmanager:
         """Whether who is to be told can be told."""
         page = get(f"{self.url}/metrics")
         before = notification_counts(page)
-        reload = re.search(r"^alertmanager_config_last_reload_successful (\S+)", page, re.M)
-        if reload and float(reload[1]) == 0:
-            raise BrokenError(
-                "the last reload of its configuration failed: it works with an older one",
-                "check with `amtool check-config alertmanager.yml`, then reload: "
-                f"curl -X POST {self.url}/-/reload",
-            )
+        self._check_reload(page)
         silent = self._unreachable()
         if silent:
             raise BrokenError(
                 f"a receiver cannot be reached: {'; '.join(silent)}",
                 "start what listens there, or correct its address in alertmanager.yml",
             )
-        failing = [name for name, (tried, failed) in before.items() if 0 < tried <= failed]
-        if not failing and any(failed for _, failed in before.values()):
-            time.sleep(RECENT_SECONDS)
-            now = notification_counts(get(f"{self.url}/metrics"))
-            failing = [
-                name
-                for name, (tried, failed) in now.items()
-                if failed > before.get(name, (0, 0))[1]
-                and tried - failed <= before.get(name, (0, 0))[0] - before.get(name, (0, 0))[1]
-            ]
+        failing = self._failing(before)
         if failing:
             raise BrokenError(
                 f"notifications fail now: {', '.join(failing)}",
@@ -298,6 +291,49 @@ class Alertmanager:
         tried = sum(count for count, _ in before.values())
         failed = sum(count for _, count in before.values())
         return f"{tried:g} notifications so far, {failed:g} failed" if tried else "nobody told yet"
+
+    def _failing(self, before: Counts) -> list[str]:
+        """Integrations whose notifications fail: all so far, or those that are tried now."""
+        if never := [name for name, (tried, failed) in before.items() if 0 < tried <= failed]:
+            return never
+        suspects = {name for name, (_, failed) in before.items() if failed}
+        # Where alerts are to be told just now, the next try comes within what its back-off allows.
+        patience = RETRY_SECONDS if suspects and self._has_news() else RECENT_SECONDS
+        deadline = time.monotonic() + patience
+        while suspects and time.monotonic() < deadline:
+            time.sleep(min(0.5, patience))
+            for name, (tried, failed) in notification_counts(get(f"{self.url}/metrics")).items():
+                old_tried, old_failed = before.get(name, (0.0, 0.0))
+                if tried - failed > old_tried - old_failed:
+                    suspects.discard(name)
+                elif failed > old_failed and name in suspects:
+                    return [name]
+        return []
+
+    def _has_news(self) -> bool:
+        """Whether it has an alert to tell of."""
+        try:
+            return bool(json.loads(get(f"{self.url}/api/v2/alerts?silenced=false&inhibited=false")))
+        except OSError:  # one that shows no alerts
+            return False
+
+    def _check_reload(self, page: str) -> None:
+        """Whether what it works with is what its file says."""
+        remedy = (
+            "check with `amtool check-config alertmanager.yml`, then reload: "
+            f"curl -X POST {self.url}/-/reload"
+        )
+        successful = re.search(r"^alertmanager_config_last_reload_successful (\S+)", page, re.M)
+        if successful and float(successful[1]) == 0:
+            raise BrokenError(
+                "the last reload of its configuration failed: it works with an older one", remedy
+            )
+        loaded = re.search(
+            r"^alertmanager_config_last_reload_success_timestamp_seconds (\S+)", page, re.M
+        )
+        file = alertmanager_file(self.url)
+        if loaded and file and file.stat().st_mtime > float(loaded[1]) + 1.0:
+            raise BrokenError(f"{file} was changed after it was loaded", remedy)
 
     def _unreachable(self) -> list[str]:
         """Web hooks and mail servers of our receivers at which nobody listens."""

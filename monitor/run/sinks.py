@@ -165,8 +165,11 @@ class Sinks:
 
     def _call(self, sink: Sink, call: Callable[[Sink], None]) -> None:
         name = type(sink).__name__
+        self._guard(name, lambda: self._watched(name, sink, call))
+
+    def _watched(self, name: str, sink: Sink, call: Callable[[Sink], None]) -> None:
         with self._watchdog.over(f"sink {name}"):
-            self._guard(name, lambda: self._calls[id(sink)].call(call))
+            self._calls[id(sink)].call(call)
 
     def _guard(self, name: str, call: Callable[[], None]) -> None:
         try:

@@ -158,6 +158,7 @@ class Watch:
         """Make what observes one run: its measuring and its detection."""
         observables, detectors = self._given
         self._measuring = Measuring(self.config, self.health, observables)
+        self._measuring.watchdog.patience_seconds = self.config.patience_seconds
         self._planner = self._measuring.planner
         self._detection = Detection(
             self.config,

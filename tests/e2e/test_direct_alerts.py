@@ -17,7 +17,8 @@ import pytest
 import yaml
 from matplotlib.image import imread
 
-from phasewatch.monitor.core.transitions import TransitionStatus
+from phasewatch.monitor.alerts.alertmanager import HOLD_SECONDS
+from phasewatch.monitor.core.transitions import TransitionKind, TransitionStatus
 from phasewatch.monitor.run.watch import Watch
 from support.needs import need_binary
 from support.records import make_transition, wait_until
@@ -75,7 +76,7 @@ def ask(address, what):
         return None
 
 
-def rule_fires(address, run, kind, run_id=""):
+def rule_fires(address, run, kind, run_id="", seconds=240):
     """What Prometheus sends when the shipped rule fires."""
     now = datetime.now(UTC)
     labels = {
@@ -90,7 +91,7 @@ def rule_fires(address, run, kind, run_id=""):
     alert = {
         "labels": labels,
         "startsAt": now.isoformat(),
-        "endsAt": (now + timedelta(minutes=4)).isoformat(),
+        "endsAt": (now + timedelta(seconds=seconds)).isoformat(),
     }
     request = urllib.request.Request(
         f"http://{address}/api/v2/alerts",
@@ -160,6 +161,50 @@ def test_the_end_of_a_transition_resolves_its_alert(tmp_path, manager, webhook):
         wait_until(lambda: len(told(webhook)) == 2, what="the end", **PATIENCE)
     assert told(webhook) == [("firing", "direct"), ("resolved", "direct")]
     assert "has ended" in webhook.taken[1]["alerts"][0]["annotations"]["summary"]
+
+
+def told_kinds(webhook):
+    """Status, kind and sender of every alert told, in order."""
+    return [
+        (alert["status"], alert["labels"]["kind"], alert["labels"].get("via", "rule"))
+        for message in webhook.taken
+        for alert in message["alerts"]
+    ]
+
+
+@pytest.mark.slow
+def test_a_transition_of_another_kind_resolves_the_first_alert_and_fires_its_own(
+    tmp_path, manager, webhook
+):
+    changed = (TransitionKind.SIMPLIFICATION, TransitionKind.GENERALISATION)
+    first, second = (kind.value for kind in changed)
+    since = time.time() - HOLD_SECONDS + 25  # the first is held, as long as the rule may fire
+    with open_watch(tmp_path, manager) as watch:
+        say(watch, TransitionStatus.CONFIRMED, since, kind=changed[0])
+        wait_until(lambda: told_kinds(webhook), what="the first kind", **PATIENCE)
+        rule_fires(manager, RUN, first, watch.run_id, seconds=10)  # it sees the same
+        say(watch, TransitionStatus.CONFIRMED, since, kind=changed[1])
+        wait_until(lambda: len(told_kinds(webhook)) == 2, what="the second", **PATIENCE)
+        rule_fires(manager, RUN, second, watch.run_id)
+        wait_until(lambda: len(told_kinds(webhook)) == 3, what="the end of the first", **PATIENCE)
+        time.sleep(4)  # longer than any group waits here
+        inhibited = {
+            (alert["labels"]["kind"], alert["labels"].get("via", "rule"))
+            for alert in ask(manager, "alerts")
+            if alert["status"]["inhibitedBy"]
+        }
+    assert told_kinds(webhook) == [
+        ("firing", first, "direct"),
+        ("firing", second, "direct"),
+        ("resolved", first, "direct"),
+    ]
+    assert inhibited == {(second, "rule")}
+    (message,) = [
+        m["alerts"][0]
+        for m in webhook.taken
+        if (m["alerts"][0]["status"], m["alerts"][0]["labels"]["kind"]) == ("firing", second)
+    ]
+    assert f"told before as {first}" in message["annotations"]["summary"]
 
 
 @pytest.mark.slow

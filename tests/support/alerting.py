@@ -186,12 +186,15 @@ def digest(name: str) -> str:
 class LiveRun:
     """A watched run in a process of its own; see `support.live_run` for what it can be told."""
 
-    def __init__(self, name: str, folder: Path, **exporter: Any) -> None:
+    def __init__(
+        self, name: str, folder: Path, settings: dict[str, Any] | None = None, **exporter: Any
+    ) -> None:
         config = {
             "run_name": name,
             "observables": [],
             "store": str(folder / "phasewatch.db"),
             "exporter": {"port": free_port(), "linger_seconds": 3, **exporter},
+            **(settings or {}),
         }
         self.process = subprocess.Popen(
             [
