@@ -56,6 +56,20 @@ def test_a_rise_just_before_does_not_hide_a_fall():
     assert [a.direction for a in found] == [Direction.UP, Direction.DOWN]
 
 
+def test_a_rise_that_stays_is_over_soon_and_the_next_one_is_told():
+    levels = 10.0 ** np.concatenate([np.zeros(100), np.full(150, 0.8), np.full(60, 1.6)])
+    detector, seen = create("abrupt_change"), []
+    for step, value in enumerate(levels * 10.0 ** noise(levels.size, 0.01)):
+        alarm = detector.update(step, float(value))
+        seen += [] if alarm is None else [alarm.onset_step]
+        if step == 140:
+            assert not detector.active
+            again = create("abrupt_change")
+            again.load_state_dict(detector.state_dict())
+            assert not again.active
+    assert seen == [pytest.approx(100, abs=1), pytest.approx(250, abs=1)]
+
+
 def test_a_divergence_over_decades_is_told_once():
     values = [*(0.15 + noise(60, 0.002)), *np.geomspace(0.3, 1e10, 30)]
     (alarm,) = alarms(values)

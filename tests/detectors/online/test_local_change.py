@@ -73,6 +73,41 @@ def test_a_wild_beginning_is_forgotten():
     assert any(abs(a.onset_step - 900) <= 3 and a.direction is Direction.DOWN for a in found)
 
 
+def test_a_turbulent_start_does_not_hide_a_spike_soon_after(monkeypatch):
+    spike = [4.6, 4.4, 4.5, 4.3, 4.4, 4.2]
+    curve = np.concatenate([np.geomspace(11.0, 3.5, 12), np.full(26, 3.5), spike])
+    curve = curve + noise(curve.size, 0.02)
+    assert [(a.onset_step, a.direction) for a in alarms(curve)] == [(38, Direction.UP)]
+    monkeypatch.setattr(local_change, "LEAP", math.inf)  # the errors of a forecast do not see it
+    assert alarms(curve) == []
+
+
+class Never:
+    """A model that takes nothing for a change."""
+
+    def log_odds(self, features):
+        return np.full(len(features), -9.0)
+
+
+@pytest.mark.parametrize(("size", "found"), [(0.3, 1), (0.02, 0)])
+def test_a_clear_look_counts_whatever_the_trees_say(size, found):
+    detector = create("local_change")
+    detector._model = Never()
+    said = alarms(1.0 + size * STEP + noise(240, 0.01), detector)
+    assert [(a.direction, abs(a.onset_step - 150) <= 2) for a in said] == [
+        (Direction.UP, True)
+    ] * found
+    assert all(0.9 < alarm.probability < 0.95 for alarm in said)
+
+
+def test_one_wild_value_is_no_clear_look():
+    detector = create("local_change")
+    detector._model = Never()
+    values = 1.0 + noise(240, 0.01)
+    values[150] += 5.0
+    assert alarms(values, detector) == []
+
+
 def test_an_early_fall_does_not_hide_a_later_one():
     levels = np.repeat([3.0, 0.3, 0.2], 150) * 10.0 ** noise(450, 0.005)
     assert [a.onset_step for a in alarms(levels)] == pytest.approx([150, 300], abs=1)
