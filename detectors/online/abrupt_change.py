@@ -181,5 +181,5 @@ class AbruptChange(BaseDetector):
         self._local.load_state_dict(state["local"])
         self._slopes.load_state_dict(state["slopes"])
         self._positive = bool(state["positive"])
-        self._rise_told = bool(state["rise_told"])
+        self._rise_told = bool(state.get("rise_told", False))
         self._told.update((Direction(key), at) for key, at in state["told"].items())

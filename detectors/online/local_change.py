@@ -23,7 +23,16 @@ import numpy as np
 
 from phasewatch.detectors.base import BaseDetector, require
 from phasewatch.detectors.statistics.boosted import BoostedTrees, shipped
-from phasewatch.detectors.statistics.local_features import MIN_OLD, NAMES, NEW, Looks, Past, look
+from phasewatch.detectors.statistics.local_features import (
+    MIN_OLD,
+    NAMES,
+    NEW,
+    Looks,
+    Past,
+    least_errors,
+    look,
+)
+from phasewatch.detectors.statistics.packed import pack, unpack
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 
 MODEL = "local_change.json"
@@ -79,10 +88,6 @@ CAREFUL, STRICTER = 1000.0, 0.2
 SINGLE = 2.0
 """Log-odds that a single point needs beyond that: noise with heavy tails has such points, and the
 next one will tell."""
-
-SIGNIFICANT, FEW = 6.0, 6.0
-"""Standard errors that a change must have whatever else speaks for it: the first where the noise is
-known from many values, twice that where it is from so few."""
 
 Z = NAMES.index("z_mean")
 
@@ -203,10 +208,10 @@ class _Level:
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes."""
         return {
-            "values": self.values[-self.keep :],
-            "steps": self.steps[-self.keep :],
+            "values": pack(self.values[-self.keep :]),
+            "steps": pack(self.steps[-self.keep :]),
             "fold": list(self.fold),
-            "recent": [list(pair) for pair in self.recent],
+            "recent": pack([number for pair in self.recent for number in pair]),
             "counts": [self.count, self.due],
             "forecast": [self.latest, self.trend, self.error, self.run],
             "usual": [self.usual_surprise, self.usual_run],
@@ -214,10 +219,11 @@ class _Level:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        self.values = [float(value) for value in state["values"]]
-        self.steps = [int(step) for step in state["steps"]]
+        self.values = unpack(state["values"])
+        self.steps = [int(step) for step in unpack(state["steps"])]
         self.fold = [float(value) for value in state["fold"]]
-        self.recent = [(float(a), float(b)) for a, b in state["recent"]]
+        recent = unpack(state["recent"])
+        self.recent = list(zip(recent[::2], recent[1::2], strict=True))
         self.count, self.due = state["counts"]
         self.latest, self.trend, self.error, self.run = state["forecast"]
         self.usual_surprise, self.usual_run = state["usual"]
@@ -265,6 +271,7 @@ class LocalChange(BaseDetector):
         self._certainty, self._strictness = certainty, strictness
         self._min_effect, self._falls = min_effect, falls
         self._model: BoostedTrees = shipped(MODEL)
+        self._whole = False  # whether the model is asked also where no alarm is possible
         super().__init__(
             {
                 "certainty": certainty,
@@ -363,14 +370,15 @@ class LocalChange(BaseDetector):
             seen=self._count,
             since=self._count - self._since,
             past=level.past(),
+            whole=self._whole,
         )
+        if looks is None:
+            return None
         said = self._model.log_odds(looks.features)
         clear = np.asarray((looks.features >= CLEARLY).all(axis=1))
         log_odds = np.where(clear, np.maximum(said, CLEAR), said)
         log_odds[looks.change == 0.0] = -math.inf
-        log_odds[
-            looks.features[:, Z] < math.log10(SIGNIFICANT * (1.0 + FEW / looks.old))
-        ] = -math.inf
+        log_odds[looks.features[:, Z] < math.log10(least_errors(looks.old))] = -math.inf
         log_odds[np.abs(looks.after - looks.before) < self._min_effect] = -math.inf
         if min(level.values[-usable:]) > 0.0:
             log_odds[looks.change < 0.0] -= self._falls

@@ -145,6 +145,15 @@ def test_a_stricter_run_says_less():
     assert strict < usual
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_looks_that_are_cut_short_change_no_alarm(seed):
+    whole, cut = create("local_change"), create("local_change")
+    whole._whole = True
+    for step, value in enumerate(0.3 * STEP + noise(240, 0.05, seed)):
+        assert whole.update(step, value) == cut.update(step, value)
+        assert whole.statistic == cut.statistic
+
+
 def test_the_state_of_a_long_stream_stays_small():
     sizes = []
     detector = create("local_change")
