@@ -13,7 +13,7 @@ from phasewatch.detectors.evaluation import simulated_runs
 from phasewatch.detectors.online import local_change
 from phasewatch.detectors.statistics import boosted
 from phasewatch.detectors.statistics.boosted import BoostedTrees
-from phasewatch.detectors.statistics.local_features import NAMES, Past, look
+from phasewatch.detectors.statistics.local_features import NAMES, Past, least_errors, look
 
 
 def alarms(values, detector=None):
@@ -194,6 +194,19 @@ def test_features_see_a_step_in_noise_units_and_on_the_scale_that_fits():
     assert loss.log
     assert math.isclose(loss.after[0], 1e-3, rel_tol=0.2)
     assert np.isfinite(loss.features).all()
+
+
+@pytest.mark.parametrize(("errors", "counts"), [(0.8, False), (1.2, True)])
+def test_a_look_is_given_up_where_no_change_has_the_standard_errors_it_needs(errors, counts):
+    def seen(step):
+        values = np.concatenate([np.tile([1.0, 1.02, 0.98, 1.0], 12), np.full(2, 1.0 + step)])
+        return values, look(values, np.array([]), level=0, seen=50, since=50, past=Past())
+
+    _, one = seen(1.0)  # with so large a step the noise before it is all that counts
+    sized = errors * least_errors(one.old) / 10.0 ** one.features[1, NAMES.index("z_mean")]
+    values, _ = seen(sized)
+    told = {"level": 0, "seen": 50, "since": 50, "past": Past()}
+    assert (look(values, np.array([]), **told, whole=False) is not None) is counts
 
 
 def test_simulated_runs_are_the_same_for_a_seed_and_know_their_transitions():
