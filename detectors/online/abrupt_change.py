@@ -5,8 +5,8 @@ Two rules read the stream side by side, and neither can silence the other:
 - `slope_shift` knows falls of values of at least 0 by their slope, at any time scale, and their
   rises by half a decade;
 - `local_change` compares the latest values with those just before them, both ways, on the scale
-  that fits the values. Falls of losses it leaves to the other: on the recorded losses the two
-  together find less of them than that one alone.
+  that fits the values. Falls of losses it tells only where it is all but certain: on the recorded
+  losses the two as equals find less of them than that one alone.
 
 What both see is told once, by the one that sees it first.
 """
@@ -31,8 +31,8 @@ FIRST, STRICT = 1000, 1.4
 """From so many points on, `slope_shift` is as strict as was ever simulated; from the first on where
 fewer false alarms than usual are allowed."""
 
-LEFT = 100.0
-"""Further log-odds, beyond any, that leave all falls of positive values to `slope_shift`."""
+FALLS = 2.0
+"""Further log-odds for a fall of positive values: most of losses `slope_shift` tells better."""
 
 SAME = 1.25
 """A fall is the one that was told if it began at most so many of its own lengths before that."""
@@ -40,6 +40,11 @@ SAME = 1.25
 
 class _Falls(SlopeShift):
     """The same, stricter in long streams."""
+
+    @property
+    def falling(self) -> bool:
+        """Whether it is inside a fall, which it always tells of."""
+        return self._falling is not None
 
     def _surprise(self, level: Level, window: TwinLines, excess: float, past: float) -> float:
         stricter = max(STRICT / self._strictness, 1.0) if self._count > FIRST else 1.0
@@ -53,8 +58,8 @@ class AbruptChange(BaseDetector):
 
     Args:
         certainty: Log-odds from which on `local_change` alarms, up to 1000 points.
-        falls: Further log-odds that it needs for a fall of values above 0; those of losses are left
-            to `slope_shift` altogether.
+        falls: Further log-odds that it needs for a fall of values above 0, so that most are left to
+            `slope_shift`.
         gate: Smallest fall that `slope_shift` tells of, in dex.
         false_alarms: How many a run may have; a tenth of them asks for tenfold odds.
         min_effect: Smallest change that counts, in the stream's own unit.
@@ -76,7 +81,7 @@ class AbruptChange(BaseDetector):
         self,
         *,
         certainty: float = 3.0,
-        falls: float = LEFT,
+        falls: float = FALLS,
         gate: float = 0.1,
         false_alarms: float = USUAL,
         min_effect: float = 0.0,
@@ -112,12 +117,21 @@ class AbruptChange(BaseDetector):
 
     @property
     def _in_episode(self) -> bool:
-        return self._local.active or (self._positive and self._slopes.active)
+        return self._local.active or (self._positive and self._sliding)
+
+    @property
+    def _sliding(self) -> bool:
+        """Whether `slope_shift` is inside a fall, or inside a rise that it was the one to tell of.
+
+        A rise that ends high is long an instability to it, and would hide what comes next.
+        """
+        return self._slopes.falling or (self._rise_told and self._slopes.active)
 
     def _reset(self) -> None:
         self._local.reset()
         self._slopes.reset()
         self._positive = True
+        self._rise_told = False
         self._told = dict.fromkeys(Direction, -math.inf)
 
     def _observe(self, step: int, value: float, stderr: float | None) -> Alarm | None:
@@ -125,6 +139,7 @@ class AbruptChange(BaseDetector):
         sliding = self._positive and self._slopes.active
         fall = self._slopes.update(step, value, stderr) if self._positive else None
         near = self._local.update(step, value, stderr)
+        self._rise_told = self._rise_told and self._slopes.active
         if fall is not None:
             self._local.forget(fall.run_length)
         falling = sliding and near is not None and near.direction is Direction.DOWN
@@ -136,6 +151,7 @@ class AbruptChange(BaseDetector):
         if abs(fall.value_after - fall.value_before) < self._min_effect:
             return None
         self._told[fall.direction] = self._num_points
+        self._rise_told = fall.kind is AlarmKind.INSTABILITY
         return replace(
             fall,
             effect=fall.value_after - fall.value_before,
@@ -158,10 +174,12 @@ class AbruptChange(BaseDetector):
             "slopes": self._slopes.state_dict(),
             "told": told,
             "positive": self._positive,
+            "rise_told": self._rise_told,
         }
 
     def _load(self, state: Mapping[str, Any]) -> None:
         self._local.load_state_dict(state["local"])
         self._slopes.load_state_dict(state["slopes"])
         self._positive = bool(state["positive"])
+        self._rise_told = bool(state.get("rise_told", False))
         self._told.update((Direction(key), at) for key, at in state["told"].items())

@@ -23,7 +23,16 @@ import numpy as np
 
 from phasewatch.detectors.base import BaseDetector, require
 from phasewatch.detectors.statistics.boosted import BoostedTrees, shipped
-from phasewatch.detectors.statistics.local_features import MIN_OLD, NAMES, NEW, Looks, Past, look
+from phasewatch.detectors.statistics.local_features import (
+    MIN_OLD,
+    NAMES,
+    NEW,
+    Looks,
+    Past,
+    least_errors,
+    look,
+)
+from phasewatch.detectors.statistics.packed import pack, unpack
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
 
 MODEL = "local_change.json"
@@ -46,6 +55,9 @@ SURPRISE, RUN = 3.2, 4.0
 RUN_DECAY = 0.7
 AGES = sum(1 << age for age in (0, 1, 2, 3, 5, 8, 13))
 """Values after a surprise at which it is looked at, as bits."""
+
+LEAP = 0.5
+"""A value outside of the range of those just before it, by this share of it, is worth one too."""
 
 MARGIN, NEARBY = 0.25, 12
 """A look needs a mean of new values outside the range of so many before, by this share of it."""
@@ -77,11 +89,26 @@ SINGLE = 2.0
 """Log-odds that a single point needs beyond that: noise with heavy tails has such points, and the
 next one will tell."""
 
-SIGNIFICANT, FEW = 6.0, 6.0
-"""Standard errors that a change must have whatever else speaks for it: the first where the noise is
-known from many values, twice that where it is from so few."""
-
 Z = NAMES.index("z_mean")
+
+CLEAR, CLEARLY_TRUE = 4.0, 2.7
+"""Log-odds that a clear look counts as, whatever the trees say, who saw few long streams; and those
+of its being true: on the recorded curves 33 clear looks were of transitions, 2 were not."""
+
+_LEAST = {
+    "m": 2.0,
+    "z_mean": 1.0,
+    "z_least": math.log10(6.0),
+    "over_residual": math.log10(2.0),
+    "over_jump": math.log10(3.0),
+    "over_range": 0.0,
+    "hold": 0.5,
+}
+CLEARLY = np.array([_LEAST.get(name, -math.inf) for name in NAMES])
+"""What a clear look has at least: two values or more, their mean ten standard errors away and as
+far as all of the range nearby, each six deviations away, twice as far as any before and thrice the
+largest jump, the newest still half as far."""
+
 PENDING = 1.0
 """At the end of a stream, log-odds lower by this are enough: nothing more will be known."""
 
@@ -139,11 +166,21 @@ class _Level:
             surprise_then, run_then = recent.pop(0)
             self.usual_surprise = max(self.usual_surprise * FORGET, surprise_then)
             self.usual_run = max(self.usual_run * FORGET, run_then)
-        if run > RUN or surprise > SURPRISE:
+        if run > RUN or surprise > SURPRISE or self._leaps(value):
             self.due |= AGES
         due = self.due & 1
         self.due >>= 1
         return bool(due)
+
+    def _leaps(self, value: float) -> bool:
+        """Whether the latest value lies far outside of those just before it.
+
+        The errors of a forecast are long large after a turbulent start; the range nearby is not.
+        """
+        near = self.values[-1 - NEARBY : -1]
+        low, high = min(near), max(near)
+        beyond = LEAP * (high - low)
+        return value > high + beyond or value < low - beyond
 
     def past(self) -> Past:
         """How the values surprised, now and before."""
@@ -171,10 +208,10 @@ class _Level:
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes."""
         return {
-            "values": self.values[-self.keep :],
-            "steps": self.steps[-self.keep :],
+            "values": pack(self.values[-self.keep :]),
+            "steps": pack(self.steps[-self.keep :]),
             "fold": list(self.fold),
-            "recent": [list(pair) for pair in self.recent],
+            "recent": pack([number for pair in self.recent for number in pair]),
             "counts": [self.count, self.due],
             "forecast": [self.latest, self.trend, self.error, self.run],
             "usual": [self.usual_surprise, self.usual_run],
@@ -182,10 +219,11 @@ class _Level:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        self.values = [float(value) for value in state["values"]]
-        self.steps = [int(step) for step in state["steps"]]
+        self.values = unpack(state["values"])
+        self.steps = [int(step) for step in unpack(state["steps"])]
         self.fold = [float(value) for value in state["fold"]]
-        self.recent = [(float(a), float(b)) for a, b in state["recent"]]
+        recent = unpack(state["recent"])
+        self.recent = list(zip(recent[::2], recent[1::2], strict=True))
         self.count, self.due = state["counts"]
         self.latest, self.trend, self.error, self.run = state["forecast"]
         self.usual_surprise, self.usual_run = state["usual"]
@@ -233,6 +271,7 @@ class LocalChange(BaseDetector):
         self._certainty, self._strictness = certainty, strictness
         self._min_effect, self._falls = min_effect, falls
         self._model: BoostedTrees = shipped(MODEL)
+        self._whole = False  # whether the model is asked also where no alarm is possible
         super().__init__(
             {
                 "certainty": certainty,
@@ -331,12 +370,15 @@ class LocalChange(BaseDetector):
             seen=self._count,
             since=self._count - self._since,
             past=level.past(),
+            whole=self._whole,
         )
-        log_odds = self._model.log_odds(looks.features)
+        if looks is None:
+            return None
+        said = self._model.log_odds(looks.features)
+        clear = np.asarray((looks.features >= CLEARLY).all(axis=1))
+        log_odds = np.where(clear, np.maximum(said, CLEAR), said)
         log_odds[looks.change == 0.0] = -math.inf
-        log_odds[
-            looks.features[:, Z] < math.log10(SIGNIFICANT * (1.0 + FEW / looks.old))
-        ] = -math.inf
+        log_odds[looks.features[:, Z] < math.log10(least_errors(looks.old))] = -math.inf
         log_odds[np.abs(looks.after - looks.before) < self._min_effect] = -math.inf
         if min(level.values[-usable:]) > 0.0:
             log_odds[looks.change < 0.0] -= self._falls
@@ -359,8 +401,8 @@ class LocalChange(BaseDetector):
             return None
         self._farthest, self._size, self._in_log = float(looks.after[best]), size, looks.log
         self._last_until = self._count + LASTS[0] * looks.sizes[best] * stride + LASTS[1]
-        odds += SINGLE * (stride == looks.sizes[best] == 1)
-        return self._alarm(step, level, looks, best, odds, stride)
+        true = max(float(said[best]), CLEARLY_TRUE) if clear[best] else float(said[best])
+        return self._alarm(step, level, looks, best, true, stride)
 
     def _alarm(
         self, step: int, level: _Level, looks: Looks, best: int, log_odds: float, stride: int

@@ -197,16 +197,15 @@ class SlopeShift(BaseDetector):
         """
         alarm: Alarm | None = None
         points, stride = level.count, level.stride
-        if points < level.min_points:
+        due = [w for w in level.windows if not points % w.pace and points >= w.width + w.old]
+        if not due:
             return None
         long = self._count > LONG and self._falling is None
         latest, unit = level.latest, self._scale.unit
         since = self._count - self._ended if self._ended >= 0 else ALWAYS
         gate = max(self._gate * unit, self._gate_share * self._scale.range)
         highest_base = latest - self._rise_gate * unit if index < RISE_LEVELS else -math.inf
-        for window in level.windows:
-            if points % window.pace or points < window.width + window.old:
-                continue
+        for window in due:
             if long and window.width < BRIEF:
                 window.hits = window.rises = 0
                 window.score = 0.0

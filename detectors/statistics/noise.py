@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from phasewatch.detectors.statistics.packed import pack, unpack
+
 MAD_TO_SIGMA = 1.4826
 """Standard deviation of a Gaussian over its median absolute deviation."""
 
@@ -93,11 +95,11 @@ class PastScale:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes."""
-        return {"waiting": list(self._waiting), "squares": [self._up, self._down, self._count]}
+        return {"waiting": pack(self._waiting), "squares": [self._up, self._down, self._count]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        self._waiting = deque(float(value) for value in state["waiting"])
+        self._waiting = deque(unpack(state["waiting"]))
         self._up, self._down, self._count = state["squares"]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from phasewatch.detectors.statistics.noise import LaggedNoise, PastScale, extrapolation_inflation
+from phasewatch.detectors.statistics.packed import pack, unpack
 
 LOOKS = 6
 """Times a window looks while it moves by its width: neighbours say nearly the same."""
@@ -142,19 +143,17 @@ class Level:
         steps: Mean step of each of them.
         sums: Running sums of x, y, x², xy (x, y from `origin`, `base`) before and after each.
         count: Means so far.
-        min_points: Means that the shortest pair of windows needs.
         noise: Running autocorrelation of the means.
     """
 
     __slots__ = (
-        "_half", "_length", "base", "count", "min_points", "noise", "origin", "steps", "stride",
+        "_half", "_length", "base", "count", "noise", "origin", "steps", "stride",
         "sums", "values", "windows",
     )  # fmt: skip
 
     def __init__(self, stride: int, shapes: Sequence[tuple[int, int]], memory: int) -> None:
         self.stride = stride
         self.windows = [TwinLines(new, old, memory) for new, old in shapes]
-        self.min_points = min(new + old for new, old in shapes)
         self._length = max(new + old for new, old in shapes) + 1
         self.values: list[float] = []
         self.steps: list[float] = []
@@ -206,8 +205,8 @@ class Level:
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes."""
         return {
-            "values": list(self.values),
-            "steps": list(self.steps),
+            "values": pack(self.values),
+            "steps": pack(self.steps),
             "count": self.count,
             "half": list(self._half) if self._half else None,
             "noise": self.noise.state_dict(),
@@ -216,8 +215,8 @@ class Level:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        self.values = [float(value) for value in state["values"]]
-        self.steps = [float(step) for step in state["steps"]]
+        self.values = unpack(state["values"])
+        self.steps = unpack(state["steps"])
         self._sum_afresh()
         self.count = int(state["count"])
         self._half = tuple(state["half"]) if state["half"] else None

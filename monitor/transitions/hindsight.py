@@ -69,9 +69,6 @@ ONSET_RIGHT, END_RIGHT = 0.25, 0.1
 """An onset, or an end, that is off by less than this share of the change was right. A curve bends
 at its onset, which no rule places sharply."""
 
-LOOKING_BACK = 1.0
-"""Log-odds by which a change may be less certain in hindsight than live: nobody is woken by it."""
-
 LOGGED = default_name("scalar")
 """The detector of logged streams, whose local rule looks again in hindsight."""
 
@@ -170,7 +167,7 @@ class _Curve:
         return moved >= max(LENIENCY * told, STANDS_OUT * scatter, LENIENCY * ABRUPT * trend)
 
     def local_changes(self, parameters: Mapping[str, Any]) -> list[_Found]:
-        """What the local rule of a detector of logged streams says where it may be less certain.
+        """What the local rule of a detector of logged streams says where no other rule is near.
 
         Args:
             parameters: Those of the detector.
@@ -178,7 +175,7 @@ class _Curve:
         from phasewatch.detectors.online.local_change import LocalChange
 
         detector = LocalChange(
-            certainty=parameters["certainty"] - LOOKING_BACK,
+            certainty=parameters["certainty"],
             min_effect=parameters["min_effect"],
             falls=parameters["falls"],
         )

@@ -82,6 +82,7 @@ def looks_at(curve: PublicCurve, model: BoostedTrees | None) -> Looks:
     """Every look that the detector takes at a curve."""
     recorder = Recorder(model)
     recorder.detector = detector = with_model(recorder)
+    detector._whole = True  # a model learns also from looks that are too faint to count
     for step, value in zip(curve.steps, curve.values, strict=True):
         detector.update(step, value)
     if not recorder.features:

@@ -1,5 +1,7 @@
 """The detector of logged streams: two rules side by side, neither of which silences the other."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,34 @@ def test_a_rise_just_before_does_not_hide_a_fall():
     levels = np.concatenate([np.full(100, 1.0), np.full(6, 1.6), np.geomspace(1.6, 0.01, 60)])
     found = alarms(np.append(levels, np.full(80, 0.01)) * 10.0 ** noise(246, 0.003))
     assert [a.direction for a in found] == [Direction.UP, Direction.DOWN]
+
+
+def test_a_rise_that_stays_is_over_soon_and_the_next_one_is_told():
+    levels = 10.0 ** np.concatenate([np.zeros(100), np.full(150, 0.8), np.full(60, 1.6)])
+    detector, seen = create("abrupt_change"), []
+    for step, value in enumerate(levels * 10.0 ** noise(levels.size, 0.01)):
+        alarm = detector.update(step, float(value))
+        seen += [] if alarm is None else [alarm.onset_step]
+        if step == 140:
+            assert not detector.active
+            again = create("abrupt_change")
+            again.load_state_dict(detector.state_dict())
+            assert not again.active
+    assert seen == [pytest.approx(100, abs=1), pytest.approx(250, abs=1)]
+
+
+def test_a_saved_state_is_small_and_goes_on_exactly():
+    detector = create("abrupt_change")
+    values = (2.0 + 0.1 * np.random.default_rng(0).standard_normal(9000)).tolist()
+    for step, value in enumerate(values[:8000]):
+        detector.update(step, value)
+    saved = json.dumps(detector.state_dict())
+    assert len(saved) < 30_000
+    again = create("abrupt_change")
+    again.load_state_dict(json.loads(saved))
+    for step, value in enumerate(values[8000:], start=8000):
+        assert detector.update(step, value) == again.update(step, value)
+        assert detector.statistic == again.statistic
 
 
 def test_a_divergence_over_decades_is_told_once():

@@ -13,7 +13,7 @@ from phasewatch.detectors.evaluation import simulated_runs
 from phasewatch.detectors.online import local_change
 from phasewatch.detectors.statistics import boosted
 from phasewatch.detectors.statistics.boosted import BoostedTrees
-from phasewatch.detectors.statistics.local_features import NAMES, Past, look
+from phasewatch.detectors.statistics.local_features import NAMES, Past, least_errors, look
 
 
 def alarms(values, detector=None):
@@ -73,6 +73,41 @@ def test_a_wild_beginning_is_forgotten():
     assert any(abs(a.onset_step - 900) <= 3 and a.direction is Direction.DOWN for a in found)
 
 
+def test_a_turbulent_start_does_not_hide_a_spike_soon_after(monkeypatch):
+    spike = [4.6, 4.4, 4.5, 4.3, 4.4, 4.2]
+    curve = np.concatenate([np.geomspace(11.0, 3.5, 12), np.full(26, 3.5), spike])
+    curve = curve + noise(curve.size, 0.02)
+    assert [(a.onset_step, a.direction) for a in alarms(curve)] == [(38, Direction.UP)]
+    monkeypatch.setattr(local_change, "LEAP", math.inf)  # the errors of a forecast do not see it
+    assert alarms(curve) == []
+
+
+class Never:
+    """A model that takes nothing for a change."""
+
+    def log_odds(self, features):
+        return np.full(len(features), -9.0)
+
+
+@pytest.mark.parametrize(("size", "found"), [(0.3, 1), (0.02, 0)])
+def test_a_clear_look_counts_whatever_the_trees_say(size, found):
+    detector = create("local_change")
+    detector._model = Never()
+    said = alarms(1.0 + size * STEP + noise(240, 0.01), detector)
+    assert [(a.direction, abs(a.onset_step - 150) <= 2) for a in said] == [
+        (Direction.UP, True)
+    ] * found
+    assert all(0.9 < alarm.probability < 0.95 for alarm in said)
+
+
+def test_one_wild_value_is_no_clear_look():
+    detector = create("local_change")
+    detector._model = Never()
+    values = 1.0 + noise(240, 0.01)
+    values[150] += 5.0
+    assert alarms(values, detector) == []
+
+
 def test_an_early_fall_does_not_hide_a_later_one():
     levels = np.repeat([3.0, 0.3, 0.2], 150) * 10.0 ** noise(450, 0.005)
     assert [a.onset_step for a in alarms(levels)] == pytest.approx([150, 300], abs=1)
@@ -108,6 +143,15 @@ def test_a_stricter_run_says_less():
         for s in (0.0, 3.0)
     )
     assert strict < usual
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_looks_that_are_cut_short_change_no_alarm(seed):
+    whole, cut = create("local_change"), create("local_change")
+    whole._whole = True
+    for step, value in enumerate(0.3 * STEP + noise(240, 0.05, seed)):
+        assert whole.update(step, value) == cut.update(step, value)
+        assert whole.statistic == cut.statistic
 
 
 def test_the_state_of_a_long_stream_stays_small():
@@ -150,6 +194,19 @@ def test_features_see_a_step_in_noise_units_and_on_the_scale_that_fits():
     assert loss.log
     assert math.isclose(loss.after[0], 1e-3, rel_tol=0.2)
     assert np.isfinite(loss.features).all()
+
+
+@pytest.mark.parametrize(("errors", "counts"), [(0.8, False), (1.2, True)])
+def test_a_look_is_given_up_where_no_change_has_the_standard_errors_it_needs(errors, counts):
+    def seen(step):
+        values = np.concatenate([np.tile([1.0, 1.02, 0.98, 1.0], 12), np.full(2, 1.0 + step)])
+        return values, look(values, np.array([]), level=0, seen=50, since=50, past=Past())
+
+    _, one = seen(1.0)  # with so large a step the noise before it is all that counts
+    sized = errors * least_errors(one.old) / 10.0 ** one.features[1, NAMES.index("z_mean")]
+    values, _ = seen(sized)
+    told = {"level": 0, "seen": 50, "since": 50, "past": Past()}
+    assert (look(values, np.array([]), **told, whole=False) is not None) is counts
 
 
 def test_simulated_runs_are_the_same_for_a_seed_and_know_their_transitions():
