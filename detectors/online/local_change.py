@@ -56,8 +56,9 @@ RUN_DECAY = 0.7
 AGES = sum(1 << age for age in (0, 1, 2, 3, 5, 8, 13))
 """Values after a surprise at which it is looked at, as bits."""
 
-LEAP = 0.5
-"""A value outside of the range of those just before it, by this share of it, is worth one too."""
+LEAP, EARLY = 0.5, 64
+"""Among so many first values one outside of the range of those just before it, by this share of it,
+is worth one too."""
 
 MARGIN, NEARBY = 0.25, 12
 """A look needs a mean of new values outside the range of so many before, by this share of it."""
@@ -91,9 +92,9 @@ next one will tell."""
 
 Z = NAMES.index("z_mean")
 
-CLEAR, CLEARLY_TRUE = 4.0, 2.7
-"""Log-odds that a clear look counts as, whatever the trees say, who saw few long streams; and those
-of its being true: on the recorded curves 33 clear looks were of transitions, 2 were not."""
+CLEAR = 2.7
+"""Log-odds that a clear look has at least, whatever the trees say, who saw few long streams: on the
+recorded curves 33 clear looks were of transitions, 2 were not."""
 
 _LEAST = {
     "m": 2.0,
@@ -166,7 +167,7 @@ class _Level:
             surprise_then, run_then = recent.pop(0)
             self.usual_surprise = max(self.usual_surprise * FORGET, surprise_then)
             self.usual_run = max(self.usual_run * FORGET, run_then)
-        if run > RUN or surprise > SURPRISE or self._leaps(value):
+        if run > RUN or surprise > SURPRISE or (self.count <= EARLY and self._leaps(value)):
             self.due |= AGES
         due = self.due & 1
         self.due >>= 1
@@ -401,7 +402,7 @@ class LocalChange(BaseDetector):
             return None
         self._farthest, self._size, self._in_log = float(looks.after[best]), size, looks.log
         self._last_until = self._count + LASTS[0] * looks.sizes[best] * stride + LASTS[1]
-        true = max(float(said[best]), CLEARLY_TRUE) if clear[best] else float(said[best])
+        true = max(float(said[best]), CLEAR) if clear[best] else float(said[best])
         return self._alarm(step, level, looks, best, true, stride)
 
     def _alarm(

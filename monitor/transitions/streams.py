@@ -22,7 +22,7 @@ log = logging.getLogger("phasewatch")
 Override = Callable[[str, Detector | None], Detector | None]
 """From a stream's name, and the detector it would have, to the one it gets."""
 
-SCORE_EFFECT = 0.03
+SCORE_EFFECT = 0.05
 """Smallest change of a score that counts. An accuracy lies between 0 and 1 and stands near one end
 for long, where any little thing is a large share of its range so far."""
 
