@@ -289,19 +289,19 @@ def test_whatever_is_raised_at_work_reaches_the_account(monkeypatch):
     class Clumsy:
         def __init__(self):
             self.fails = [ValueError("first"), SystemExit()]
-            self.stumbled = []
+            self.failures_seen = []
 
         def step(self):
             raise self.fails.pop(0)
 
         def record_failure(self, error):
-            self.stumbled.append(error)
+            self.failures_seen.append(error)
 
     clumsy = Clumsy()
     monkeypatch.setattr("phasewatch.monitor.alerts.worker.POLL_SECONDS", 0.0)
     with pytest.raises(SystemExit):
         Worker._work(None, clumsy)
-    assert [str(error) for error in clumsy.stumbled] == ["first"]
+    assert [str(error) for error in clumsy.failures_seen] == ["first"]
 
 
 def test_a_plugin_that_raises_is_a_failed_try_without_secrets(monkeypatch):

@@ -201,7 +201,7 @@ def test_a_step_that_is_far_too_long_is_marked_diverged(model, data, loss):
 def test_one_diverged_chain_is_excluded_and_the_estimate_is_marked(context_of, model, data, quick):
     from phasewatch.monitor.sampling import chains
 
-    original = chains.Run.receive
+    original = chains.ChainGroup.receive
 
     def poisoned(run, found, *arguments):
         if len(run.record) == 20:
@@ -209,7 +209,7 @@ def test_one_diverged_chain_is_excluded_and_the_estimate_is_marked(context_of, m
         yield from original(run, found, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chains.Run, "receive", poisoned)
+        patch.setattr(chains.ChainGroup, "receive", poisoned)
         estimate = measure_llc(context_of(model, [data]), quick(step_size=1e-4))
     assert estimate.num_diverged == 1
     assert estimate.chain_loss.shape[0] == 3
@@ -221,7 +221,7 @@ def test_one_diverged_chain_is_excluded_and_the_estimate_is_marked(context_of, m
 def test_a_blow_up_restarts_with_a_shorter_step(context_of, model, data, quick):
     from phasewatch.monitor.sampling import chains
 
-    original, poison = chains.Run.receive, [True]
+    original, poison = chains.ChainGroup.receive, [True]
 
     def poisoned(run, found, *arguments):
         if len(run.record) == 20 and poison:
@@ -231,7 +231,7 @@ def test_a_blow_up_restarts_with_a_shorter_step(context_of, model, data, quick):
 
     calm = measure_llc(context_of(model, [data]), quick())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chains.Run, "receive", poisoned)
+        patch.setattr(chains.ChainGroup, "receive", poisoned)
         estimate = measure_llc(context_of(model, [data]), quick())
     assert estimate.num_resets == 1
     assert estimate.num_diverged == 0

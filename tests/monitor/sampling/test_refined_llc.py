@@ -96,13 +96,13 @@ def test_one_gradient_call_serves_all_parts(monkeypatch):
 def test_the_coordinates_outside_stay_where_they_are(monkeypatch):
     from phasewatch.monitor.sampling import chains
 
-    ended, original = [], chains.Run.receive
+    ended, original = [], chains.ChainGroup.receive
 
     def watched(run, *arguments):
         yield from original(run, *arguments)
         ended.append(run.chains)
 
-    monkeypatch.setattr(chains.Run, "receive", watched)
+    monkeypatch.setattr(chains.ChainGroup, "receive", watched)
     mask = torch.arange(3000) % 2 == 0
     refined({"": {"soft": mask}}, num_draws=16)
     assert not ended[-1].x[:, ~mask].any()

@@ -97,7 +97,7 @@ def test_a_blow_up_of_warm_chains_starts_them_cold(measure, monkeypatch):
 
     memory = Memory()
     measure(memory)
-    whole, poison = chains.Run.receive, [True] * 2
+    whole, poison = chains.ChainGroup.receive, [True] * 2
 
     def poisoned(self, found, *arguments):
         if self.warm and len(self.record) == 5 and poison:
@@ -105,7 +105,7 @@ def test_a_blow_up_of_warm_chains_starts_them_cold(measure, monkeypatch):
             found.loss[1] = float("inf")
         yield from whole(self, found, *arguments)
 
-    monkeypatch.setattr(chains.Run, "receive", poisoned)
+    monkeypatch.setattr(chains.ChainGroup, "receive", poisoned)
     estimate = measure(memory)
     assert (estimate.warm, estimate.num_resets, estimate.num_diverged) == (False, 1, 0)
     assert estimate.num_draws + estimate.num_burnin == 64
