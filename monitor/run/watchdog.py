@@ -111,13 +111,13 @@ class Watchdog:
                 call.look()
                 if call.seconds >= call.told_after:
                     call.told_after *= 2
-                    self.told.append(call.what)
                     log.warning(
                         "the monitor has waited %.0f s for %s, and still does; it stands at %s",
                         call.seconds,
                         call.what,
                         _place(call.thread),
                     )
+                    self.told.append(call.what)
                 if call.is_overdue(self.patience_seconds):
                     _listeners.end(call)
 
