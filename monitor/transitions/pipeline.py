@@ -72,7 +72,7 @@ class Detection:
             for name, settings in config.precursors.items()
             if (detector := create_detector(settings)) is not None
         }
-        self._announced: dict[str, list[TransitionKind]] = {}
+        self._announced: dict[str, TransitionKind] = {}
         self._told: dict[str, Transition] = {}
         self._seen: dict[str, int] = {}
         self._last: dict[str, Point] = {}
@@ -309,20 +309,20 @@ class Detection:
         return [t for t in self.transitions if self._told.get(t.id) != t]
 
     def _announce(self, transition: Transition) -> None:
-        """Count a transition, once for each kind it is told as, and say it."""
-        told = self._announced.setdefault(transition.id, [])
-        if transition.kind in told:
+        """Count a transition and say it; again where its kind has changed since."""
+        told = self._announced.get(transition.id)
+        if transition.kind is told:
             return
         lead = next(iter(transition.evidence))
-        if told:
-            self._health.corrected[told[-1]] += 1
-        told.append(transition.kind)
+        if told is not None:
+            self._health.corrected[told] += 1
+        self._announced[transition.id] = transition.kind
         self._health.transitions[transition.kind, lead] += 1
         self._health.last_transition = transition
         log.info(
             "transition: %s%s at step %d (detected at %d), %s %.4g → %.4g, seen by %s",
             transition.kind,
-            f" (told before as {told[-2]})" if len(told) > 1 else "",
+            f" (told before as {told})" if told is not None else "",
             transition.onset_step,
             transition.detected_step,
             lead,
@@ -374,7 +374,7 @@ class Detection:
                 self._ahead[name].load_state_dict(saved)
         self._seen = {name: int(step) for name, step in state["seen"].items()}
         self._announced = {
-            t.id: [t.kind] for t in self.transitions if t.status is not TransitionStatus.SUSPECTED
+            t.id: t.kind for t in self.transitions if t.status is not TransitionStatus.SUSPECTED
         }
 
 

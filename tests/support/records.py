@@ -118,14 +118,9 @@ def wait_until(condition: Any, *, seconds: float = 20.0, what: str = "it") -> No
         time.sleep(0.02)
 
 
-def make_alert(run: str = "demo") -> Alert:
-    """An alert of a made-up transition."""
-    found = make_transition(run, status=TransitionStatus.CONFIRMED)
-    return Alert(
-        key="k",
-        title="T",
-        body="B",
-        run=run,
-        state=TransitionStatus.CONFIRMED,
-        transition=found,
-    )
+def make_alert(
+    run: str = "demo", *, state: TransitionStatus = TransitionStatus.CONFIRMED, **changes: Any
+) -> Alert:
+    """An alert of a made-up transition; `changes` are of the transition."""
+    found = make_transition("demo", status=state, **changes)
+    return Alert(key="k", title="T", body="B", run=run, state=state, transition=found)

@@ -29,7 +29,14 @@ def test_the_same_numbers_come_back(name):
 
 @pytest.mark.parametrize("name", ["steps", "means of steps", "constant"])
 def test_evenly_spaced_numbers_take_three(name):
+    assert pack(NUMBERS[name])["count"] == len(NUMBERS[name])
     assert len(pack(NUMBERS[name])) == 3
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_list_of_an_earlier_version_is_taken_as_it_is(name):
+    assert unpack(NUMBERS[name][:3]) == NUMBERS[name][:3]
+    assert unpack(NUMBERS[name]) == NUMBERS[name]
 
 
 def test_others_take_eleven_characters_each():

@@ -1,5 +1,7 @@
 """What Alertmanager's API is sent."""
 
+from dataclasses import replace
+
 import pytest
 
 from phasewatch.monitor.alerts.alertmanager import (
@@ -9,10 +11,9 @@ from phasewatch.monitor.alerts.alertmanager import (
     send_to_alertmanager,
 )
 from phasewatch.monitor.alerts.delivery import DeliveryError, retry_after_seconds
-from phasewatch.monitor.alerts.message import Alert
 from phasewatch.monitor.core.metrics import label_value
 from phasewatch.monitor.core.transitions import TransitionKind, TransitionStatus
-from support.records import make_transition
+from support import records
 from support.targets import Answer, free_port, http_target
 
 DETECTED = 1_700_000_090.5
@@ -20,17 +21,8 @@ RUN = 'odd "run"\n' + "x" * 500
 
 
 def make_alert(state=TransitionStatus.CONFIRMED, *, told_as=(), **changes):
-    now = make_transition("demo", status=state, **changes)
-    return Alert(
-        key="k",
-        title="T",
-        body="B",
-        run=RUN,
-        state=state,
-        transition=now,
-        told_as=told_as,
-        link="u",
-    )
+    alert = records.make_alert(RUN, state=state, **changes)
+    return replace(alert, told_as=told_as, link="u")
 
 
 def test_labels_are_those_of_the_rule():

@@ -1,14 +1,14 @@
 """Apprise is told what to send, and asked why it was not taken."""
 
 import base64
+from dataclasses import replace
 
 import pytest
 
 from phasewatch.monitor.alerts.apprise import check_apprise, send_by_apprise
 from phasewatch.monitor.alerts.delivery import DeliveryError
-from phasewatch.monitor.alerts.message import Alert
 from phasewatch.monitor.core.transitions import TransitionKind, TransitionStatus
-from support.records import make_transition
+from support import records
 from support.targets import Answer, free_port, http_target
 
 # Of a package that a plugin of Apprise looks for.
@@ -16,16 +16,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:Deprecati
 
 
 def make_alert(state=TransitionStatus.CONFIRMED, picture=None, **changes):
-    transition = make_transition("demo", **changes)
-    return Alert(
-        key="k",
-        title="T <b>",
-        body="line *one*\nline two",
-        run="demo",
-        state=state,
-        transition=transition,
-        picture=picture,
-    )
+    alert = records.make_alert(state=state, **changes)
+    return replace(alert, title="T <b>", body="line *one*\nline two", picture=picture)
 
 
 def test_title_text_and_picture_arrive_as_they_are(tmp_path):

@@ -15,6 +15,7 @@ from phasewatch.monitor.core.meaning import Role
 from phasewatch.monitor.core.transitions import TransitionKind, TransitionStatus
 from phasewatch.monitor.transitions.pipeline import Detection
 from phasewatch.monitor.transitions.streams import Streams
+from support.records import make_transition
 from support.scripted import Scripted
 
 
@@ -139,6 +140,16 @@ def test_a_transition_that_turns_out_to_be_of_another_kind_is_counted_and_said_a
     assert health.transitions == {(simpler, "llc"): 1, (general, "llc"): 1}
     assert health.corrected == {simpler: 1}
     assert "transition: generalisation (told before as simplification)" in caplog.text
+
+
+def test_a_kind_that_comes_back_is_counted_as_it_stands():
+    health = Health()
+    detection = Detection(MonitorConfig(), {}, "run", health)
+    simpler, general = TransitionKind.SIMPLIFICATION, TransitionKind.GENERALISATION
+    for kind in (simpler, general, general, simpler):
+        detection._announce(make_transition("run", kind=kind))
+    standing = {k: health.transitions[k, "val_loss"] - health.corrected[k] for k in TransitionKind}
+    assert {kind: num for kind, num in standing.items() if num} == {simpler: 1}
 
 
 @pytest.mark.parametrize("width", [1, 3, 10])
