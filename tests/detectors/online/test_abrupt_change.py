@@ -52,6 +52,18 @@ def test_falls_of_a_loss_are_those_that_its_slope_tells():
     assert {a.rule for a in said} == {"slope of a fall"}
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_fall_within_few_checkpoints_is_told_by_the_first_that_is_sure_and_once(seed):
+    """27 checkpoints at even distances in log step: few points for a slope."""
+    dex = 0.8 - 0.7 / (1.0 + np.exp(-2.0 * (np.arange(27) - 11.7)))
+    curve = 10.0 ** (dex + noise(27, 0.002, seed))
+    (alarm,) = alarms(curve)
+    (by_slope,) = alarms(curve, create("abrupt_change", falls=100.0))
+    assert alarm.direction is by_slope.direction is Direction.DOWN
+    assert (alarm.detected_step, by_slope.detected_step) == (12, 13)
+    assert alarm.rule != by_slope.rule == "slope of a fall"
+
+
 def test_a_rise_just_before_does_not_hide_a_fall():
     levels = np.concatenate([np.full(100, 1.0), np.full(6, 1.6), np.geomspace(1.6, 0.01, 60)])
     found = alarms(np.append(levels, np.full(80, 0.01)) * 10.0 ** noise(246, 0.003))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from phasewatch.monitor.core.errors import ConfigError
 from phasewatch.monitor.core.estimates import EstimateStatus, Observation
 from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.core.transitions import TransitionStatus
+from phasewatch.monitor.run import watch as watch_module
 from phasewatch.monitor.store.store import Store
 from support.scripted import Scripted
 
@@ -55,6 +57,20 @@ def settings(tmp_path):
 def feed(watch: Watch, steps, value=lambda step: 1.0) -> None:
     for step in steps:
         watch.observe(step, {"val_loss": value(step)}, epoch=step // 10)
+
+
+def test_what_opening_the_store_takes_is_in_the_ledger(settings, monkeypatch) -> None:
+    real = watch_module.open_store
+
+    def slow(*args):
+        time.sleep(0.3)
+        return real(*args)
+
+    monkeypatch.setattr(watch_module, "open_store", slow)
+    watch = Watch(settings)
+    watch.start()
+    watch.finish()
+    assert watch.health.monitor_seconds_total >= 0.3
 
 
 def test_numbers_and_tensors_arrive_in_the_store_with_their_exact_steps(settings) -> None:
