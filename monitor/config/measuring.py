@@ -44,7 +44,8 @@ class SamplerConfig(Settings):
         noise_draws: Draws that are averaged.
         n_beta: nβ; None takes n / log n from the probe's n.
         localization: γ, the strength of the pull back to w*. It is part of the number: keep it
-            fixed through a run.
+            fixed through a run. None takes √d in a run, d the number of trainable parameters, and
+            1 in `estimate_llc`.
         step_size: ε in Lau's convention; None sets it from the measured sharpness.
         batch_size: Probe batches drawn for each step, for all schemes but "baoab"; None uses every
             probe batch at each step.
@@ -71,7 +72,7 @@ class SamplerConfig(Settings):
     noise: Literal["average", "frozen"] = "average"
     noise_draws: Annotated[int, Field(ge=2)] = 16
     n_beta: PositiveFloat | None = None
-    localization: NonNegativeFloat = 1.0
+    localization: NonNegativeFloat | None = None
     step_size: PositiveFloat | None = None
     batch_size: PositiveInt | None = None
     engine: Literal["auto", "vmap", "loop", "inplace"] = "auto"

@@ -122,12 +122,17 @@ class Seen:
         )
 
 
+LAST_SHARE = 0.8
+"""Of what the budget has left, the deadline of what is measured when training has ended."""
+
+
 @dataclass(slots=True)
 class Open:
     """A measurement that is spread over several turns.
 
     Attributes:
         name: The observable.
+        context: What is measured.
         step: Step of the weights that are measured.
         epoch: Their epoch.
         steps: What is left of it.
@@ -136,6 +141,7 @@ class Open:
     """
 
     name: str
+    context: MeasureContext
     step: int
     epoch: int | None
     steps: Steps[list[Observation]]
@@ -515,6 +521,7 @@ class Measuring:
         )
         return Open(
             name=name,
+            context=own,
             step=context.step,
             epoch=context.epoch,
             steps=_steps_of(self._observables[name], own),
@@ -587,6 +594,9 @@ class Measuring:
     def _closed(self, opened: Open, step: int, *, cut_short: bool = False) -> None:
         name = opened.name
         self.planner.charge(name, step, opened.seconds, cut_short=cut_short)
+        account = self.planner.accounts.get(name)
+        if account is not None and account.expensive and not cut_short:
+            self._predict(name, opened.context)  # the next one goes on where this one ended
         if failures := self._failures_in_row.get(name, 0):
             self.planner.postpone(name, 2 ** min(failures, MAX_BACKOFF) - 1)
 
@@ -680,7 +690,7 @@ class Measuring:
                 predicted = self.planner.accounts[name].predicted or 0.0
                 if ledger.level < SHORTEST * predicted:
                     continue
-                opened = self._opened(name, replace(context, deadline_seconds=0.5 * ledger.level))
+                opened = self._opened(name, replace(context, deadline_seconds=LAST_SHARE * ledger.level))
                 self._open = opened
                 self.planner.begin(name, step)
                 results += self._go_on(step)

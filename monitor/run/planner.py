@@ -17,7 +17,7 @@ MAX_TURNS = 300
 LIGHT_SECONDS = 0.05
 """What takes no longer than this is measured together with its like; the rest one at a time."""
 
-LIGHT_SHARE = 0.25
+LIGHT_SHARE = 0.15
 """Share of the budget that light observables may take together, where there are others."""
 
 SHORT_SLICE = 0.1
@@ -28,6 +28,9 @@ MARGIN = 1.25
 
 WANTED_MEASUREMENTS = 20
 """Of an expensive observable a run should see so many: a single one takes no more of the budget."""
+
+WHOLE_SHARE = 0.9
+"""A measurement that is this share of what the bucket holds, or more, is begun by pieces."""
 
 SHORTEST = 0.17
 """A measurement of which the budget leaves less than this share is not begun at all."""
@@ -57,7 +60,9 @@ class Account:
         expensive: Whether a measurement takes tens of gradients or more.
         spread: Whether a measurement may be spread over several turns.
         weight: Its share of the budget against that of others.
-        predicted: Seconds of one measurement; None where nothing is known.
+        told: Seconds of one measurement by what it does; None where nothing is known.
+        correction: What the latest one took, over what was told of it.
+        predicted: Seconds of the next one; None where nothing is known.
         piece: Seconds of one evaluation within it.
         last_step: Step of the last turn.
         next_step: First step of the next turn.
@@ -71,6 +76,8 @@ class Account:
     expensive: bool = False
     spread: bool = False
     weight: float = 1.0
+    told: float | None = None
+    correction: float = 1.0
     predicted: float | None = None
     piece: float = 0.0
     last_step: int = 0
@@ -88,9 +95,12 @@ class Account:
         """Seconds that must be there before it begins."""
         if self.predicted is None:
             return UNKNOWN_SECONDS
-        if self.spread:
-            return min(MARGIN * self.predicted, max(SHORT_SLICE, 2.0 * self.piece))
         return MARGIN * self.predicted
+
+    @property
+    def slice(self) -> float:
+        """Seconds with which it goes on, once it has begun."""
+        return max(SHORT_SLICE, 2.0 * self.piece)
 
 
 class Planner:
@@ -114,6 +124,7 @@ class Planner:
         self._steps_at_end = math.inf
         self._seconds_left = math.inf
         self._common = 0.0
+        self._opening: float | None = None
         self._begun = False
         self._halted = False
         self._decided = -1
@@ -175,7 +186,8 @@ class Planner:
             piece: One evaluation, in seconds: it cannot be stopped within.
         """
         if account := self._accounts.get(name):
-            account.predicted, account.piece = seconds, piece
+            account.told, account.piece = seconds, piece
+            account.predicted = account.correction * seconds
             if account.spread:
                 self.ledger.enlarge(2.0 * piece)
 
@@ -225,6 +237,8 @@ class Planner:
     def _decide(self, step: int) -> None:
         if self._halted:
             return
+        if self._opening is None:
+            self._opening = self.ledger.seconds
         ready = [a for a in self._accounts.values() if step >= a.next_step > a.last_step]
         free = [a for a in ready if a.lifted or not self.ledger.limited]
         begins = [a for a in free if a.name != self.open]
@@ -243,13 +257,15 @@ class Planner:
         else:
             begins += light
             if opened is not None:
-                needed = self._slice(opened)
+                needed = opened.slice
                 self._goes_on = self._is_there(light_cost + needed)
                 times.append(self.ledger.seconds_until(needed))
-            elif head is not None and self._is_there(light_cost + head.needed + self._common):
-                begins.append(head)
             elif head is not None:
-                times.append(self.ledger.seconds_until(head.needed + self._common))
+                needed = self._needed(head) + self._common
+                if self._is_there(light_cost + needed):
+                    begins.append(head)
+                else:
+                    times.append(self.ledger.seconds_until(needed))
         for account in ready:
             if account.cadence is not None and account not in begins:
                 account.next_step = account.cadence.next_after(step)  # its turn has passed
@@ -269,9 +285,17 @@ class Planner:
     def _is_there(self, seconds: float) -> bool:
         return self.ledger.level >= seconds
 
-    def _slice(self, account: Account) -> float:
-        """Seconds with which an open measurement goes on."""
-        return max(SHORT_SLICE, 2.0 * account.piece)
+    def _needed(self, account: Account) -> float:
+        """Seconds that must be there before it begins.
+
+        What fits into the bucket begins when all of it is there: it would not be done earlier if
+        it began at once, and tell of weights that have long moved on. The first is early, and small
+        pieces of it are better than none.
+        """
+        whole = account.needed
+        if account.spread and (account.count == 0 or whole > WHOLE_SHARE * self.ledger.capacity):
+            return min(whole, account.slice)
+        return whole
 
     def _until_their_share(self, light: list[Account]) -> float:
         """Seconds until what light observables may take together reaches for these."""
@@ -350,14 +374,24 @@ class Planner:
             return False
         if not account.spread and account.needed > self.ledger.capacity:
             return True
-        return account.predicted > self.ledger.left_until(self._seconds_left)
+        return account.predicted > self._left()
+
+    def _left(self) -> float:
+        """Seconds that what is not light may take until the end: the rest goes on as it did."""
+        left = self._seconds_left
+        if self._opening is None or math.isinf(left):
+            return self.ledger.left_until(left)
+        expensive = sum(a.seconds for a in self._accounts.values() if not a.light)
+        spent = max(0.0, self.ledger.seconds - self._opening - expensive)
+        rate = min(spent / max(self.ledger.elapsed, 1.0), self.ledger.share)
+        return self.ledger.left_until(left) - rate * left
 
     def never(self, name: str) -> bool:
         """Whether even a short measurement is more than the run has room for."""
         account = self._accounts[name]
         if not self.at_end(name) or account.predicted is None:
             return False
-        return SHORTEST * account.predicted > self.ledger.left_until(self._seconds_left)
+        return SHORTEST * account.predicted > self._left()
 
     def expected_measurements(self, name: str) -> float:
         """How many measurements of `name` the rest of the run has room for; inf if not known."""
@@ -458,6 +492,7 @@ class Planner:
         account.count += 1
         if not cut_short:
             account.predicted = seconds
+            account.correction = seconds / account.told if account.told else 1.0
         account.last_step = step
         account.next_step = self._after(account, step)
         self._next_step = step + 1

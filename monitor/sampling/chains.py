@@ -47,6 +47,12 @@ RESTART_FACTOR = 4.0
 """Restarts, each with a quarter of the squared step, before a chain that still blows up is given
 up."""
 
+NEGLIGIBLE = 0.2
+"""Share of γ that nβ times the curvature may be before the curvature is worth more digits."""
+
+WARM_CHECK = 4
+"""The same where chains go on from where earlier ones stood: they have been there."""
+
 SAFETY = 1.2
 """Factor on the sharpness met by the chains: they go on to sharper places."""
 
@@ -65,8 +71,9 @@ MIN_DRAWS = 32
 VIRIAL_EVERY = 4
 """Virial, slope and heat cost some passes over the state; neighbouring draws would say the same."""
 
-TERMS_EVERY, TERM_BLOCK = 4, 16
-"""Loss terms are summed at every fourth draw, in sums over sixteen: burn-in is dropped by sums."""
+TERMS_EVERY, TERM_BLOCK, SHORT = 4, 16, 64
+"""Loss terms are summed at every fourth draw, in sums over sixteen: burn-in is dropped by sums. Of
+the first draws, which may be all, each has its own."""
 
 
 class ChainGroup:
@@ -233,6 +240,7 @@ class ChainGroup:
         self.integrator.refresh(self.chains, self._generator)
         self.landscape.restrict(self.chains.velocity)
         self.warm = True
+        self._next_check = WARM_CHECK
         return True
 
     def heat(self) -> float:
@@ -325,7 +333,7 @@ class ChainGroup:
 
     def _keep_terms(self, draw: int, terms: Tensor) -> None:
         sums = self.record.terms
-        if not sums or draw - sums[-1].first >= TERM_BLOCK:
+        if not sums or draw < SHORT or draw - sums[-1].first >= TERM_BLOCK:
             sums.append(TermSums(draw, terms.shape[1], terms))
         sums[-1].add(terms[self.alive] - self.landscape.center_terms)
 
@@ -362,7 +370,7 @@ class ChainGroup:
             n_beta=self.n_beta,
             localization=self.localization,
             guess=self.curvature,
-            allowed=0.0 if renewed else self.curvature,
+            allowed=0.0 if renewed else max(self.curvature, self._negligible()),
             max_iterations=5,
             root=None if metric is None else metric.sqrt_(),
         )
@@ -370,6 +378,10 @@ class ChainGroup:
         self.curvature = max(known, SAFETY * met.value)
         self._set_curvature()
         self._next_check *= 2
+
+    def _negligible(self) -> float:
+        """A curvature that is nothing beside the pull back to w*, which sets the step then."""
+        return NEGLIGIBLE * self.localization / self.n_beta
 
     def _renew_mass(self) -> bool:
         """Set the metric from the forces met so far, at a few draws. Whether it was."""

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.sampling.estimators import default_n_beta
+from phasewatch.monitor.sampling.schemes import OUTSIDE_OF_RUNS
 
 NUM_SAMPLES = 10_000
 
@@ -328,7 +328,7 @@ def monomial_case(exponents: Sequence[int], num_samples: int = NUM_SAMPLES) -> C
         (x, x),
         1 / (2 * largest),
         list(exponents).count(largest),
-        monomial_mean(exponents, default_n_beta(num_samples), SamplerConfig().localization),
+        monomial_mean(exponents, default_n_beta(num_samples), OUTSIDE_OF_RUNS),
         num_samples,
     )
 

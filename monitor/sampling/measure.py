@@ -23,7 +23,7 @@ from phasewatch.monitor.sampling.memory import Memory
 from phasewatch.monitor.sampling.memory_budget import Plan, plan_memory
 from phasewatch.monitor.sampling.one_by_one import OneByOne
 from phasewatch.monitor.sampling.outcome import outcome, paid
-from phasewatch.monitor.sampling.pace import Pace, first_look
+from phasewatch.monitor.sampling.pace import Pace, enough, first_look
 from phasewatch.monitor.sampling.posing import pose
 from phasewatch.monitor.sampling.posterior import Problem
 from phasewatch.monitor.sampling.restrictions import (
@@ -31,7 +31,12 @@ from phasewatch.monitor.sampling.restrictions import (
     mask_of,
     names_of,
 )
-from phasewatch.monitor.sampling.schemes import chosen_n_beta, integrator_of, picker_of
+from phasewatch.monitor.sampling.schemes import (
+    chosen_localization,
+    chosen_n_beta,
+    integrator_of,
+    picker_of,
+)
 from phasewatch.monitor.sampling.stopwatch import Stopwatch, paced
 
 DEAR_SECONDS = 0.25
@@ -279,6 +284,7 @@ def _sampled(
 ) -> Steps[dict[str, Estimate]]:
     """The chains of all parts; steps are taken within the engine's session."""
     n_beta = chosen_n_beta(context, config)
+    localization = _localization(context, config, memories, is_live)
     pick = picker_of(problem, config, context.generator)
     runs = {
         name: (OneByOne if engine.name == "inplace" else ChainGroup)(
@@ -286,11 +292,11 @@ def _sampled(
                 problem,
                 engine,
                 n_beta=n_beta,
-                localization=config.localization,
+                localization=localization,
                 mask=mask_of(problem.layout, part, problem.device),
                 control=config.scheme == "lm" and pick is not None,
             ),
-            integrator_of(config, n_beta),
+            integrator_of(config, n_beta, localization),
             generator=context.generator,
             adaptive=config.step_size is None,
             num_chains=config.num_chains,
@@ -328,6 +334,24 @@ def _sampled(
     return estimates
 
 
+def _localization(
+    context: MeasureContext,
+    config: SamplerConfig,
+    memories: Mapping[str, Memory],
+    is_live: bool,
+) -> float:
+    """γ, the same for all parts of a model, and through a run."""
+    if config.localization is not None:
+        return config.localization
+    known = next((m.localization for m in memories.values() if m.localization is not None), None)
+    if known is None:
+        num_parameters = sum(p.numel() for p in context.params.values())
+        known = chosen_localization(config, num_parameters, in_run=is_live)
+    for memory in memories.values():
+        memory.localization = known
+    return known
+
+
 def _sound(run: ChainGroup, estimate: Estimate) -> bool:
     """Whether the chains may serve the next measurement, and are small enough to be kept."""
     x = run.chains.x
@@ -335,10 +359,10 @@ def _sound(run: ChainGroup, estimate: Estimate) -> bool:
     return fits and all(run.alive) and estimate.status is not EstimateStatus.NEGATIVE
 
 
-PREPARATION, DESCENT = 12, 80
+PREPARATION, DESCENT, NEAR_DESCENT = 12, 80, 20
 """Gradients of each chain before its first draw, about: centre and sharpness; and of those that
-come down from outside (50 to 100 on nets of all kinds, 200 where they end in another basin first).
-"""
+come down from outside (50 to 100 on nets of all kinds, 200 where they end in another basin first;
+15 to 30 where γ is chosen so that outside is near)."""
 
 
 def sampling_work(config: SamplerConfig, memories: Iterable[Memory]) -> Work:
@@ -351,9 +375,11 @@ def sampling_work(config: SamplerConfig, memories: Iterable[Memory]) -> Work:
     """
     known = list(memories)
     warm = any(memory.warm for memory in known)
-    draws = config.num_chains * (first_look(config, warm=warm) + PREPARATION)
+    is_near = config.localization is None
+    length = (first_look if is_near else enough)(config, warm=warm)
+    draws = config.num_chains * (length + PREPARATION)
     if not warm:
-        draws += config.num_chains // 2 * DESCENT
+        draws += config.num_chains // 2 * (NEAR_DESCENT if is_near else DESCENT)
     found = [memory.examination for memory in known if memory.examination is not None]
     repeats = max((examination.repeats(config) for examination in found), default=1)
     return Work(gradients=float(draws * repeats))

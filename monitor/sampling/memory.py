@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -24,6 +26,7 @@ class Memory:
         displacement: Where the chains ended, relative to the weights of then, shape (chains, d).
         heat: Their mean virial there.
         layout: How these vectors are cut: other parts measured beside this one change it.
+        localization: γ that was chosen for the run; it stays what it is.
 
     Example:
         >>> memory = Memory()  # given to each `measure_llc` of one run
@@ -36,6 +39,7 @@ class Memory:
     displacement: Tensor | None = None
     heat: float = math.nan
     layout: Layout | None = None
+    localization: float | None = None
 
     @property
     def warm(self) -> bool:
@@ -51,3 +55,38 @@ class Memory:
             self.sharpest = layout.adopt(old.cut(self.sharpest), self.sharpest)
         if self.displacement is not None:
             self.displacement = layout.adopt(old.cut(self.displacement), self.displacement)
+
+
+EARLIER = 1.0
+"""γ of runs that chose none, in versions before it was kept."""
+
+
+def state_of(memories: Mapping[str, Memory]) -> dict[str, Any]:
+    """What a checkpoint keeps of the parts of a model: the last sharpness of each, and γ.
+
+    Neither chains nor the sharpest direction are kept: each is as large as the model, and a
+    checkpoint must not grow by that. A resumed run starts them cold.
+
+    Args:
+        memories: By part.
+    """
+    known = (memory.localization for memory in memories.values())
+    return {
+        "sharpness": {part: memory.sharpness for part, memory in memories.items()},
+        "localization": next((value for value in known if value is not None), None),
+    }
+
+
+def take_up(memories: Mapping[str, Memory], state: Mapping[str, Any]) -> None:
+    """Take up what `state_of` gave; parts that it does not know start afresh.
+
+    Args:
+        memories: By part.
+        state: The state; it is not changed.
+    """
+    kept = state.get("localization", EARLIER)
+    for part, memory in memories.items():
+        sharpness = state.get("sharpness", {}).get(part)
+        memory.sharpness = None if sharpness is None else float(sharpness)
+        memory.sharpest = None
+        memory.localization = None if kept is None else float(kept)

@@ -109,7 +109,7 @@ def outcome(
         n_beta=run.n_beta,
         n_samples=context.n_samples,
         step_size=run.integrator.step_size,
-        localization=config.localization,
+        localization=run.localization,
         n_data=context.n_data,
         sample_unit=context.sample_unit,
         counted=examination.counted,

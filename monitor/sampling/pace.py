@@ -20,6 +20,17 @@ better served by two numbers than by one that is twice as exact."""
 WARM_SHARE = 0.5
 """Share of `num_draws` after which warm chains look at their error for the first time."""
 
+EARLY_DRAWS = 16
+"""In a live run chains are looked at so early already, and at each doubling after."""
+
+RELAXATIONS = 4.0
+"""But not before so many times the draws in which the softest direction may relax, √κ with
+κ = 1 + nβ h / γ, h the sharpness: no direction is softer than γ. Chains that all lag alike agree
+among themselves."""
+
+EARLY_STDERR = 0.05
+"""Relative standard error below which an early look is enough: half of what a late one asks for."""
+
 MARGIN = 1.2
 """The error falls with the root of the draws; a fifth more, as the error has an error too."""
 
@@ -27,16 +38,56 @@ WORTH = 1.25
 """Factor on the draws below which going on is not worth another look."""
 
 
-def first_look(config: SamplerConfig, *, warm: bool) -> int:
-    """Draws after which chains are judged for the first time.
+def enough(config: SamplerConfig, *, warm: bool) -> int:
+    """Draws that need no more than the usual evidence.
 
     Args:
         config: The budget.
-        warm: Whether they go on from where earlier ones stood.
+        warm: Whether chains go on from where earlier ones stood.
     """
     if not warm:
         return config.num_draws
     return max(math.ceil(WARM_SHARE * config.num_draws), min(MIN_DRAWS, config.num_draws))
+
+
+def first_look(config: SamplerConfig, *, warm: bool) -> int:
+    """Draws after which the chains of a live run may be judged for the first time.
+
+    Args:
+        config: The budget. Where draws cannot go on beyond `num_draws`, these are what is wanted.
+        warm: Whether they go on from where earlier ones stood.
+    """
+    usual = enough(config, warm=warm)
+    return min(EARLY_DRAWS, usual) if config.max_draws > config.num_draws else usual
+
+
+def relaxed(run: ChainGroup) -> float:
+    """Draws after which even the softest direction has relaxed; inf where nothing bounds it."""
+    if run.localization <= 0.0:
+        return math.inf
+    return RELAXATIONS * math.sqrt(1.0 + run.n_beta * run.curvature / run.localization)
+
+
+def is_clear(summary: Summary, n_samples: int) -> bool:
+    """Whether few draws prove already what many are drawn for.
+
+    The usual checks look for evidence against λ̂, of which few draws hold little. Here the evidence
+    must be for it: both sides have met for certain, and the error is half of what is allowed.
+
+    Args:
+        summary: What the draws say.
+        n_samples: n.
+    """
+    if verdict.weaknesses(summary, n_samples).keys() - verdict.NOT_BY_DRAWS:
+        return False
+    sides = summary.sides
+    apart = sides.gap + NUM_SIGMAS * sides.gap_stderr
+    moves = abs(summary.drift) + NUM_SIGMAS * summary.drift_stderr
+    return (
+        summary.relative_stderr <= EARLY_STDERR
+        and apart <= verdict.MAX_GAP * abs(summary.value)
+        and moves <= 2.0 * verdict.MAX_DRIFT
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +108,14 @@ class Pace:
 
     def first(self, run: ChainGroup) -> int:
         """Draws at the first look."""
-        return first_look(self.config, warm=run.warm)
+        # What begins again at each look would pay for the early ones twice.
+        if not self.is_live or isinstance(run, OneByOne):
+            return self._enough(run)
+        early = first_look(self.config, warm=run.warm)
+        return int(min(max(early, relaxed(run)), self._enough(run)))
+
+    def _enough(self, run: ChainGroup) -> int:
+        return enough(self.config, warm=run.warm)
 
     def next(self, run: ChainGroup, summary: Summary | None, drawn: int, seconds: float) -> int:
         """Draws at the next look; `drawn` if this was the last.
@@ -70,7 +128,12 @@ class Pace:
         """
         if summary is None or len(run.record) < drawn:  # lost, or out of time
             return drawn
-        wanted = max(self._wanted(summary, drawn), self.first(run))
+        usual = self._enough(run)
+        if drawn < usual:
+            is_enough = drawn >= relaxed(run) and is_clear(summary, self.n_samples)
+            wanted = drawn if is_enough else min(2 * drawn, usual)
+        else:
+            wanted = self._wanted(summary, drawn)
         if wanted <= drawn:
             return drawn
         left = self.config.max_seconds - self.stopwatch.seconds
@@ -79,7 +142,7 @@ class Pace:
             return wanted if wanted * a_draw <= left else drawn
         if (wanted - drawn) * a_draw > left:
             wanted = drawn + int(max(left, 0.0) / a_draw) if a_draw > 0.0 else drawn
-        return wanted if wanted >= WORTH * drawn or wanted >= self.first(run) > drawn else drawn
+        return wanted if wanted >= WORTH * drawn or wanted >= usual > drawn else drawn
 
     def _wanted(self, summary: Summary, drawn: int) -> int:
         """How many draws would mend the estimate; `drawn` or less if none would."""

@@ -22,6 +22,7 @@ from phasewatch.monitor.sampling.estimators import default_n_beta
 from phasewatch.monitor.sampling.factory import Subject
 from phasewatch.monitor.sampling.measure import measure_llc
 from phasewatch.monitor.sampling.memory import Memory
+from phasewatch.monitor.sampling.schemes import OUTSIDE_OF_RUNS
 
 STEP_MULTIPLES = (1 / 16, 1 / 4, 1.0, 4.0, 16.0, 64.0)
 """Default steps, in automatic steps: down to where chains are too slow, up to where they burst."""
@@ -144,7 +145,7 @@ def _measure(subject: Subject, config: SamplerConfig, memory: Memory) -> Estimat
 
 def _start(automatic: Sequence[Estimate], n_beta: float) -> float:
     """The automatic step at the settings nearest to the defaults."""
-    return _nearest(automatic, n_beta, SamplerConfig().localization).step_size
+    return _nearest(automatic, n_beta, OUTSIDE_OF_RUNS).step_size
 
 
 def _nearest(points: Sequence[Estimate], n_beta: float, localization: float) -> Estimate:

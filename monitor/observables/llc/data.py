@@ -33,6 +33,7 @@ from phasewatch.monitor.observables.llc.values import observed_llc, refusals
 from phasewatch.monitor.sampling import Memory
 from phasewatch.monitor.sampling.estimators import default_n_beta
 from phasewatch.monitor.sampling.measure import check_llc, llc_steps, sampling_work
+from phasewatch.monitor.sampling.memory import state_of, take_up
 
 Chooser = Callable[[Any], Tensor]
 """From a probe batch, as the loss takes it, to a boolean mask over its samples, shape (B,)."""
@@ -181,14 +182,12 @@ class LLCSlices:
         return self._data[part]
 
     def state_dict(self) -> dict[str, Any]:
-        """The last sharpness of each slice; see `LLC.state_dict`."""
-        return {"sharpness": {part: m.sharpness for part, m in self._memories.items()}}
+        """The last sharpness of each slice, and γ of the run; see `state_of`."""
+        return state_of(self._memories)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state of `state_dict`; slices that it does not know start afresh."""
-        for part, sharpness in state.get("sharpness", {}).items():
-            if part in self._memories and sharpness is not None:
-                self._memories[part].sharpness = float(sharpness)
+        take_up(self._memories, state)
 
 
 def at_temperature_of(context: MeasureContext, config: SamplerConfig) -> SamplerConfig:

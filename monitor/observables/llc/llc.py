@@ -18,7 +18,12 @@ from phasewatch.monitor.sampling.measure import (
     llc_steps,
     sampling_work,
 )
+from phasewatch.monitor.sampling.memory import state_of, take_up
 from phasewatch.monitor.sampling.restrictions import Selection
+
+
+WHOLE = ""
+"""The only part of a model that is measured whole."""
 
 
 class LLC:
@@ -124,15 +129,10 @@ class LLC:
             yield derived(context, name, unit, estimate.waic, estimate.waic_stderr, estimate)
 
     def state_dict(self) -> dict[str, Any]:
-        """The last sharpness.
-
-        Neither chains nor the sharpest direction are kept: each is as large as the model, and a
-        checkpoint must not grow by that. A resumed run starts them cold.
-        """
-        return {"sharpness": self._memory.sharpness}
+        """The last sharpness, and γ of the run; see `state_of`."""
+        state = state_of({WHOLE: self._memory})
+        return {"sharpness": state["sharpness"][WHOLE], "localization": state["localization"]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state of `state_dict`; the mapping is not changed."""
-        sharpness = state.get("sharpness")
-        self._memory.sharpness = None if sharpness is None else float(sharpness)
-        self._memory.sharpest = None
+        take_up({WHOLE: self._memory}, {**state, "sharpness": {WHOLE: state.get("sharpness")}})

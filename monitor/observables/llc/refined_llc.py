@@ -21,6 +21,7 @@ from phasewatch.monitor.sampling.measure import (
     refined_llc_steps,
     sampling_work,
 )
+from phasewatch.monitor.sampling.memory import state_of, take_up
 from phasewatch.monitor.sampling.restrictions import Selection
 
 log = logging.getLogger("phasewatch")
@@ -161,11 +162,12 @@ class RefinedLLC:
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """The last sharpness of each part; see `LLC.state_dict`."""
-        return {"sharpness": {part: m.sharpness for part, m in self._memories.items()}}
+        """The last sharpness of each part, and γ of the run; see `state_of`."""
+        return state_of(self._memories)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state of `state_dict`; parts that it does not know start afresh."""
         for part, sharpness in state.get("sharpness", {}).items():
-            if sharpness is not None and (self._wanted or part in self._memories):
-                self._memories.setdefault(part, Memory()).sharpness = float(sharpness)
+            if sharpness is not None and self._wanted:
+                self._memories.setdefault(part, Memory())
+        take_up(self._memories, state)

@@ -329,3 +329,33 @@ def test_a_step_on_which_nothing_can_be_due_asks_only_the_clock(monkeypatch):
     monkeypatch.setattr(loop.planner, "_decide", asked.append)
     loop.run(1)
     assert len(asked) <= 1
+
+
+def test_one_that_fits_into_the_bucket_begins_when_all_of_it_is_there():
+    """It ends in the step it began at: it tells of weights of now, and none is left unfinished."""
+    loop = Loop(llc(), budget=0.05, costs={"llc": 1.2}, steps=20_000)
+    loop.run(20_000)
+    assert len(loop.measured["llc"]) >= 6  # 1.9 s and five per cent of 200 s
+    assert loop.planner.open is None
+    for step in loop.measured["llc"][1:]:
+        spent = dict(enumerate(seconds for _, seconds in loop.spent))
+        assert spent[step - 1] - spent[step - 2] >= 1.2
+
+
+def test_what_else_is_spent_is_no_part_of_what_is_left_for_lambda():
+    """3.4 s are left for the run's last 30 s, and most of it goes on being spent on other work."""
+    loop = Loop(llc(), budget=0.05, costs={"llc": 3.0}, steps=6_000)
+    for _ in range(3_000):
+        loop.run(1)
+        with loop.planner.spending():
+            loop.clock.now += 0.0004
+    assert loop.planner.ledger.left_until(30.0) > 3.0
+    assert loop.planner.at_end("llc")
+
+
+def test_what_the_latest_one_took_corrects_what_is_told_of_the_next():
+    planner = Planner([llc()], Budget(0.05, Clock()))
+    planner.predict("llc", 4.0, 0.01)
+    planner.charge("llc", 10, 6.0)
+    planner.predict("llc", 2.0, 0.01)  # it goes on where the first one ended
+    assert planner.accounts["llc"].predicted == pytest.approx(3.0)

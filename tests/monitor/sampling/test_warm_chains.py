@@ -24,7 +24,7 @@ def measure(context_of):
     def one(memory, spectrum=SPECTRUM, seed=0, **changes):
         context = context_of(Quadratic(spectrum.tolist()), [torch.zeros(8, 1)], plain_loss)
         context.generator.manual_seed(seed)
-        config = SamplerConfig(**{"n_beta": N_BETA, "num_draws": 64, "max_draws": 0} | changes)
+        config = SamplerConfig(**{"n_beta": N_BETA, "localization": 1.0, "num_draws": 64, "max_draws": 0} | changes)
         return measure_llc(context, config, memory=memory)
 
     return one

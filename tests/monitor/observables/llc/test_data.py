@@ -215,7 +215,7 @@ def test_a_plain_loop_gives_its_validation_data(tmp_path):
         "exporter": {"enabled": False},
         "observables": ["llc", "llc_validation"],
         "every_n_steps": 1,
-        "sampler": {"num_draws": 64, "max_draws": 0},
+        "sampler": {"num_draws": 64, "max_draws": 0, "localization": GAMMA},
     }
     model = Planted()
     probe, val_probe = TensorDataset(*data(300, 5.0)), [data(300, 0.01)]
