@@ -30,7 +30,8 @@ class SamplerConfig(Settings):
             "sgld": overdamped steps w ← w − (ε/2)[nβ ĝ + γ(w−w*)] + √ε ξ (Lau et al. 2023).
             "rmsprop_sgld": the same, preconditioned by the running size of ĝ (Li et al. 2016).
         num_chains: Chains, run side by side.
-        num_draws: Steps of each chain, burn-in included.
+        num_draws: Steps of each chain, burn-in included. None takes 256, and in a run fewer where
+            they prove already that the chains have settled.
         max_draws: Chains go on beyond `num_draws`, up to this, while more draws can bring the
             error or the checks within bounds and time is left. At most `num_draws`: never.
         max_seconds: Seconds after which no draws beyond `num_draws` are begun.
@@ -63,7 +64,7 @@ class SamplerConfig(Settings):
 
     scheme: Literal["baoab", "lm", "sgld", "rmsprop_sgld"] = "baoab"
     num_chains: PositiveInt = 4
-    num_draws: Annotated[int, Field(ge=8)] = 256
+    num_draws: Annotated[int, Field(ge=8)] | None = None
     max_draws: NonNegativeInt = 16_384
     max_seconds: NonNegativeFloat = 60.0
     target_error: PositiveFloat = 0.1

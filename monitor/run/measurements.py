@@ -690,7 +690,8 @@ class Measuring:
                 predicted = self.planner.accounts[name].predicted or 0.0
                 if ledger.level < SHORTEST * predicted:
                     continue
-                opened = self._opened(name, replace(context, deadline_seconds=LAST_SHARE * ledger.level))
+                own = replace(context, deadline_seconds=LAST_SHARE * ledger.level)
+                opened = self._opened(name, own)
                 self._open = opened
                 self.planner.begin(name, step)
                 results += self._go_on(step)

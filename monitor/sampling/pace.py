@@ -20,8 +20,11 @@ better served by two numbers than by one that is twice as exact."""
 WARM_SHARE = 0.5
 """Share of `num_draws` after which warm chains look at their error for the first time."""
 
+USUAL_DRAWS = 256
+"""`num_draws` where none are given."""
+
 EARLY_DRAWS = 16
-"""In a live run chains are looked at so early already, and at each doubling after."""
+"""In a run that gives none, chains are looked at so early already, and at each doubling after."""
 
 RELAXATIONS = 4.0
 """But not before so many times the draws in which the softest direction may relax, √κ with
@@ -38,6 +41,11 @@ WORTH = 1.25
 """Factor on the draws below which going on is not worth another look."""
 
 
+def usual_draws(config: SamplerConfig) -> int:
+    """`num_draws`, given or not."""
+    return USUAL_DRAWS if config.num_draws is None else config.num_draws
+
+
 def enough(config: SamplerConfig, *, warm: bool) -> int:
     """Draws that need no more than the usual evidence.
 
@@ -45,20 +53,21 @@ def enough(config: SamplerConfig, *, warm: bool) -> int:
         config: The budget.
         warm: Whether chains go on from where earlier ones stood.
     """
+    draws = usual_draws(config)
     if not warm:
-        return config.num_draws
-    return max(math.ceil(WARM_SHARE * config.num_draws), min(MIN_DRAWS, config.num_draws))
+        return draws
+    return max(math.ceil(WARM_SHARE * draws), min(MIN_DRAWS, draws))
 
 
 def first_look(config: SamplerConfig, *, warm: bool) -> int:
     """Draws after which the chains of a live run may be judged for the first time.
 
     Args:
-        config: The budget. Where draws cannot go on beyond `num_draws`, these are what is wanted.
+        config: The budget. A number of draws that is given is what is wanted.
         warm: Whether they go on from where earlier ones stood.
     """
     usual = enough(config, warm=warm)
-    return min(EARLY_DRAWS, usual) if config.max_draws > config.num_draws else usual
+    return min(EARLY_DRAWS, usual) if config.num_draws is None else usual
 
 
 def relaxed(run: ChainGroup) -> float:
@@ -155,7 +164,7 @@ class Pace:
         if not weak and error <= limit:
             return 0
         growth = (SLOW_GROWTH, NOISE_GROWTH) if self.is_live else (math.inf, math.inf)
-        slow, noisy = (min(g * self.config.num_draws, self.config.max_draws) for g in growth)
+        slow, noisy = (min(g * usual_draws(self.config), self.config.max_draws) for g in growth)
         longer = int(min(2 * drawn, slow))
         if weak - {"stderr"}:
             return longer

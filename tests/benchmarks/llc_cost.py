@@ -335,9 +335,10 @@ class Result:
 
 def compare(problem: Problem, server: peers.Server | None, options: argparse.Namespace) -> Result:
     """Both sides in turn, seed by seed."""
-    from phasewatch.monitor.sampling import SamplerConfig
 
-    our_draws = sorted({*OUR_DRAWS, SamplerConfig().num_draws})
+    from phasewatch.monitor.sampling.pace import USUAL_DRAWS
+
+    our_draws = sorted({*OUR_DRAWS, USUAL_DRAWS})
     # A quarter, the burn-in, is one pass or more: what remains is whole passes too.
     shortest = 4 * (len(problem.batch[0]) // MINIBATCH)
     peer_draws = [d for d in (shortest * 2**k for k in range(20)) if d <= options.max_draws]
@@ -381,9 +382,10 @@ def report_model(result: Result) -> None:
 
 def report(results: Sequence[Result], target: float) -> None:
     """The table and the geometric means."""
-    from phasewatch.monitor.sampling import SamplerConfig
 
-    default = SamplerConfig().num_draws
+    from phasewatch.monitor.sampling.pace import USUAL_DRAWS
+
+    default = USUAL_DRAWS
     print(f"\nseconds to {target:.0%} RMSE; in brackets: CPU seconds, draws")
     print(f"{'model':26s} {'plain default':>18s} {'ours':>24s}", end="")
     print(f" {'devinterp, best ε':>38s} {'ratio':>7s} {'one ε for all':>28s} {'ratio':>7s}")

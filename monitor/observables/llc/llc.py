@@ -21,7 +21,6 @@ from phasewatch.monitor.sampling.measure import (
 from phasewatch.monitor.sampling.memory import state_of, take_up
 from phasewatch.monitor.sampling.restrictions import Selection
 
-
 WHOLE = ""
 """The only part of a model that is measured whole."""
 

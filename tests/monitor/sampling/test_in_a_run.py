@@ -37,9 +37,7 @@ def test_the_pull_grows_with_the_net_in_a_run_and_is_one_outside_of_it(context):
     config = SamplerConfig(n_beta=N_BETA, num_draws=32, max_draws=0)
     in_run = measure_llc(context(), config, memory=Memory())
     alone = measure_llc(context(), config)
-    asked = measure_llc(
-        context(), config.model_copy(update={"localization": 3.0}), memory=Memory()
-    )
+    asked = measure_llc(context(), config.model_copy(update={"localization": 3.0}), memory=Memory())
     assert in_run.localization == pytest.approx(math.sqrt(400))
     assert alone.localization == 1.0
     assert asked.localization == 3.0
@@ -90,7 +88,7 @@ def test_soft_directions_are_waited_for(context):
 
 
 def test_an_early_look_is_no_reason_to_take_less_than_was_asked_for(context):
-    config = SamplerConfig(n_beta=N_BETA, num_draws=96, max_draws=96)
+    config = SamplerConfig(n_beta=N_BETA, num_draws=96)
     found = measure_llc(context(), config, memory=Memory())
     assert found.num_draws + found.num_burnin == 96
     alone = measure_llc(context(), SamplerConfig(n_beta=N_BETA, localization=20.0))

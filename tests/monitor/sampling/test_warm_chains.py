@@ -12,6 +12,7 @@ from phasewatch.monitor.sampling.closed_forms import Quadratic, plain_loss
 
 SPECTRUM = np.geomspace(0.01, 30.0, 24)
 N_BETA = 200.0
+SETTINGS = {"n_beta": N_BETA, "localization": 1.0, "num_draws": 64, "max_draws": 0}
 
 
 def truth(spectrum=SPECTRUM, localization=1.0):
@@ -24,7 +25,7 @@ def measure(context_of):
     def one(memory, spectrum=SPECTRUM, seed=0, **changes):
         context = context_of(Quadratic(spectrum.tolist()), [torch.zeros(8, 1)], plain_loss)
         context.generator.manual_seed(seed)
-        config = SamplerConfig(**{"n_beta": N_BETA, "localization": 1.0, "num_draws": 64, "max_draws": 0} | changes)
+        config = SamplerConfig(**SETTINGS | changes)
         return measure_llc(context, config, memory=memory)
 
     return one
