@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from phasewatch.callbacks.shared.framework import Framework, SubjectLoss
 from phasewatch.monitor.core.context import LossFn, MeasureContext
 from phasewatch.monitor.core.errors import ConfigError, MeasurementError, RefusedError
+from phasewatch.monitor.core.seeds import seed_from
 from phasewatch.monitor.isolation import guard, live_context, measure_context
 from phasewatch.monitor.isolation.batches import count_samples
 from phasewatch.monitor.isolation.probe import (
@@ -27,7 +28,6 @@ from phasewatch.monitor.isolation.probe import (
     is_indexed,
     with_terms,
 )
-from phasewatch.monitor.run.live_model import seed_of
 from phasewatch.monitor.run.probe_size import Build, builder_of, mean_loss, sized_probe
 from phasewatch.monitor.run.watch import Watch
 from phasewatch.monitor.sampling.evaluation_cost import EvaluationCost, evaluation_cost
@@ -100,7 +100,7 @@ class Subject(Framework):
         report = None
         try:
             with guard(
-                self._module, seed=seed_of(self._config.seed, step, turn), extra=extra
+                self._module, seed=seed_from(self._config.seed, step, turn), extra=extra
             ) as report:
                 yield
         finally:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from phasewatch.monitor.core.shipped import DEPLOY
+
 FOLDER_UID = "phasewatch"
 SOURCE_UID = "phasewatch-prometheus"
-SHIPPED = Path(__file__).resolve().parents[2] / "deploy" / "grafana"
-"""In a checkout as in an installed package, `deploy` lies beside `monitor`."""
+SHIPPED = DEPLOY / "grafana"
 
 Json = dict[str, Any]
 

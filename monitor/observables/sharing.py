@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-import zlib
 from types import TracebackType
 
 import torch
 
 from phasewatch.monitor.core.context import MeasureContext
+from phasewatch.monitor.core.seeds import seed_from
 
 
 class Stopwatch:
@@ -51,5 +51,5 @@ def random_of(context: MeasureContext, what: str) -> torch.Generator:
         context: The measurement's context; its step and the seed of what is shared are used.
         what: The purpose.
     """
-    seed = zlib.crc32(f"{context.shared.seed}/{context.step}/{what}".encode())
+    seed = seed_from(context.shared.seed, context.step, what)
     return torch.Generator(device=context.generator.device).manual_seed(seed)

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from phasewatch.monitor.core.bounded_http import why
+from phasewatch.monitor.core.shipped import DEPLOY
 from phasewatch.monitor.operations.doctor_end import notification_counts
 from phasewatch.monitor.operations.doctor_files import alertmanager_file
 from phasewatch.monitor.operations.doctor_links import (
@@ -34,7 +35,6 @@ from phasewatch.monitor.operations.doctor_routes import (
     relabelled,
 )
 from phasewatch.monitor.operations.doctor_runs import Runs
-from phasewatch.monitor.operations.stack import SHIPPED
 
 RECENT_SECONDS = 3.0
 """How long failures are watched, where some have been counted: Alertmanager tries again soon."""
@@ -128,7 +128,7 @@ class Prometheus:
         if missing := [name for name in shipped if name not in loaded]:
             raise BrokenError(
                 f"not loaded: {', '.join(missing)}",
-                f"let `rule_files` in prometheus.yml name {SHIPPED / 'prometheus' / 'rules.yml'}",
+                f"let `rule_files` in prometheus.yml name {DEPLOY / 'prometheus' / 'rules.yml'}",
             )
         for name in shipped:
             if loaded[name]["health"] == "err":
@@ -377,7 +377,7 @@ def _ready(url: str, otherwise: str) -> str:
 
 def shipped_rules() -> list[dict[str, Any]]:
     """The alerts of the shipped rules: name and labels."""
-    rules = yaml.safe_load((SHIPPED / "prometheus" / "rules.yml").read_text("utf-8"))
+    rules = yaml.safe_load((DEPLOY / "prometheus" / "rules.yml").read_text("utf-8"))
     return [
         {"name": rule["alert"], "labels": rule.get("labels") or {}}
         for group in rules["groups"]

@@ -16,9 +16,7 @@ from pathlib import Path
 import yaml
 
 from phasewatch.monitor.core.errors import PhasewatchError
-
-SHIPPED = Path(__file__).resolve().parents[2] / "deploy"
-"""In a checkout as in an installed package, `deploy` lies beside `monitor`."""
+from phasewatch.monitor.core.shipped import DEPLOY
 
 HOST = "127.0.0.1"
 START_SECONDS = 60.0
@@ -71,7 +69,7 @@ class Stack:
         Raises:
             PhasewatchError: The folder cannot be written.
         """
-        prometheus = yaml.safe_load((SHIPPED / "prometheus" / "prometheus.yml").read_text("utf-8"))
+        prometheus = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text("utf-8"))
         interval = f"{self.interval_seconds}s"
         prometheus["global"] |= {"scrape_interval": interval, "evaluation_interval": interval}
         (manager,) = prometheus["alerting"]["alertmanagers"]
@@ -84,9 +82,9 @@ class Stack:
                 + yaml.safe_dump(prometheus, sort_keys=False),
                 encoding="utf-8",
             )
-            shutil.copyfile(SHIPPED / "prometheus" / "rules.yml", self.folder / "rules.yml")
+            shutil.copyfile(DEPLOY / "prometheus" / "rules.yml", self.folder / "rules.yml")
             if not self.alertmanager_config.exists():
-                shipped = SHIPPED / "alertmanager" / "alertmanager.yml"
+                shipped = DEPLOY / "alertmanager" / "alertmanager.yml"
                 shutil.copyfile(shipped, self.alertmanager_config)
         except OSError as error:
             raise PhasewatchError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +12,7 @@ from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.context import LossFn, MeasureContext
 from phasewatch.monitor.core.errors import MeasurementError, RefusedError
 from phasewatch.monitor.core.health import Health
+from phasewatch.monitor.core.seeds import seed_from
 from phasewatch.monitor.isolation import guard, live_context, measure_context
 from phasewatch.monitor.isolation.batches import count_samples
 from phasewatch.monitor.isolation.probe import Probe, batch_size_of, build_probe, is_indexed
@@ -73,7 +73,7 @@ class PlainSubject:
     @contextmanager
     def guarded(self, step: int, turn: int) -> Iterator[None]:
         """Shield training from what is measured inside."""
-        seed = seed_of(self._config.seed, step, turn)
+        seed = seed_from(self._config.seed, step, turn)
         sources = [] if self._probe is not None else [self._source, self._val_source]
         extra = [source for source in sources if source is not None]
         with guard(self.model, seed=seed, extra=extra) as report:
@@ -94,7 +94,7 @@ class PlainSubject:
             n_data=probe.n_data,
             sample_unit=probe.sample_unit,
             mode=self._config.probe.mode,
-            seed=seed_of(self._config.seed, step, 0),
+            seed=seed_from(self._config.seed, step, 0),
         )
 
     def live_context(self, step: int, epoch: int | None) -> MeasureContext:
@@ -104,7 +104,7 @@ class PlainSubject:
             step=step,
             epoch=epoch,
             mode=self._config.probe.mode,
-            seed=seed_of(self._config.seed, step, 0),
+            seed=seed_from(self._config.seed, step, 0),
         )
 
     def size(self, watch: Watch) -> None:
@@ -163,14 +163,3 @@ class PlainSubject:
                 else build_probe(self._source, n_samples=self._n_samples, **settings)
             )
         return self._probe
-
-
-def seed_of(seed: int, step: int, turn: int) -> int:
-    """Seed of what is random inside a measurement: the same in every process.
-
-    Args:
-        seed: Seed of the run.
-        step: Optimizer steps completed.
-        turn: How often was measured at this step before.
-    """
-    return zlib.crc32(f"{seed}/{step}/{turn}".encode())

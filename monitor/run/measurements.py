@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from phasewatch.monitor.core.forecast import ForecastRow, duration_in_words
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import StreamMeaning, guess
 from phasewatch.monitor.core.ownership import is_ours
+from phasewatch.monitor.core.seeds import seed_from
 from phasewatch.monitor.core.stray import let_through
 from phasewatch.monitor.core.work import Cost, Steps, Work
 from phasewatch.monitor.run.budget import Budget
@@ -510,7 +510,7 @@ class Measuring:
         return self._go_on(step)
 
     def _opened(self, name: str, context: MeasureContext) -> Open:
-        context.generator.manual_seed(zlib.crc32(f"{self._seed}/{context.step}/{name}".encode()))
+        context.generator.manual_seed(seed_from(self._seed, context.step, name))
         own = replace(
             context,
             deadline_seconds=min(context.deadline_seconds, self.planner.deadline(name)),

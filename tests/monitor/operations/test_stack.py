@@ -38,7 +38,7 @@ def program(folder, name, does):
 
 def test_the_configuration_is_the_shipped_one_with_our_addresses(stack):
     stack.configure()
-    shipped = yaml.safe_load((module.SHIPPED / "prometheus" / "prometheus.yml").read_text())
+    shipped = yaml.safe_load((module.DEPLOY / "prometheus" / "prometheus.yml").read_text())
     written = yaml.safe_load((stack.folder / "prometheus.yml").read_text())
     assert written["global"] == {"scrape_interval": "2s", "evaluation_interval": "2s"}
     (manager,) = written["alerting"]["alertmanagers"]
