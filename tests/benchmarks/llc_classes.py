@@ -4,11 +4,15 @@
     python tests/benchmarks/llc_classes.py --class tied    # one class
     python tests/benchmarks/llc_classes.py --max-draws 4096  # less work than the default allows
     python tests/benchmarks/llc_classes.py --references    # make the references that are missing
+    python tests/benchmarks/llc_classes.py --in-run            # as a run measures
 
 The work is bounded by draws alone, not by seconds: a busy machine gives the same numbers.
 
 The references lie in `llc_class_references.json`. They are made by `support.two_sided`, chains that
 share no code with the estimator; those that are not trusted are shown and not scored.
+
+In a run γ is √d and chains are done as soon as that is proven; each seed is measured twice, the
+second time by chains that go on.
 
 The estimator's settings (how far outside chains start, how they are cooled, friction, when a mass
 is set) were picked on four of these nets, marked *, and on three deep linear nets; the other
@@ -32,9 +36,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from phasewatch.monitor.core.estimates import Estimate, EstimateStatus
-from phasewatch.monitor.sampling import SamplerConfig, estimate_llc
+from phasewatch.monitor.isolation import guard, measure_context
+from phasewatch.monitor.sampling import Memory, SamplerConfig, estimate_llc, measure_llc
 from phasewatch.monitor.sampling.closed_forms import squared_error
 from phasewatch.monitor.sampling.net_cases import net_cases
+from phasewatch.monitor.sampling.schemes import OUTSIDE_OF_RUNS, chosen_localization
 from support.net_classes import CLASSES
 from support.trained_nets import TrainedNet
 from support.two_sided import TwoSided, two_sided_reference
@@ -108,23 +114,29 @@ def save(references: dict[str, TwoSided]) -> None:
     STORE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def make_references(kind: str | None, seconds: float) -> None:
+def key_of(net: TrainedNet, in_run: bool) -> str:
+    """Name of its reference."""
+    return f"{net.name}, in a run" if in_run else net.name
+
+
+def make_references(kind: str | None, seconds: float, in_run: bool) -> None:
     """Compute those that are missing."""
     references = load()
     for _, net in nets(kind):
-        if net.name in references:
+        name = key_of(net, in_run)
+        if name in references:
             continue
         potential, dimension = net.potential()
         found = two_sided_reference(
             potential,
             dimension,
             n_beta=net.num_samples / math.log(net.num_samples),
-            localization=SamplerConfig().localization,
+            localization=chosen_localization(SamplerConfig(), dimension, in_run=in_run),
             max_seconds=seconds,
         )
-        references[net.name] = found
+        references[name] = found
         save(references)
-        print(f"{net.name:38s} d {dimension:4d} {found}", flush=True)
+        print(f"{name:38s} d {dimension:4d} {found}", flush=True)
 
 
 def selfcheck_references(seconds: float) -> None:
@@ -136,7 +148,7 @@ def selfcheck_references(seconds: float) -> None:
             potential,
             dimension,
             n_beta=case.n_samples / math.log(case.n_samples),
-            localization=SamplerConfig().localization,
+            localization=OUTSIDE_OF_RUNS,
             max_seconds=seconds,
         )
         print(f"{case.name:38s} stored {case.exact} {found}", flush=True)
@@ -171,6 +183,32 @@ def summarise(rows: list[Row]) -> None:
         )
 
 
+def measured(net: TrainedNet, seed: int, max_draws: int) -> Iterator[tuple[Estimate, float]]:
+    """λ̂ outside of a run, and the seconds it took."""
+    began = time.process_time()
+    config = SamplerConfig(seed=seed, max_draws=max_draws, max_seconds=math.inf)
+    found = estimate_llc(net.model, [net.batch], net.loss, n_samples=net.num_samples, config=config)
+    yield found, time.process_time() - began
+
+
+def measured_in_run(net: TrainedNet, seed: int) -> Iterator[tuple[Estimate, float]]:
+    """λ̂ as a run measures it: by new chains, then by those that go on."""
+    memory = Memory()
+    for turn in range(2):
+        began = time.process_time()
+        with guard(net.model, seed=2 * seed + turn):
+            context = measure_context(
+                net.model,
+                step=turn,
+                loss_fn=net.loss,
+                batches=[net.batch],
+                n_samples=net.num_samples,
+                seed=2 * seed + turn,
+            )
+            found = measure_llc(context, SamplerConfig(), memory=memory)
+        yield found, time.process_time() - began
+
+
 def main() -> None:
     """Print the table and the summary."""
     parser = argparse.ArgumentParser(
@@ -179,6 +217,7 @@ def main() -> None:
     parser.add_argument("--class", dest="kind", choices=[*CLASSES])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--max-draws", type=int, default=SamplerConfig().max_draws)
+    parser.add_argument("--in-run", action="store_true", help="as a run measures")
     parser.add_argument("--references", action="store_true", help="compute missing references")
     parser.add_argument("--selfcheck", action="store_true", help="recompute those of selfcheck")
     parser.add_argument("--seconds", type=float, default=40.0, help="CPU time of one reference")
@@ -188,24 +227,19 @@ def main() -> None:
         selfcheck_references(arguments.seconds)
         return
     if arguments.references:
-        make_references(arguments.kind, arguments.seconds)
+        make_references(arguments.kind, arguments.seconds, arguments.in_run)
         return
     references, rows = load(), []
     for kind, net in nets(arguments.kind):
-        for seed in range(arguments.seeds if net.name in references else 0):
-            began = time.process_time()
-            found = estimate_llc(
-                net.model,
-                [net.batch],
-                net.loss,
-                n_samples=net.num_samples,
-                config=SamplerConfig(
-                    seed=seed, max_draws=arguments.max_draws, max_seconds=math.inf
-                ),
-            )
-            spent = time.process_time() - began
-            rows.append(Row(kind, net.name, found, references[net.name], spent))
-            print(rows[-1], flush=True)
+        name = key_of(net, arguments.in_run)
+        for seed in range(arguments.seeds if name in references else 0):
+            if arguments.in_run:
+                found = measured_in_run(net, seed)
+            else:
+                found = measured(net, seed, arguments.max_draws)
+            for estimate, spent in found:
+                rows.append(Row(kind, net.name, estimate, references[name], spent))
+                print(rows[-1], flush=True)
     summarise(rows)
 
 
