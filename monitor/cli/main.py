@@ -21,6 +21,7 @@ from phasewatch.monitor.cli import (
     init,
     observables,
     remove,
+    report,
     serve,
     stack,
     targets,
@@ -138,24 +139,7 @@ def show(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOpti
         say(printable(f"hole: {hole.num_rows} of {hole.stream} are missing {where}: {hole.reason}"))
 
 
-@app.command()
-def report(
-    run: RunArgument,
-    store: StoreOption = DEFAULT_STORE,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="HTML file to write; it opens offline.")
-    ] = Path("report.html"),
-) -> None:
-    """Write a report of one run with all its curves and transitions."""
-    from phasewatch.monitor.reports.run_page import write_report
-
-    with open_history(store) as history:
-        info = find_run(history, run)
-        with writing(out, "--out"):
-            write_report(history, info.id, out)
-    typer.echo(f"report of {info.name} written to {out}")
-
-
+app.command()(report.report)
 app.command()(follow.follow)
 app.command()(compare.compare)
 app.command("rm")(remove.remove)

@@ -224,24 +224,32 @@ def panels(series: Iterable[Series], *, limit: bool = True) -> list[Panel]:
     fractions = [s for s in rest if not s.is_measured and is_fraction(s)]
     others = [s for s in rest if s.name not in {f.name for f in fractions}]
     found = [
-        _panel("Losses (nats)", losses, log=True),
-        _panel("Local learning coefficient λ̂", llc, log=True),
+        make_panel("Losses (nats)", losses, log=True),
+        make_panel("Local learning coefficient λ̂", llc, log=True),
         *(
-            _panel("Norms" + _in_unit(unit), [s for s in norms if s.unit == unit], log=True)
+            make_panel("Norms" + _in_unit(unit), [s for s in norms if s.unit == unit], log=True)
             for unit in units
         ),
-        _panel("Metrics between 0 and 1", fractions, log=False),
+        make_panel("Metrics between 0 and 1", fractions, log=False),
     ]
     room = MAX_PANELS - sum(1 for panel in found if panel.series)
     alone, rest = others, []
     if limit and len(others) > room:
         alone, rest = others[:room], others[room:]
-    found += [_panel(s.name, [s], log=False) for s in alone]
-    found.append(_panel("Further observables", rest, log=False))
+    found += [make_panel(s.name, [s], log=False) for s in alone]
+    found.append(make_panel("Further observables", rest, log=False))
     return [panel for panel in found if panel.series]
 
 
-def _panel(title: str, series: Sequence[Series], *, log: bool, ordered: bool = True) -> Panel:
+def make_panel(title: str, series: Sequence[Series], *, log: bool, ordered: bool = True) -> Panel:
+    """Streams over one another.
+
+    Args:
+        title: What they are.
+        series: The streams.
+        log: Draw them on a logarithmic axis, if all that is trusted is positive.
+        ordered: Sort them by name, the parts of a total after it.
+    """
     # A logarithmic axis would silently hide what is zero or negative.
     positive = any(s.ok.any() for s in series) and all((s.values[s.ok] > 0).all() for s in series)
     if ordered:
@@ -310,26 +318,6 @@ def lines(
     return np.split(kept, np.flatnonzero(np.diff(doubts)) + 1)
 
 
-def value_range(series: Sequence[Series]) -> tuple[float, float] | None:
-    """Range of an axis that shows the trusted points of measured series; None shows everything.
-
-    Early estimates, far from any minimum, can be off by orders of magnitude: they would press the
-    trusted ones into a line. They stay in the drawing, beyond the first view.
-    """
-    lows: list[float] = []
-    highs: list[float] = []
-    for one in series:
-        ok = one.ok
-        errors = np.nan_to_num(one.stderrs[ok])
-        lows.extend((one.values[ok] - 2 * errors).tolist())
-        highs.extend((one.values[ok] + 2 * errors).tolist())
-    if len(lows) < 3:
-        return None
-    low, high = min(lows), max(highs)
-    margin = 0.06 * (high - low or abs(high) or 1.0)
-    return low - margin, high + margin
-
-
 def span(transition: Transition, last_step: int) -> tuple[int, int]:
     """First and last step of a transition; one that has not ended reaches to the last step.
 
@@ -365,7 +353,7 @@ def together(records: Sequence[RunRecord], labels: Sequence[str]) -> list[Panel]
                 else _nothing(one, label)
                 for label, record in zip(labels, records, strict=True)
             ]
-            found.append(_panel(one.name, curves, log=panel.scale == "log", ordered=False))
+            found.append(make_panel(one.name, curves, log=panel.scale == "log", ordered=False))
     return found
 
 

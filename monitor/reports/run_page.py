@@ -5,22 +5,19 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from phasewatch.monitor.core.explanation import explain
 from phasewatch.monitor.core.forecast import COLUMNS, forecast_of
-from phasewatch.monitor.core.transitions import Transition, TransitionStatus
+from phasewatch.monitor.core.transitions import Transition
 from phasewatch.monitor.reports.chains import chain_traces
 from phasewatch.monitor.reports.data import (
     KIND_COLOURS,
     MAX_WITH_STATUS,
     Record,
     RunRecord,
-    Series,
     read_run,
     together,
 )
@@ -32,6 +29,15 @@ from phasewatch.monitor.reports.figures import (
     onset_marks,
 )
 from phasewatch.monitor.reports.html import chain_box, document, static, table
+from phasewatch.monitor.reports.story import (
+    STREAM_COLUMNS,
+    headline,
+    labels_of,
+    standing,
+    stream_rows,
+    summary,
+    time_in_words,
+)
 from phasewatch.monitor.reports.words import glossary, links
 from phasewatch.monitor.store.store import Store
 
@@ -144,49 +150,8 @@ def _several(records: Sequence[RunRecord]) -> str:
     return document(title, body, {"chains": []}, static("charts.js"))
 
 
-def labels_of(records: Sequence[RunRecord]) -> list[str]:
-    """The name of each run; with its id where another has the same."""
-    counts = Counter(record.info.name for record in records)
-    return [
-        record.info.name if counts[record.info.name] == 1
-        else f"{record.info.name} ({record.info.id[:8]})"
-        for record in records
-    ]  # fmt: skip
-
-
-def standing(record: Record) -> list[Transition]:
-    """The transitions that were not withdrawn."""
-    return [t for t in record.transitions if t.status is not TransitionStatus.WITHDRAWN]
-
-
-def headline(record: Record) -> str:
-    """What happened, in a sentence of plain text."""
-    if not record.transitions:
-        return "No transition was found."
-    found = standing(record)
-    if not found:
-        return "No transition stands: what was suspected was withdrawn."
-    said = ", ".join(f"{t.kind} at step {t.onset_step:,}" for t in found)
-    return f"{len(found)} transition{'s' if len(found) != 1 else ''}: {said}"
-
-
 def _none(record: Record) -> str:
     return "" if standing(record) else " none"
-
-
-def time_in_words(timestamp: float | None) -> str:
-    """A moment, in UTC."""
-    if timestamp is None:
-        return "–"
-    return datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def summary(record: RunRecord) -> str:
-    """State, steps and start of a run, as plain text."""
-    info = record.info
-    reason = f" ({info.reason})" if info.reason else ""
-    started = time_in_words(info.started_at)
-    return f"{info.state}{reason} · {record.last_step:,} steps · started {started}"
 
 
 def _summary(record: RunRecord) -> str:
@@ -331,27 +296,6 @@ def _public(value: Any, *, secret: bool = False) -> Any:
         hidden = r"\1://…" if secret else r"\1://…@"
         return re.sub(r"^([\w+.-]+)://" + (".*" if secret else ".*@"), hidden, value)
     return value
-
-
-STREAM_COLUMNS = ("stream", "#points", "#last value", "status")
-
-
-def stream_rows(record: Record) -> list[tuple[str, str, str, str]]:
-    """Of each stream its name, points, last value and statuses, as plain text."""
-    return [_stream_row(record.series[name]) for name in sorted(record.series)]
-
-
-def _stream_row(series: Series) -> tuple[str, str, str, str]:
-    counts = Counter(str(o.status) for o in series.observations)
-    if not series.observations:
-        lost = int((~series.finite).sum())
-        counts = Counter({"not finite": lost}) if lost else Counter()
-    status = ", ".join(f"{count} {key}" for key, count in counts.most_common())
-    last = f"{series.values[-1]:.5g}" if len(series.values) else "–"
-    error = series.stderrs[-1] if len(series.values) else float("nan")
-    if error == error:
-        last += f" ± {error:.2g}"
-    return series.name, f"{len(series.values):,}", last, status
 
 
 def streams_table(record: Record) -> str:

@@ -173,7 +173,7 @@ def test_report_writes_the_report_of_the_run(shell, path, reports, tmp_path):
     code, out, _ = shell("report", "demo", "--store", path, "--out", tmp_path / "x.html")
     assert code == 0
     ((store, run_id, written),) = reports.calls
-    assert (store.path, run_id, written) == (path, "aaaa1111", tmp_path / "x.html")
+    assert (store.path, run_id, written) == (path, ["aaaa1111"], tmp_path / "x.html")
     assert f"report of demo written to {tmp_path / 'x.html'}" in out
 
 

@@ -38,7 +38,6 @@ from phasewatch.monitor.reports.data import (
     read_run,
     span,
     thin,
-    value_range,
 )
 from phasewatch.monitor.reports.figures import HEIGHT, MAX_POINTS, scale_of, ticks
 from phasewatch.monitor.reports.run_page import write_report
@@ -545,24 +544,6 @@ def test_thinning_keeps_the_extremes_of_every_bin_and_both_ends() -> None:
     assert {0, 996, int(values.argmin()), int(values.argmax())} <= set(kept.tolist())
 
 
-def test_the_first_view_shows_the_trusted_estimates(store: Store) -> None:
-    fill(store)
-    wild = estimate(1, -5648.0, EstimateStatus.NEGATIVE)
-    observation = Observation(
-        name="llc", step=1, value=-5648.0, stderr=1.0, status=wild.status, detail=wild
-    )
-    store.add_observation(RUN_ID, 1, observation)
-    limits = value_range([read_run(store, RUN_ID).series["llc"]])
-    assert limits is not None
-    assert -50 < limits[0] < 1
-    assert 200 < limits[1] < 260
-
-
-def test_too_few_trusted_estimates_show_everything(store: Store) -> None:
-    fill(store, steps=80)
-    assert value_range([read_run(store, RUN_ID).series["llc"]]) is None
-
-
 def test_the_span_covers_the_detection_even_past_an_early_end() -> None:
     assert span(transition(onset=10, detected=50, end=30), 100) == (10, 50)
 
@@ -589,3 +570,62 @@ def test_an_unknown_run_is_an_error_that_names_the_known(store: Store, tmp_path:
     with pytest.raises(StoreError, match="by hand"):
         write_report(store, "other", tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+# ---- several runs
+
+
+OTHER = "f" * 32
+
+
+@pytest.fixture
+def several(store: Store, tmp_path: Path) -> Page:
+    late = transition(onset=700, detected=800, end=950)
+    fill(store, name="seed 0", extra="only here")
+    fill(store, name=HOSTILE, run_id=OTHER, steps=2000, transitions=(late,))
+    return Page(write_report(store, [RUN_ID, OTHER], tmp_path / "report.html"))
+
+
+def test_several_runs_lie_over_one_another(several: Page) -> None:
+    names = ["train_loss", "val_loss", "llc", "gradient_norm", "weight_norm", "weight_norm/net.0"]
+    shared = several.charts[: len(names) + 1]
+    assert all(chart.scale["data-last"] == "2000" for chart in shared)
+    for chart in shared:
+        assert [name for name, _ in chart.series if name] == ["seed 0", HOSTILE]
+    assert len(several.charts) == 7 + 5 + 4  # then each by itself
+    alone = several.chart("only here")
+    assert alone in several.charts[7:]
+
+
+def test_the_story_of_every_run_comes_first(several: Page) -> None:
+    words = several.words
+    told = [
+        "2 runs",
+        "seed 0: 1 transition: generalisation at step 500",
+        f"{HOSTILE}: 1 transition: generalisation at step 700",
+        "Transitions by run",
+        "Over one another",
+        "has ended, from step 500",
+        "has ended, from step 700",
+    ]
+    places = [words.index(text) for text in told]
+    assert places == sorted(places)
+
+
+def test_onsets_of_several_runs_are_marked_in_their_colours(several: Page) -> None:
+    marks = several.charts[0].series[:2]
+    assert [path.points[0][0] for _, paths in marks for path in paths] == [500, 700]
+    assert "seed 0" not in [name for name, _ in marks]
+
+
+def test_a_page_of_several_runs_has_every_id_once(several: Page) -> None:
+    ids = [attrs["id"] for _, attrs in several.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+
+
+def test_runs_of_one_name_are_told_apart(store: Store, tmp_path: Path) -> None:
+    fill(store)
+    fill(store, run_id=OTHER)
+    page = Page(write_report(store, [RUN_ID, OTHER], tmp_path / "report.html"))
+    assert "by hand (01234567): 1 transition" in page.words
+    assert "by hand (ffffffff): 1 transition" in page.words
