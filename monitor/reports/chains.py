@@ -49,37 +49,12 @@ def chain_trace(title: str, estimate: Estimate, points: int = MAX_TRACE_POINTS) 
     """
     draws = estimate.chain_loss.shape[1]
     kept = np.unique(np.linspace(0, draws - 1, min(draws, points)).round().astype(int))
-    facts = {
-        "λ̂": f"{estimate.lambda_hat:.4g} ± {estimate.lambda_stderr:.2g}",
-        "status": f"{estimate.status}" + (f" ({estimate.reason})" if estimate.reason else ""),
-        "loss at w*": f"{estimate.init_loss:.4g} nats",
-        "from w*": f"{estimate.lambda_within:.4g}",
-        "from outside": f"{estimate.lambda_outside:.4g}",
-        "noise of the loss": estimate.noise or "none",
-        "virial": f"{estimate.virial:.3g}",
-        "drift": f"{estimate.drift:.2g}",
-        "predicted heat": f"{estimate.step_inflation:.2g} from the step, "
-        f"{estimate.batch_inflation:.2g} from minibatches",
-        "acceptance": "–" if estimate.acceptance is None else f"{estimate.acceptance:.2f}",
-        "ESS": f"{estimate.ess:.3g}",
-        "R-hat": f"{estimate.rhat:.3g}",
-        "nβ": f"{estimate.n_beta:.4g}",
-        "n": f"{estimate.n_samples:,} × {estimate.sample_unit}"
-        + (f" ({estimate.counted})" if estimate.counted else ""),
-        "γ": f"{estimate.localization:.4g}",
-        "step size": f"{estimate.step_size:.3g}",
-        "draws": f"{estimate.num_chains} chains × {estimate.num_draws}, "
-        f"{estimate.num_burnin} dropped",
-        "resets": f"{estimate.num_resets}",
-        "sampler": f"{estimate.sampler} ({estimate.engine})",
-        "took": f"{estimate.duration_seconds:.2f} s",
-    }
     return {
         "title": title,
         "draw": kept.tolist(),
         "loss": [_short(chain) for chain in estimate.chain_loss[:, kept]],
         "init": finite(estimate.init_loss),
-        "facts": facts,
+        "facts": estimate.facts,
     }
 
 
