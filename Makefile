@@ -93,6 +93,7 @@ docs: $(STAMP)
 	$(BIN)/python docs/build_metrics.py
 	$(BIN)/python docs/build_observables.py
 	$(BIN)/python docs/build_runbook.py
+	$(BIN)/python docs/build_schemas.py
 	$(BIN)/python docs/build_streams.py
 
 bench: $(STAMP)
