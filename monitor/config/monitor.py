@@ -182,6 +182,11 @@ class MonitorConfig(Settings):
         if isinstance(source, (str, Path)):
             where = str(source)
             source = read_yaml(Path(source))
+        if source is not None and not isinstance(source, Mapping):
+            raise ConfigError(
+                f"config: got {source!r}; give a MonitorConfig, a mapping, or the path of a YAML "
+                "file"
+            )
         try:
             return cls.model_validate(dict(source or {}))
         except ValidationError as error:
