@@ -5,13 +5,14 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 HF     := .venv-hf
 PEERS  := .venv-peers
+SITE   := .venv-site
 PEER   := $(PEERS)/.installed
 RIVALS := $(PEERS)/.rivals
 EXAMPLES := $(filter-out examples/common.py examples/terminal.py,$(wildcard examples/*.py))
 SEEDS  := 0 1 2
 SOURCES := callbacks deploy detectors docs monitor phasewatch examples tests
 
-.PHONY: browser chaos chaos-short hf postgres dashboards demo docs examples test check lint types mypy slow bench bench-detection \
+.PHONY: browser chaos chaos-short hf postgres dashboards demo docs site layout examples test check lint types mypy slow bench bench-detection \
 	bench-observables bench-peers false-alarms clean
 
 $(STAMP): pyproject.toml constraints.txt
@@ -72,11 +73,13 @@ lint: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 
-# mypy cannot follow the folder mapping of an editable install: give it the layout users see.
-mypy: $(STAMP)
+# mypy and the site cannot follow the folder mapping of an editable install: the layout users see.
+layout:
 	@mkdir -p build/typing/phasewatch
 	@for part in callbacks detectors monitor; do ln -sfn ../../../$$part build/typing/phasewatch/$$part; done
 	@ln -sfn ../../../phasewatch/__init__.py build/typing/phasewatch/__init__.py
+
+mypy: $(STAMP) layout
 	$(BIN)/mypy
 	MYPYPATH=deploy/grafana:build/typing $(BIN)/mypy deploy/grafana/build.py
 	$(BIN)/mypy deploy/kubernetes/build.py
@@ -93,7 +96,18 @@ docs: $(STAMP)
 	$(BIN)/python docs/build_metrics.py
 	$(BIN)/python docs/build_observables.py
 	$(BIN)/python docs/build_runbook.py
+	$(BIN)/python docs/build_schemas.py
 	$(BIN)/python docs/build_streams.py
+
+# The documentation as a site, in build/site: any warning is an error. In an environment of its own.
+site: $(SITE)/.installed layout
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet --strict
+	@echo "build/site/index.html"
+
+$(SITE)/.installed: docs/requirements.txt
+	@test -x $(SITE)/bin/python || $(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/pip install --quiet -r docs/requirements.txt
+	@touch $@
 
 bench: $(STAMP)
 	@for script in tests/benchmarks/*.py; do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
@@ -132,4 +146,4 @@ false-alarms: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/false_alarms.py --points 100000
 
 clean:
-	rm -rf $(VENV) $(HF) $(PEERS) build dist *.egg-info phasewatch-demo phasewatch-examples
+	rm -rf $(VENV) $(HF) $(PEERS) $(SITE) build dist *.egg-info phasewatch-demo phasewatch-examples

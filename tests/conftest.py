@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from support.json_schemas import faults_of
+
 # The models are small: a second thread costs more than it brings, above all beside other workers.
 # Set before torch is imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,6 +37,8 @@ def phasewatch(monkeypatch, capfd):
             code = int(leaving.code or 0)
         out, err = capfd.readouterr()
         assert "Traceback" not in out + err
+        if "--json" in arguments and out:
+            assert faults_of(arguments, out) == []
         return code, out, err
 
     return call

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from phasewatch.callbacks.lightning.fit import Fit
+from phasewatch.callbacks.lightning.loggers import TrainerLoggers
 from phasewatch.callbacks.lightning.stages import renamed_state, stopped_early
 from phasewatch.callbacks.shared.monitor import MonitorBase
 from phasewatch.monitor.core.ending import RunState, ended_by, reason_for
@@ -44,6 +45,8 @@ class MonitorHooks(MonitorBase):
         exporter: The Prometheus endpoint; False for none, a number for its port.
         alerts: Direct alerts: URLs of targets, or all settings.
         sinks: Further places that results go to.
+        loggers: Whether λ̂ and transitions go into the trainer's own loggers, too, as
+            `phasewatch/…`.
 
     Raises:
         ConfigError: A value is wrong; says which, what was received, what is allowed.
@@ -56,6 +59,8 @@ class MonitorHooks(MonitorBase):
     """
 
     _fit: Fit | None = None
+    _loggers: TrainerLoggers | None = None
+    _has_loggers = True
 
     # ---- life cycle
 
@@ -67,7 +72,14 @@ class MonitorHooks(MonitorBase):
         if self._watch is None:
             # A rehearsal leaves no trace, like the trainer's own loggers.
             root = Path(trainer.default_root_dir)
-            self._watch = self._make_watch(root, leaves_traces=not trainer.fast_dev_run)
+            self._loggers = TrainerLoggers()
+            self._watch = self._make_watch(
+                root,
+                leaves_traces=not trainer.fast_dev_run,
+                sinks=[self._loggers] if self._config.loggers else [],
+            )
+        if self._loggers is not None:  # a second fit may have another trainer
+            self._loggers.loggers = trainer.loggers
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin an attempt: open the store, take the probe, ask what can be measured."""
@@ -95,6 +107,8 @@ class MonitorHooks(MonitorBase):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """End the attempt, if nothing has yet."""
         self._finish(RunState.FINISHED)
+        if self._loggers is not None:
+            self._loggers.loggers = ()
 
     def _finish(self, state: RunState, reason: str = "") -> None:
         fit, self._fit = self._fit, None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -17,10 +18,13 @@ from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.config.schedule import EveryNSteps, LogSpaced
 from phasewatch.monitor.core.arguments import named_arguments
 from phasewatch.monitor.core.contracts import Observable, Sink
-from phasewatch.monitor.core.errors import ConfigError
+from phasewatch.monitor.core.errors import ConfigError, PhasewatchError
 from phasewatch.monitor.core.history import History
 from phasewatch.monitor.core.transitions import Transition
 from phasewatch.monitor.run.watch import Watch
+
+if TYPE_CHECKING:
+    from phasewatch.monitor.reports.png import Picture
 
 DISABLED = "PHASEWATCH_DISABLED"
 """Environment variable: "1" makes the callback do nothing at all."""
@@ -31,6 +35,9 @@ class MonitorBase:
 
     Args and errors: see `phasewatch.callbacks.TransitionMonitor`.
     """
+
+    _has_loggers = False
+    """Whether the framework's loggers can be written to by their own step."""
 
     @named_arguments
     def __init__(
@@ -51,6 +58,7 @@ class MonitorBase:
         exporter: ExporterConfig | bool | int | None = None,
         alerts: AlertsConfig | Sequence[str] | None = None,
         sinks: Sequence[Sink] | None = None,
+        loggers: bool | None = None,
     ) -> None:
         super().__init__()
         if loss_fn is not None and not callable(loss_fn):
@@ -59,6 +67,11 @@ class MonitorBase:
             )
         if n_samples is not None and n_samples < 1:
             raise ConfigError(f"n_samples: got {n_samples!r}; give a number of at least 1")
+        if loggers and not self._has_loggers:
+            raise ConfigError(
+                f"loggers: got {loggers!r}; the loggers of this framework take nothing from a "
+                "callback; leave it out, and see the run with `phasewatch serve`"
+            )
         self._config, self._observables, self._detectors = settle_config(
             config,
             observables=observables,
@@ -70,6 +83,7 @@ class MonitorBase:
             store=store,
             exporter=exporter,
             alerts=alerts,
+            loggers=loggers,
         )
         self._subject_settings = {
             "loss_fn": loss_fn,
@@ -110,6 +124,30 @@ class MonitorBase:
             return History.empty(name)
         return self._watch.history(name, include_unconverged=include_unconverged)
 
+    def plot(self) -> Picture:
+        """Losses, λ̂ with its error, and transitions so far: a figure of matplotlib.
+
+        A notebook shows it by itself; `plot().savefig("run.png")` writes it.
+
+        Raises:
+            PhasewatchError: Nothing has been watched yet.
+        """
+        if self._watch is None:
+            raise PhasewatchError("plot: nothing has been watched yet; train with it first")
+        return self._watch.plot()
+
+    def __repr__(self) -> str:
+        if self._watch is not None:
+            return repr(self._watch).replace(type(self._watch).__name__, type(self).__name__, 1)
+        name = "" if self._run_name is None else f" {self._run_name!r}"
+        return f"<{type(self).__name__}{name}: not begun>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: state, latest λ̂ and transitions."""
+        if self._watch is None:
+            return f"<p>{html.escape(repr(self))}</p>"
+        return self._watch._repr_html_()
+
     # ---- for the adapters
 
     @property
@@ -119,12 +157,15 @@ class MonitorBase:
     def _is_disabled(self) -> bool:
         return os.environ.get(DISABLED) == "1"
 
-    def _make_watch(self, root: Path, *, leaves_traces: bool = True) -> Watch:
+    def _make_watch(
+        self, root: Path, *, leaves_traces: bool = True, sinks: Sequence[Sink] = ()
+    ) -> Watch:
         """The watch of a run.
 
         Args:
             root: Folder under which a relative store path lies.
             leaves_traces: Whether anything is to be kept and told; False for a rehearsal.
+            sinks: Places of the framework's own that results go to.
         """
         config = self._config
         if not leaves_traces:
@@ -133,7 +174,7 @@ class MonitorBase:
             config,
             observables=self._observables,
             detectors=self._detectors,
-            sinks=self._sinks,
+            sinks=(*sinks, *self._sinks),
             root=root,
         )
 

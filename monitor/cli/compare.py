@@ -9,6 +9,7 @@ import typer
 from phasewatch.monitor.cli.output import (
     DEFAULT_STORE,
     JsonOption,
+    RunsArgument,
     StoreOption,
     add_row,
     find_run,
@@ -26,9 +27,7 @@ SHOWN = (Panel.LOSSES, Panel.LLC, Panel.FRACTIONS)
 
 
 def compare(
-    runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Names, ids, or their first letters.")
-    ],
+    runs: RunsArgument,
     streams: Annotated[
         list[str] | None,
         typer.Option("--stream", help="A stream to compare; may be repeated. Else losses, λ̂ and "

@@ -21,6 +21,7 @@ from phasewatch.monitor.cli import (
     init,
     observables,
     remove,
+    report,
     serve,
     stack,
     targets,
@@ -67,12 +68,32 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Entry point: an error raised on purpose is one line and exit code 1."""
+    """Entry point: what goes wrong is one line; exit code 2 if the command is none, else 1."""
     try:
-        app()
+        sys.exit(app(prog_name="phasewatch", standalone_mode=False) or 0)
     except PhasewatchError as error:
         typer.echo(f"phasewatch: {error}", err=True)
         sys.exit(1)
+    except typer.Abort:
+        typer.echo("phasewatch: aborted", err=True)
+        sys.exit(1)
+    except USAGE_ERROR as error:
+        _say_usage(error)
+        sys.exit(2)
+
+
+USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]
+"""What click raises for a wrong command line. Which click it is, depends on typer's version."""
+
+
+def _say_usage(error: Any) -> None:
+    """A wrong command line in one line, with the help that would set it right."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # nothing is wrong: it shows what there is
+        error.show()
+        return
+    command = error.ctx.command_path if error.ctx is not None else "phasewatch"
+    told = error.format_message().rstrip(".")
+    typer.echo(f"phasewatch: {told}; see `{command} --help`", err=True)
 
 
 def _show_version(wanted: bool) -> None:
@@ -138,24 +159,7 @@ def show(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOpti
         say(printable(f"hole: {hole.num_rows} of {hole.stream} are missing {where}: {hole.reason}"))
 
 
-@app.command()
-def report(
-    run: RunArgument,
-    store: StoreOption = DEFAULT_STORE,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="HTML file to write; it opens offline.")
-    ] = Path("report.html"),
-) -> None:
-    """Write a report of one run with all its curves and transitions."""
-    from phasewatch.monitor.reports.run_page import write_report
-
-    with open_history(store) as history:
-        info = find_run(history, run)
-        with writing(out, "--out"):
-            write_report(history, info.id, out)
-    typer.echo(f"report of {info.name} written to {out}")
-
-
+app.command()(report.report)
 app.command()(follow.follow)
 app.command()(compare.compare)
 app.command("rm")(remove.remove)

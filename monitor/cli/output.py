@@ -46,6 +46,14 @@ RunArgument = Annotated[
         help="Name or id, or the first letters of either.", autocompletion=_names_of_runs
     ),
 ]
+RunsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN...",
+        help="Names or ids, or the first letters of either.",
+        autocompletion=_names_of_runs,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 PageOption = Annotated[

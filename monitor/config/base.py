@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,26 +51,34 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
 
 
 def describe(error: ValidationError, where: str, model: type[BaseModel]) -> str:
-    """Say each wrong key, the value received and what is allowed.
+    """Say each wrong key, the value received and what is allowed: a line for each.
 
     Args:
         error: What pydantic found.
         where: Name of the configuration, for the first line.
         model: The model that was validated.
     """
-    lines = [f"{where} is wrong:"]
+    lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "(whole)"
         if item["type"] == "extra_forbidden":
             known = sorted(_fields_at(model, item["loc"][:-1]))
             hint = did_you_mean(item["loc"][-1], known)
-            lines.append(f"  {key}: unknown key{hint}; known here: {', '.join(known) or 'none'}")
+            lines.append(f"{key}: unknown key{hint}; known here: {', '.join(known) or 'none'}")
         elif item["loc"][:1] == ("alerts",):  # its URLs are secrets
-            lines.append(f"  {key}: {item['msg']}")
+            lines.append(f"{key}: {_allowed(item['msg'])}")
         else:
             shown = redact(repr(item["input"]))
-            lines.append(f"  {key}: got {shown}; {item['msg']}")
-    return "\n".join(lines)
+            lines.append(f"{key}: got {shown}; {_allowed(item['msg'])}")
+    if len(lines) == 1:
+        return f"{where} is wrong: {lines[0]}"
+    return "\n  ".join([f"{where} is wrong:", *lines])
+
+
+def _allowed(message: str) -> str:
+    """What pydantic says is allowed, in the words of a user, who knows none of our classes."""
+    message = message.removeprefix("Value error, ").replace("Input should be", "it must be")
+    return re.sub(r"a valid dictionary or instance of \w+", "a mapping of settings", message)
 
 
 def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> set[str]:

@@ -61,6 +61,8 @@ class MonitorConfig(Settings):
         grafana: A Grafana that transitions are written into; None writes into none.
         pushgateway: A Pushgateway to push to; None pushes nowhere.
         sinks: Further places that results go to, installed by other packages, by name.
+        loggers: Whether λ̂ and transitions go into the loggers of Lightning's Trainer, too, as
+            `phasewatch/…`.
         alerts: Direct alerts. A list of URLs will do.
         sampler: How the LLC is sampled.
         probe: The data on which the model is measured.
@@ -90,6 +92,7 @@ class MonitorConfig(Settings):
     grafana: GrafanaConfig | None = None
     pushgateway: PushgatewayConfig | None = None
     sinks: Mapping[str, SinkConfig] = Field(default_factory=dict)
+    loggers: bool = True
     alerts: AlertsConfig = AlertsConfig()
     sampler: SamplerConfig = SamplerConfig()
     probe: ProbeConfig = ProbeConfig()
@@ -179,6 +182,11 @@ class MonitorConfig(Settings):
         if isinstance(source, (str, Path)):
             where = str(source)
             source = read_yaml(Path(source))
+        if source is not None and not isinstance(source, Mapping):
+            raise ConfigError(
+                f"config: got {source!r}; give a MonitorConfig, a mapping, or the path of a YAML "
+                "file"
+            )
         try:
             return cls.model_validate(dict(source or {}))
         except ValidationError as error:

@@ -7,6 +7,7 @@ durations are monotonic seconds.
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -130,6 +131,50 @@ class Estimate:
     engine: str = ""
     warm: bool = False
     probe_mode: str = "eval"
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is to be known of it, in words."""
+        return {
+            "λ̂": f"{self.lambda_hat:.4g} ± {self.lambda_stderr:.2g}",
+            "status": f"{self.status}" + (f" ({self.reason})" if self.reason else ""),
+            "loss at w*": f"{self.init_loss:.4g} nats",
+            "from w*": f"{self.lambda_within:.4g}",
+            "from outside": f"{self.lambda_outside:.4g}",
+            "noise of the loss": self.noise or "none",
+            "virial": f"{self.virial:.3g}",
+            "drift": f"{self.drift:.2g}",
+            "predicted heat": f"{self.step_inflation:.2g} from the step, "
+            f"{self.batch_inflation:.2g} from minibatches",
+            "acceptance": "–" if self.acceptance is None else f"{self.acceptance:.2f}",
+            "ESS": f"{self.ess:.3g}",
+            "R-hat": f"{self.rhat:.3g}",
+            "nβ": f"{self.n_beta:.4g}",
+            "n": f"{self.n_samples:,} × {self.sample_unit}"
+            + (f" ({self.counted})" if self.counted else ""),
+            "γ": f"{self.localization:.4g}",
+            "step size": f"{self.step_size:.3g}",
+            "draws": f"{self.num_chains} chains × {self.num_draws}, {self.num_burnin} dropped",
+            "resets": f"{self.num_resets}",
+            "sampler": f"{self.sampler} ({self.engine})",
+            "took": f"{self.duration_seconds:.2f} s",
+        }
+
+    def __str__(self) -> str:
+        """The value with its error, and how far it may be trusted."""
+        reason = f" ({self.reason})" if self.reason else ""
+        return (
+            f"λ̂ = {self.lambda_hat:.4g} ± {self.lambda_stderr:.2g} at step {self.step:,}: "
+            f"{self.status}{reason}"
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        rows = "".join(
+            f"<dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd>"
+            for key, value in self.facts.items()
+        )
+        return f"<h3>{html.escape(str(self))}</h3><dl>{rows}</dl>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

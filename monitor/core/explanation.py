@@ -100,7 +100,7 @@ class Explanation:
             f"<dt>{html.escape(heading)}</dt><dd>{html.escape(text)}</dd>"
             for heading, text in self.facts
         )
-        return f"<h4>{html.escape(self.title)}</h4><dl>{rows}</dl>"
+        return f"<h3>{html.escape(self.title)}</h3><dl>{rows}</dl>"
 
     def plain(self) -> dict[str, Any]:
         """For JSON: the title, and each fact under its heading."""

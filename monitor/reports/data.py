@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ MAX_WITH_STATUS = 50_000
 """Longest stream whose observations are read one by one, with their details."""
 
 # Okabe and Ito (2008): eight colours that colour-blind people can tell apart.
+# `static/page.css` has them darker, and brighter in the dark.
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 KIND_COLOURS = {
     "generalisation": "#009E73",
@@ -205,34 +207,58 @@ def is_coefficient(series: Series) -> bool:
     return series.is_llc and series.unit in ("", "1")
 
 
-def panels(series: Iterable[Series]) -> list[Panel]:
-    """Sort streams into panels: losses, λ̂, norms, fractions, then each other stream alone."""
+def panels(series: Iterable[Series], *, limit: bool = True) -> list[Panel]:
+    """Sort streams into panels: losses, λ̂, norms, fractions, then each other stream alone.
+
+    Args:
+        series: The streams.
+        limit: Draw what would make more than `MAX_PANELS` in one.
+    """
     drawn = [s for s in series if s.finite.any() or s.is_measured]
     losses = [s for s in drawn if s.meaning.panel is PanelKind.LOSSES and not s.is_measured]
     llc = [s for s in drawn if is_coefficient(s)]
     norms = [s for s in drawn if s.meaning.panel is PanelKind.NORMS]
+    units = sorted({s.unit for s in norms})
     taken = {s.name for s in (*losses, *llc, *norms)}
     rest = [s for s in drawn if s.name not in taken]
     fractions = [s for s in rest if not s.is_measured and is_fraction(s)]
     others = [s for s in rest if s.name not in {f.name for f in fractions}]
     found = [
-        _panel("Losses (nats)", losses, log=True),
-        _panel("Local learning coefficient λ̂", llc, log=False),
-        _panel("Norms", norms, log=True),
-        _panel("Metrics between 0 and 1", fractions, log=False),
+        make_panel("Losses (nats)", losses, log=True),
+        make_panel("Local learning coefficient λ̂", llc, log=True),
+        *(
+            make_panel("Norms" + _in_unit(unit), [s for s in norms if s.unit == unit], log=True)
+            for unit in units
+        ),
+        make_panel("Metrics between 0 and 1", fractions, log=False),
     ]
     room = MAX_PANELS - sum(1 for panel in found if panel.series)
-    alone, together = (others, []) if len(others) <= room else (others[:room], others[room:])
-    found += [_panel(s.name, [s], log=False) for s in alone]
-    found.append(_panel("Further observables", together, log=False))
+    alone, rest = others, []
+    if limit and len(others) > room:
+        alone, rest = others[:room], others[room:]
+    found += [make_panel(s.name, [s], log=False) for s in alone]
+    found.append(make_panel("Further observables", rest, log=False))
     return [panel for panel in found if panel.series]
 
 
-def _panel(title: str, series: Sequence[Series], *, log: bool) -> Panel:
+def make_panel(title: str, series: Sequence[Series], *, log: bool, ordered: bool = True) -> Panel:
+    """Streams over one another.
+
+    Args:
+        title: What they are.
+        series: The streams.
+        log: Draw them on a logarithmic axis, if all that is trusted is positive.
+        ordered: Sort them by name, the parts of a total after it.
+    """
     # A logarithmic axis would silently hide what is zero or negative.
-    positive = all((s.values[s.finite] > 0).all() for s in series)
-    ordered = sorted(series, key=lambda s: ("/" in s.name, s.name))
-    return Panel(title, tuple(ordered), "log" if log and positive else "linear")
+    positive = any(s.ok.any() for s in series) and all((s.values[s.ok] > 0).all() for s in series)
+    if ordered:
+        series = sorted(series, key=lambda s: ("/" in s.name, s.name))
+    return Panel(title, tuple(series), "log" if log and positive else "linear")
+
+
+def _in_unit(unit: str) -> str:
+    return "" if unit in ("", "1") else f" ({unit})"
 
 
 def is_fraction(series: Series) -> bool:
@@ -240,12 +266,6 @@ def is_fraction(series: Series) -> bool:
     values = series.values[series.finite]
     meant = series.meaning.panel is PanelKind.FRACTIONS
     return bool(meant and len(values) and values.min() >= 0 and values.max() <= 1)
-
-
-def is_constant(series: Iterable[Series]) -> bool:
-    """Whether all of them have one and the same value throughout."""
-    values = np.concatenate([s.values[s.finite] for s in series])
-    return bool(values.size and values.min() == values.max())
 
 
 def thin(
@@ -298,31 +318,6 @@ def lines(
     return np.split(kept, np.flatnonzero(np.diff(doubts)) + 1)
 
 
-def is_thinned(series: Series) -> bool:
-    """Whether fewer points are drawn than there are."""
-    return len(series.steps) > 2 * MAX_BINS
-
-
-def value_range(series: Sequence[Series]) -> tuple[float, float] | None:
-    """Range of an axis that shows the trusted points of measured series; None shows everything.
-
-    Early estimates, far from any minimum, can be off by orders of magnitude: they would press the
-    trusted ones into a line. They stay in the drawing, beyond the first view.
-    """
-    lows: list[float] = []
-    highs: list[float] = []
-    for one in series:
-        ok = one.ok
-        errors = np.nan_to_num(one.stderrs[ok])
-        lows.extend((one.values[ok] - 2 * errors).tolist())
-        highs.extend((one.values[ok] + 2 * errors).tolist())
-    if len(lows) < 3:
-        return None
-    low, high = min(lows), max(highs)
-    margin = 0.06 * (high - low or abs(high) or 1.0)
-    return low - margin, high + margin
-
-
 def span(transition: Transition, last_step: int) -> tuple[int, int]:
     """First and last step of a transition; one that has not ended reaches to the last step.
 
@@ -333,3 +328,44 @@ def span(transition: Transition, last_step: int) -> tuple[int, int]:
         return seen.onset_step, last_step if seen.end_step is None else seen.end_step
     end = last_step if transition.end_step is None else transition.end_step
     return transition.onset_step, max(end, transition.detected_step)
+
+
+def together(records: Sequence[RunRecord], labels: Sequence[str]) -> list[Panel]:
+    """Streams that several runs have, one panel a stream, in which each run is a curve.
+
+    Args:
+        records: The runs.
+        labels: What each is called.
+    """
+    counts = Counter(name for record in records for name in record.series)
+    shared = {name for name, count in counts.items() if count > 1}
+    first = {
+        name: record.series[name]
+        for record in reversed(records)
+        for name in sorted(shared & {*record.series})
+    }
+    found = []
+    for panel in panels(first.values(), limit=False):
+        for one in panel.series:
+            curves = [
+                replace(record.series[one.name], name=label)
+                if one.name in record.series
+                else _nothing(one, label)
+                for label, record in zip(labels, records, strict=True)
+            ]
+            found.append(make_panel(one.name, curves, log=panel.scale == "log", ordered=False))
+    return found
+
+
+def _nothing(like: Series, label: str) -> Series:
+    """A curve that a run lacks: it keeps its place, and so its colour, in the legend."""
+    nothing = np.empty(0)
+    return replace(
+        like,
+        name=label,
+        steps=np.empty(0, dtype=np.int64),
+        values=nothing,
+        stderrs=nothing,
+        observations=(),
+        passed=None,
+    )

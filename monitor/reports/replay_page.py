@@ -15,6 +15,7 @@ from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.readers.curves import Curves
 from phasewatch.monitor.replay.recorded import Outcome, Pair, Watched
 from phasewatch.monitor.reports.data import Record, RunRecord, Series, passed_of
+from phasewatch.monitor.reports.html import table
 from phasewatch.monitor.reports.run_page import page, streams_table
 
 
@@ -116,27 +117,23 @@ def render_replay(run: RunRecord, outcome: Outcome, pairs: Sequence[Pair], chang
 def _pairs(pairs: Sequence[Pair]) -> str:
     if not pairs:
         return '<p class="note">The live run had no transitions either.</p>'
-    head = "".join(f"<th>{name}</th>" for name in pairs[0].cells)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in pair.cells.values()) + "</tr>"
-        for pair in pairs
-    )
-    return (
-        f'<h2>Beside what the run said</h2><div class="wide"><table id="beside"><tr>{head}</tr>'
-        f"{rows}</table></div><h2>What the replay found</h2>"
-    )
+    rows = [[html.escape(cell) for cell in pair.cells.values()] for pair in pairs]
+    beside = table("Beside what the run said", [*pairs[0].cells], rows, named="beside")
+    return f"{beside}<h2>What the replay found</h2>"
 
 
 def _watched(watched: Sequence[Watched]) -> str:
-    rows = "".join(
-        f"<tr><td>{html.escape(one.name)}</td><td>{html.escape(str(one))}</td>"
-        f"<td class='number'>{one.skipped:,}</td><td>{html.escape(_said(one))}</td></tr>"
+    rows = [
+        (
+            html.escape(one.name),
+            html.escape(str(one)),
+            f"{one.skipped:,}",
+            html.escape(_said(one)),
+        )
         for one in watched
-    )
-    return (
-        "<h2>Detectors</h2><div class='wide'><table id='detectors'><tr><th>stream</th>"
-        "<th>detector</th><th class='number'>skipped</th><th>parameters</th></tr>"
-        f"{rows}</table></div>"
+    ]
+    return table(
+        "Detectors", ("stream", "detector", "#skipped", "parameters"), rows, named="detectors"
     )
 
 

@@ -6,14 +6,14 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from phasewatch.monitor.reports.html import HEAD_SCRIPT, document, finite
+from plotly.offline import get_plotlyjs
+
+from phasewatch.monitor.reports.html import document, finite, static, table
 
 if TYPE_CHECKING:
     from phasewatch.monitor.sampling.selfcheck import Check
 
 COLOURS = {True: "#0072B2", False: "#D55E00"}
-
-SCRIPT = HEAD_SCRIPT + 'Plotly.newPlot("plot", data.data, data.layout, options);'
 
 
 def render_selfcheck(checks: Sequence[Check], *, summary: str, rule: str, max_error: float) -> str:
@@ -32,27 +32,38 @@ def render_selfcheck(checks: Sequence[Check], *, summary: str, rule: str, max_er
         f'<p class="note">Each point is an estimate of the local learning coefficient over what a '
         "perfect sampler finds at this n; bars are ±2 standard errors. Grey: the error that is "
         f"always allowed. {html.escape(rule)}</p>",
-        f'<div class="wide"><table id="checks">{_HEAD}{"".join(map(_row, checks))}</table></div>',
+        table("Every case", COLUMNS, map(_row, checks), named="checks"),
     ]
-    return document("Self-check of the estimator", body, _figure(checks, max_error), SCRIPT)
+    figure = _figure(checks, max_error)
+    title = "Self-check of the estimator"
+    return document(title, body, figure, get_plotlyjs(), static("selfcheck.js"))
 
 
-_HEAD = (
-    "<tr><th>model</th><th class='number'>n</th><th class='number'>λ</th>"
-    "<th class='number'>expected at n</th><th class='number'>estimate</th>"
-    "<th class='number'>error</th><th>status</th><th>verdict</th><th>reason</th></tr>"
+COLUMNS = (
+    "model",
+    "#n",
+    "#λ",
+    "#expected at n",
+    "#estimate",
+    "#error",
+    "status",
+    "verdict",
+    "reason",
 )
 
 
-def _row(check: Check) -> str:
-    verdict = "pass" if check.passed else "fail"
+def _row(check: Check) -> tuple[str, ...]:
     return (
-        f'<tr><td><span class="dot" style="background:{COLOURS[check.passed]}"></span>'
-        f"{html.escape(check.name)}</td><td class='number'>{check.n_samples:,}</td>"
-        f"<td class='number'>{check.truth:g}</td><td class='number'>{check.expected:.3g}</td>"
-        f"<td class='number'>{check.lambda_hat:.3f} ± {check.lambda_stderr:.3f}</td>"
-        f"<td class='number'>{check.error:+.1%}</td><td>{html.escape(check.status)}</td>"
-        f"<td>{verdict}</td><td>{html.escape(check.reason)}</td></tr>"
+        f'<span class="dot" style="background:{COLOURS[check.passed]}"></span>'
+        f"{html.escape(check.name)}",
+        f"{check.n_samples:,}",
+        f"{check.truth:g}",
+        f"{check.expected:.3g}",
+        f"{check.lambda_hat:.3f} ± {check.lambda_stderr:.3f}",
+        f"{check.error:+.1%}",
+        html.escape(check.status),
+        "pass" if check.passed else "fail",
+        html.escape(check.reason),
     )
 
 

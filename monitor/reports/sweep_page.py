@@ -7,25 +7,15 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from plotly.offline import get_plotlyjs
+
 from phasewatch.monitor.core.estimates import Estimate, EstimateStatus
+from phasewatch.monitor.reports.chains import chain_trace
 from phasewatch.monitor.reports.data import LINE_COLOURS
-from phasewatch.monitor.reports.figures import chain_trace
-from phasewatch.monitor.reports.html import CHAIN_SCRIPT, HEAD_SCRIPT, chain_box, document, finite
+from phasewatch.monitor.reports.html import chain_box, document, finite, static, table
 
 if TYPE_CHECKING:
     from phasewatch.monitor.sampling.sweep import Sweep
-
-SCRIPT = (
-    HEAD_SCRIPT
-    + CHAIN_SCRIPT
-    + """
-for (const [id, figure] of Object.entries(data.figures)) {
-  const plot = document.getElementById(id);
-  Plotly.newPlot(plot, figure.data, figure.layout, options);
-  plot.on("plotly_click", (event) => showChains(event.points[0].customdata));
-}
-"""
-)
 
 FONT = {"family": "system-ui, sans-serif", "size": 13}
 ROW_PIXELS = 42
@@ -69,7 +59,8 @@ def render_sweep(sweep: Sweep, title: str, subtitle: str) -> str:
         _table(points, len(sweep.grid)),
     ]
     figures = {"curves": _curves(sweep), "surfaces": _surfaces(sweep)}
-    return document(title, body, {"figures": figures, "chains": chains}, SCRIPT)
+    scripts = (get_plotlyjs(), static("chains.js"), static("sweep.js"))
+    return document(title, body, {"figures": figures, "chains": chains}, *scripts)
 
 
 def _settings(point: Estimate) -> str:
@@ -320,30 +311,24 @@ def _frame(sweep: Sweep, best: Estimate, suffix: str) -> dict[str, Any]:
 # ---- every number
 
 
+COLUMNS = ("#nβ", "#γ", "#ε", "#λ̂", "#virial", "#drift", "#acceptance", "status", "reason")
+
+
 def _table(points: Sequence[Estimate], num_grid: int) -> str:
-    head = "".join(
-        f"<th class='number'>{name}</th>"
-        for name in ("nβ", "γ", "ε", "λ̂", "virial", "drift", "acceptance")
-    )
-    rows = "".join(_row(point, at >= num_grid) for at, point in enumerate(points))
+    rows = [_row(point, at >= num_grid) for at, point in enumerate(points)]
+    told = table("Every estimate", COLUMNS, rows, named="points")
+    return f"<h2>All points</h2><details><summary>Every estimate</summary>{told}</details>"
+
+
+def _row(point: Estimate, automatic: bool) -> tuple[str, ...]:
     return (
-        "<h2>All points</h2><details><summary>Every estimate</summary><div class='wide'>"
-        f"<table id='points'><tr>{head}<th>status</th><th>reason</th></tr>{rows}</table></div>"
-        "</details>"
-    )
-
-
-def _row(point: Estimate, automatic: bool) -> str:
-    acceptance = "–" if point.acceptance is None else f"{point.acceptance:.2f}"
-    numbers = (
         f"{point.n_beta:.4g}",
         f"{point.localization:g}",
         f"{point.step_size:.3g}" + (" (automatic)" if automatic else ""),
         f"{point.lambda_hat:.4g} ± {point.lambda_stderr:.2g}",
         f"{point.virial:.2f}",
         f"{point.drift:.2f}",
-        acceptance,
+        "–" if point.acceptance is None else f"{point.acceptance:.2f}",
+        html.escape(point.status),
+        html.escape(point.reason),
     )
-    cells = "".join(f"<td class='number'>{number}</td>" for number in numbers)
-    reason = html.escape(point.reason)
-    return f"<tr>{cells}<td>{html.escape(point.status)}</td><td>{reason}</td></tr>"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import logging
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ from phasewatch.monitor.core.columns import chunked
 from phasewatch.monitor.core.context import LossFn, MeasureContext, MicroBatches, StepRecord
 from phasewatch.monitor.core.contracts import Observable, Sink
 from phasewatch.monitor.core.ending import RunState, ended_by, reason_for
-from phasewatch.monitor.core.errors import ConfigError, RefusedError, StoreError
+from phasewatch.monitor.core.errors import ConfigError, PhasewatchError, RefusedError, StoreError
 from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.forecast import ForecastRow
 from phasewatch.monitor.core.health import Health
@@ -51,6 +52,7 @@ from phasewatch.monitor.run.resuming import (
 )
 from phasewatch.monitor.run.road import Road
 from phasewatch.monitor.run.run_names import Runs, StepCount, new_name
+from phasewatch.monitor.run.shown import as_card, in_a_line
 from phasewatch.monitor.run.sinks import Sinks
 from phasewatch.monitor.store.store import Store
 from phasewatch.monitor.transitions.pipeline import Detection
@@ -59,6 +61,7 @@ from phasewatch.monitor.transitions.thinning import Thinner
 if TYPE_CHECKING:
     from torch import nn
 
+    from phasewatch.monitor.reports.png import Picture
     from phasewatch.monitor.run.live_model import PlainSubject
     from phasewatch.monitor.sampling.evaluation_cost import EvaluationCost
 
@@ -723,20 +726,56 @@ class Watch:
             Steps, values and standard errors (NaN where a value has none), each of shape (n,), with
             the status of every value.
         """
-        self.drain()
-        if self._sinks is not None:
-            self._sinks.store.flush()
-            return self._sinks.store.history(
-                self.run_id, name, attempt=self.attempt, include_unconverged=include_unconverged
-            )
-        if self._ended_store is not None:
-            return self._ended_store.history(
-                self.run_id, name, attempt=self.attempt, include_unconverged=include_unconverged
-            )
-        with Store(store_url(self.config, self._root), create=False) as store:
+        with self._reading() as store:
             return store.history(
                 self.run_id, name, attempt=self.attempt, include_unconverged=include_unconverged
             )
+
+    @contextmanager
+    def _reading(self) -> Iterator[Store]:
+        """The store, with everything that was observed so far."""
+        self.drain()
+        if self._sinks is not None:
+            self._sinks.store.flush()
+            yield self._sinks.store
+        elif self._ended_store is not None:
+            yield self._ended_store
+        else:
+            with Store(store_url(self.config, self._root), create=False) as store:
+                yield store
+
+    def plot(self) -> Picture:
+        """Losses, λ̂ with its error, and transitions so far: a figure of matplotlib.
+
+        A notebook shows it by itself; `plot().savefig("run.png")` writes it.
+
+        Raises:
+            PhasewatchError: The run has not begun.
+        """
+        from phasewatch.monitor.reports.data import read_run
+        from phasewatch.monitor.reports.png import draw  # slow to import
+
+        if not self.attempt:
+            raise PhasewatchError("plot: nothing has been watched yet; start the run first")
+        with self._reading() as store:
+            return draw([read_run(store, self.run_id)])
+
+    def __repr__(self) -> str:
+        said = (
+            in_a_line(self.run_name, self.health, self.transitions)
+            if self.attempt
+            else (f"{self.run_name!r}: not begun")
+        )
+        return f"<{type(self).__name__} {said}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: state, latest λ̂ and transitions."""
+        if not self.attempt:
+            return f"<p>{html.escape(repr(self))}</p>"
+        llc = self.history("llc", include_unconverged=True)
+        with self._reading() as store:
+            config = store.run(self.run_id).config or {}
+        return as_card(self.run_name, self.health, self.transitions, llc, config)
 
     # ---- resume
 

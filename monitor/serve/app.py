@@ -209,7 +209,7 @@ async def _report(request: web.Request) -> web.Response:
     from phasewatch.monitor.reports.run_page import render
 
     shelf, info = await _found(request)
-    page = await asyncio.to_thread(lambda: render(read_run(shelf.store, info.id)))
+    page = await asyncio.to_thread(lambda: render([read_run(shelf.store, info.id)]))
     response = web.Response(text=page, content_type="text/html")
     response.headers["Content-Security-Policy"] = "frame-ancestors 'none'"  # the page has its own
     response.enable_compression()

@@ -67,8 +67,9 @@ class Database:
             raise
         except (SQLAlchemyError, sqlite3.Error, OSError) as error:
             self.engine.dispose()
+            reason = " ".join(schema.reason_of(error).split())  # drivers tell theirs in lines
             raise StoreError(
-                f"store {self.where} cannot be opened: {schema.reason_of(error)}. Give a file or "
+                f"store {self.where} cannot be opened: {reason}. Give a file or "
                 "database that can be read and written (store=, --store or PHASEWATCH_STORE)"
             ) from (error if self.is_sqlite else None)
 

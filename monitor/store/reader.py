@@ -157,7 +157,9 @@ class Reader:
                 return named[0]
             if named:
                 listed = ", ".join(dict.fromkeys(run.name for run in named[:MAX_LISTED]))
-                raise StoreError(f"several names begin with {name_or_id!r}: {listed}")
+                raise StoreError(
+                    f"several names begin with {name_or_id!r}: {listed}; give more of one, or an id"
+                )
         names = [*dict.fromkeys(run.name for run in runs)]
         more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
         known = (", ".join(names[:MAX_LISTED]) or "none") + more

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
-from pathlib import Path
 
 import pytest
 
@@ -21,17 +18,6 @@ api = pytest.importorskip("playwright.sync_api")
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 OTHER = "f" * 32
-PICTURES = os.environ.get("PHASEWATCH_PICTURES")
-"""Folder for what the tests saw, to be looked at."""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
@@ -63,11 +49,6 @@ def visit(browser, store):
         assert faults == []
 
 
-def seen(page, name):
-    if PICTURES:
-        page.screenshot(path=Path(PICTURES) / f"{name}.png", full_page=True)
-
-
 def until(page, condition):
     """Wait until a condition holds; the page's own policy forbids playwright to wait in it."""
     wait_until(lambda: page.evaluate(f"() => {condition}"), what=condition)
@@ -86,7 +67,7 @@ def add(store, *steps):
     store.flush()
 
 
-def test_a_run_appears_while_it_trains_and_its_transition_as_a_card(visit, store):
+def test_a_run_appears_while_it_trains_and_its_transition_as_a_card(visit, store, seen):
     page = visit("/")
     page.wait_for_selector("tbody tr")
     assert page.locator("tbody tr").count() == 1
@@ -112,7 +93,7 @@ def test_a_run_appears_while_it_trains_and_its_transition_as_a_card(visit, store
     page.wait_for_selector(".state.finished")
 
 
-def test_zooming_to_a_transition_moves_every_panel(visit):
+def test_zooming_to_a_transition_moves_every_panel(visit, seen):
     page = visit(f"/run/0.{RUN_ID}")
     drawn(page)
     page.get_by_role("button", name="Show in the curves").click()
@@ -148,7 +129,7 @@ def test_a_line_has_gaps_and_what_is_not_ok_is_marked(visit):
     assert next(x for name, _, x in traces if name == "llc, not OK") == [251]
 
 
-def test_runs_are_compared_at_a_transition(visit, store):
+def test_runs_are_compared_at_a_transition(visit, store, seen):
     store.begin_run(name="a second seed", run_id=OTHER)
     add(store, *range(10, 1001, 10))
     later = dataclasses.replace(transition(onset=600), run=OTHER, id="later")
@@ -186,7 +167,7 @@ def test_the_keyboard_is_enough(visit):
 
 
 @pytest.mark.parametrize("path", ["/", f"/run/0.{RUN_ID}", f"/compare?run=0.{RUN_ID}"])
-def test_a_phone_shows_it_all_in_its_width(visit, path):
+def test_a_phone_shows_it_all_in_its_width(visit, path, seen):
     page = visit(path, viewport={"width": 390, "height": 844}, has_touch=True)
     page.wait_for_selector("tbody tr" if path == "/" else ".plot .main-svg")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -194,7 +175,7 @@ def test_a_phone_shows_it_all_in_its_width(visit, path):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_has_contrast_in_either_scheme(visit, scheme):
+def test_text_has_contrast_in_either_scheme(visit, scheme, seen):
     page = visit(f"/run/0.{RUN_ID}", color_scheme=scheme)
     drawn(page)
     seen(page, scheme)

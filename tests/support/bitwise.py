@@ -191,7 +191,12 @@ def finish(record: Record, trainer: Any, module: nn.Module, watched: Mapping[str
 
 def _logged(logger: Any) -> list[Any]:
     records = getattr(logger, "records", None)
-    return [list(entry) for entry in records] if isinstance(records, list) else []
+    if not isinstance(records, list):
+        return []
+    # What the monitor logs has names of its own: everything else must be as it would be without.
+    return [
+        list(entry) for entry in records if not all(n.startswith("phasewatch/") for n in entry[1])
+    ]
 
 
 def quietly(function: Callable[[], Any]) -> Any:

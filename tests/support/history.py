@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 
@@ -88,9 +89,10 @@ def fill(
     every: int = 10,
     extra: str | None = None,
     transitions: tuple[Transition, ...] | None = None,
+    run_id: str = RUN_ID,
 ) -> str:
     """Write one finished run; `extra` is the name of one more stream."""
-    store.begin_run(name=name, run_id=RUN_ID, attempt=1, config={"seed": 7, "note": name})
+    store.begin_run(name=name, run_id=run_id, attempt=1, config={"seed": 7, "note": name})
     for step in range(every, steps + 1, every):
         done = 1 / (1 + math.exp((step - 0.6 * steps) / (0.05 * steps)))
         values = {
@@ -105,21 +107,21 @@ def fill(
             values[extra] = 1.0
         for stream, value in values.items():
             observation = Observation(name=stream, step=step, value=value, unit=unit_of(stream))
-            store.add_observation(RUN_ID, 1, observation)
+            store.add_observation(run_id, 1, observation)
         if step % (4 * every) == 0:
-            _add_llc(store, step, 200 * done + 1, EstimateStatus.OK)
-    _add_llc(store, steps // 4 + 1, 150.0, EstimateStatus.UNCONVERGED)
-    _add_llc(store, steps // 3, math.nan, EstimateStatus.DIVERGED)
+            _add_llc(store, run_id, step, 200 * done + 1, EstimateStatus.OK)
+    _add_llc(store, run_id, steps // 4 + 1, 150.0, EstimateStatus.UNCONVERGED)
+    _add_llc(store, run_id, steps // 3, math.nan, EstimateStatus.DIVERGED)
     for one in (transition(),) if transitions is None else transitions:
-        store.add_transition(one)
-    store.end_run(RUN_ID, 1, RunState.FINISHED)
-    return RUN_ID
+        store.add_transition(dataclasses.replace(one, run=run_id, id=f"{run_id[:4]}-{one.id}"))
+    store.end_run(run_id, 1, RunState.FINISHED)
+    return run_id
 
 
-def _add_llc(store: Store, step: int, value: float, status: EstimateStatus) -> None:
+def _add_llc(store: Store, run_id: str, step: int, value: float, status: EstimateStatus) -> None:
     detail = estimate(step, value, status)
     store.add_observation(
-        RUN_ID,
+        run_id,
         1,
         Observation(
             name="llc",

@@ -139,11 +139,28 @@ def test_an_unknown_run_is_one_line_with_the_known_ones(shell, path):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["bogus"], ["show"], ["runs", "--bogus"]])
-def test_a_wrong_call_is_exit_code_2(shell, arguments):
-    code, _, err = shell(*arguments)
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["shwo"], "No such command 'shwo'. Did you mean 'show'?; see `phasewatch --help`"),
+        (["show"], "Missing argument 'run'; see `phasewatch show --help`"),
+        (["runs", "--stroe"], "No such option: --stroe"),
+        (["serve", "--port", "99999999"], "Invalid value for '--port'"),
+        (["grafana", "psh"], "Did you mean 'push'?; see `phasewatch grafana --help`"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_exit_code_2(shell, arguments, told):
+    code, out, err = shell(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("phasewatch: ")
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_without_a_command_the_help_is_shown(shell):
+    code, out, err = shell()
     assert code == 2
-    assert "Usage" in err
+    assert "Usage: phasewatch" in out + err
 
 
 def test_the_version(shell):
@@ -173,7 +190,7 @@ def test_report_writes_the_report_of_the_run(shell, path, reports, tmp_path):
     code, out, _ = shell("report", "demo", "--store", path, "--out", tmp_path / "x.html")
     assert code == 0
     ((store, run_id, written),) = reports.calls
-    assert (store.path, run_id, written) == (path, "aaaa1111", tmp_path / "x.html")
+    assert (store.path, run_id, written) == (path, ["aaaa1111"], tmp_path / "x.html")
     assert f"report of demo written to {tmp_path / 'x.html'}" in out
 
 

@@ -27,7 +27,7 @@ def test_an_unknown_key_inside_is_named_with_its_path() -> None:
 
 
 def test_a_wrong_value_is_said_with_what_is_allowed() -> None:
-    with pytest.raises(ConfigError, match=r"overhead: got 2; Input should be less than or equal"):
+    with pytest.raises(ConfigError, match=r"overhead: got 2; it must be less than or equal"):
         MonitorConfig.load({"overhead": 2})
 
 
@@ -114,3 +114,24 @@ def test_replace_checks_again_and_keeps_the_rest() -> None:
 )
 def test_a_configuration_survives_the_way_through_json(config: MonitorConfig) -> None:
     assert MonitorConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_one_fault_is_one_line_and_several_are_a_line_each() -> None:
+    with pytest.raises(ConfigError) as one:
+        MonitorConfig.load({"seed": -1})
+    assert str(one.value) == (
+        "configuration is wrong: seed: got -1; it must be greater than or equal to 0"
+    )
+    with pytest.raises(ConfigError) as two:
+        MonitorConfig.load({"seed": -1, "exporter": "x"})
+    assert str(two.value).splitlines() == [
+        "configuration is wrong:",
+        "  exporter: got 'x'; it must be a mapping of settings",
+        "  seed: got -1; it must be greater than or equal to 0",
+    ]
+
+
+@pytest.mark.parametrize("given", [5, ["store"], 1.5])
+def test_what_is_no_configuration_is_said(given: object) -> None:
+    with pytest.raises(ConfigError, match="give a MonitorConfig, a mapping, or the path"):
+        MonitorConfig.load(given)  # type: ignore[arg-type]

@@ -12,8 +12,10 @@ import pytest
 
 from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.errors import StoreError
+from phasewatch.monitor.core.estimates import EstimateStatus, Observation
 from phasewatch.monitor.core.transitions import TransitionStatus
-from phasewatch.monitor.reports.png import write_picture
+from phasewatch.monitor.reports.data import read_run
+from phasewatch.monitor.reports.png import draw, write_picture
 from phasewatch.monitor.store.store import Store
 from support.history import RUN_ID, fill, transition
 
@@ -73,3 +75,35 @@ def test_drawing_leaves_pyplot_alone(store: Store, tmp_path: Path) -> None:
     fill(store, steps=100)
     write_picture(store, RUN_ID, tmp_path / "picture.png")
     assert ("matplotlib.pyplot" in sys.modules) == loaded
+
+
+def test_several_runs_share_a_picture(store: Store, tmp_path: Path) -> None:
+    fill(store)
+    one = pixels(write_picture(store, RUN_ID, tmp_path / "one.png"))
+    other = fill(store, name="seed $1", run_id="f" * 32, steps=2000, transitions=())
+    both = pixels(write_picture(store, [RUN_ID, other], tmp_path / "both.png"))
+    assert both.shape[1] == one.shape[1]
+    assert both.shape[0] > one.shape[0]  # a row for each stream
+
+
+def test_runs_that_share_nothing_have_a_picture(store: Store, tmp_path: Path) -> None:
+    fill(store)
+    store.begin_run(name="empty", run_id="f" * 32, attempt=1)
+    assert write_picture(store, [RUN_ID, "f" * 32], tmp_path / "both.png").exists()
+
+
+def test_a_notebook_shows_the_figure_by_itself(store: Store) -> None:
+    fill(store, steps=100)
+    figure = draw([read_run(store, RUN_ID)])
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert [axis.get_yscale() for axis in figure.axes] == ["log", "log", "linear"]
+
+
+def test_what_is_doubtful_and_far_is_drawn_at_the_edge(store: Store) -> None:
+    fill(store)
+    far = Observation(name="llc", step=7, value=-5648.0, status=EstimateStatus.NEGATIVE)
+    store.add_observation(RUN_ID, 1, far)
+    axis = draw([read_run(store, RUN_ID)]).axes[1]
+    (doubtful,) = (line for line in axis.lines if line.get_label() == "not converged")
+    assert doubtful.get_xdata()[0] == 7
+    assert doubtful.get_ydata()[0] == pytest.approx(axis.get_ylim()[0])
