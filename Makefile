@@ -88,7 +88,7 @@ mypy: $(STAMP) layout
 dashboards: $(STAMP)
 	$(BIN)/python deploy/grafana/build.py
 
-check: lint mypy test slow postgres chaos-short hf
+check: lint mypy test slow postgres chaos-short hf site
 
 # Pages that are made from code; a test holds them equal.
 docs: $(STAMP)
