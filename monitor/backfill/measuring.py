@@ -149,7 +149,7 @@ class Block:
         failures = self._health.measurement_failures.copy()
         if not self._checked:
             with self._subject.guarded(step, 0):
-                self._measuring.check(self._subject.context(step, None))
+                self._measuring.roster.check(self._subject.context(step, None))
             self._checked = True
         self._measuring.planner.start(step - 1)
         found = self._measuring.turn(step, self._subject)

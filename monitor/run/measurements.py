@@ -1,4 +1,4 @@
-"""Runs the observables that are due, and keeps account of what fails and what cannot be done."""
+"""Runs the observables that are due: in one go, or spread over several turns."""
 
 from __future__ import annotations
 
@@ -6,33 +6,30 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
-from phasewatch.detectors.types import Direction
 from phasewatch.monitor import observables as registry
 from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.columns import Column
-from phasewatch.monitor.core.context import MeasureContext, StepRecord
+from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.contracts import Observable
-from phasewatch.monitor.core.errors import ConfigError, RefusedError
+from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.core.estimates import Estimate, Observation
-from phasewatch.monitor.core.forecast import ForecastRow, duration_in_words
+from phasewatch.monitor.core.forecast import duration_in_words
 from phasewatch.monitor.core.health import Health
-from phasewatch.monitor.core.meaning import StreamMeaning, guess
-from phasewatch.monitor.core.ownership import is_ours
 from phasewatch.monitor.core.seeds import seed_from
 from phasewatch.monitor.core.stray import let_through
-from phasewatch.monitor.core.work import Cost, Steps, Work
-from phasewatch.monitor.run.budget import Budget
+from phasewatch.monitor.core.work import Steps
 from phasewatch.monitor.run.first_fall import FirstFall
 from phasewatch.monitor.run.interrupts import Interrupts
-from phasewatch.monitor.run.planner import SHORTEST, Account, Planner
+from phasewatch.monitor.run.planner import SHORTEST
+from phasewatch.monitor.run.roster import Roster, measures_in_steps
+from phasewatch.monitor.run.subject import Given, Seen, Subject
 from phasewatch.monitor.run.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from phasewatch.monitor.sampling.evaluation_cost import EvaluationCost
+    pass
 
 log = logging.getLogger("phasewatch")
 
@@ -44,83 +41,6 @@ MAX_BACKOFF = 6
 
 MEMORY_SHARE = 0.4
 """Share of the training's own peak that a measurement may take beside it."""
-
-FIRST_OF_ALL = "llc"
-WEIGHT_OF_FIRST = 4.0
-"""λ̂ gets so many times the budget of another observable that is not light."""
-
-BY_CLASS: Mapping[Cost | None, Work] = {
-    Cost.STEP: Work(weight_passes=2.0),
-    Cost.WEIGHTS: Work(weight_passes=4.0),
-    Cost.FORWARD: Work(forwards=1.0),
-    Cost.GRADIENT: Work(gradients=30.0),
-    Cost.SAMPLING: Work(gradients=1000.0),
-}
-"""What a measurement is taken to need where the observable tells only its class."""
-
-
-@runtime_checkable
-class Subject(Protocol):
-    """A live model, its data and its loss: what a training loop has measured."""
-
-    def guarded(self, step: int, turn: int) -> AbstractContextManager[None]:
-        """Shield training from what is measured inside.
-
-        Args:
-            step: Optimizer steps completed.
-            turn: Which turn of the run it is; seeds what is random inside.
-        """
-
-    def context(self, step: int, epoch: int | None) -> MeasureContext:
-        """Copy the model as it is now. Called inside `guarded`."""
-
-    def live_context(self, step: int, epoch: int | None) -> MeasureContext:
-        """The weights as they are, for built-in observables that only read them."""
-
-
-class Given:
-    """A subject of which the context is there already.
-
-    Args:
-        context: The context.
-    """
-
-    def __init__(self, context: MeasureContext) -> None:
-        self._context = context
-
-    def guarded(self, step: int, turn: int) -> AbstractContextManager[None]:  # noqa: ARG002
-        """Nothing: whoever made the context has done it."""
-        return nullcontext()
-
-    def context(self, step: int, epoch: int | None) -> MeasureContext:  # noqa: ARG002
-        """The given one."""
-        return self._context
-
-    live_context = context
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What the training loop told beside the model.
-
-    Attributes:
-        record: What was seen just before the optimizer step.
-        learning_rate: Of the coming step.
-    """
-
-    record: StepRecord | None = None
-    learning_rate: float | None = None
-
-    def added_to(self, context: MeasureContext) -> MeasureContext:
-        """The context with what it lacks."""
-        return replace(
-            context,
-            record=context.record or self.record,
-            learning_rate=(
-                self.learning_rate if context.learning_rate is None else context.learning_rate
-            ),
-        )
-
 
 LAST_SHARE = 0.8
 """Of what the budget has left, the deadline of what is measured when training has ended."""
@@ -150,7 +70,7 @@ class Open:
 
 
 class Measuring:
-    """The observables of one run.
+    """Takes the turns of one run's observables: begins, goes on, pauses and ends measurements.
 
     Args:
         config: The run's configuration; names its observables.
@@ -168,32 +88,11 @@ class Measuring:
         given: Iterable[str | Observable] | None = None,
     ) -> None:
         self._health = health
+        self.roster = Roster(config, health, given)
+        self.planner = self.roster.planner
         self.watchdog = Watchdog()
-        self._seed = config.seed
-        self._num_chains = config.sampler.num_chains
-        self._observables: dict[str, Observable] = {}
-        self._named: set[str] = set()
-        self._offered: set[str] = set()
-        wanted = list(config.observables if given is None else given)
-        by_user = given is not None or "observables" in config.model_fields_set
-        for item in sorted(wanted, key=lambda one: one == registry.ALL):  # a name goes before "all"
-            if not isinstance(item, str):
-                self._add(item)
-                self._named.add(item.name)
-                continue
-            for name in registry.selected(item):
-                if item == registry.ALL and name in self._observables:
-                    continue
-                self._add(registry.create(name, config))
-                if item == registry.ALL:
-                    self._offered.add(name)
-                elif by_user:
-                    self._named.add(name)
-        self.planner = Planner(
-            [self._account(name, config) for name in self._observables], Budget(config.budget)
-        )
         self.interrupts = Interrupts()
-        self.cost: EvaluationCost | None = None
+        self._seed = config.seed
         self._open: Open | None = None
         self._current: Open | None = None
         self._first_fall: FirstFall | None = FirstFall()
@@ -204,35 +103,6 @@ class Measuring:
         self._piece = 0.0
         self._longest_turn = math.inf
         self._previous: dict[str, Estimate] = {}
-        self._failures_in_row: dict[str, int] = {}
-
-    def _account(self, name: str, config: MonitorConfig) -> Account:
-        settings, observable = config.observables.get(name), self._observables[name]
-        own = settings.cadence if settings else None
-        return Account(
-            name=name,
-            cadence=own or config.cadence,
-            lifted=own is not None,
-            expensive=_is_expensive(observable),
-            spread=_measures_in_steps(observable),
-            weight=WEIGHT_OF_FIRST if name == FIRST_OF_ALL else 1.0,
-        )
-
-    def _add(self, observable: Observable) -> None:
-        if not isinstance(observable, Observable):
-            raise ConfigError(
-                f"observable {observable!r} lacks one of name, unit, measure(context); "
-                "see phasewatch.monitor.core.contracts.Observable"
-            )
-        if observable.name in self._observables:
-            raise ConfigError(f"observable {observable.name!r} is given twice; names must differ")
-        better = getattr(observable, "better", None)
-        if better is not None and better not in [*Direction]:
-            raise ConfigError(
-                f"observable {observable.name!r} says that {better!r} is better; it must say "
-                '"up" or "down", or have no attribute `better`'
-            )
-        self._observables[observable.name] = observable
 
     def bound_turns(self, seconds: float) -> None:
         """Let no turn take longer, whatever the budget and the cadences say; others wait for it.
@@ -242,110 +112,6 @@ class Measuring:
         """
         self._longest_turn = seconds
         self.planner.ledger.capacity = min(self.planner.ledger.capacity, seconds)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Observables still measured, in order."""
-        return tuple(self._observables)
-
-    @property
-    def declared(self) -> dict[str, StreamMeaning]:
-        """What the observables declare of their streams."""
-        found: dict[str, StreamMeaning] = {}
-        for name, observable in self._observables.items():
-            found |= getattr(observable, "streams", {})
-            if (better := getattr(observable, "better", None)) is not None:
-                known = found.get(name) or guess(name)
-                found[name] = replace(known, better=Direction(better))
-        return found
-
-    @property
-    def locates_by_itself(self) -> bool:
-        """Whether telling where something moved runs no code of the user's."""
-        return all(is_ours(o) for o in self._observables.values() if hasattr(o, "locate"))
-
-    def locate(self, onset: int, end: int) -> tuple[tuple[str, float], ...]:
-        """Where in the model something moved between two steps, if an observable can tell."""
-        for name, observable in list(self._observables.items()):  # asked beside training
-            locate = getattr(observable, "locate", None)
-            if locate is None:
-                continue
-            try:
-                found: tuple[tuple[str, float], ...] = tuple(locate(onset, end))
-            except Exception as error:
-                self._fail(name, end, error)
-            else:
-                return found
-        return ()
-
-    def check(self, context: MeasureContext, cost: EvaluationCost | None = None) -> None:
-        """Ask each observable, before the first step, whether it can measure this model.
-
-        One evaluation of the probe is timed, and from it what each measurement will take.
-
-        Args:
-            context: What will be measured.
-            cost: What one evaluation takes, where that is known already.
-
-        Raises:
-            ConfigError: One that the user named cannot. One that is on by default is skipped.
-        """
-        self.cost = cost or _evaluation_cost(context)
-        for name, observable in list(self._observables.items()):
-            check = getattr(observable, "check", None)
-            if check is None:
-                continue
-            try:
-                check(context)
-            except RefusedError as error:
-                self.refuse(name, str(error))
-            except BaseException as error:  # whatever it is: what is on by default kills no run
-                let_through(error)
-                self.refuse(name, f"{type(error).__name__}: {error}")
-        for name in self._observables:
-            self._predict(name, context)
-
-    def probe_growth(
-        self, context: MeasureContext, cost: EvaluationCost, expected_seconds: float
-    ) -> float:
-        """How many times as large a probe leaves the run enough of the most expensive measurement.
-
-        Args:
-            context: The model and the probe as they are now.
-            cost: What one gradient of it takes.
-            expected_seconds: Length of the run; inf where it is not known.
-        """
-        if not self.planner.ledger.limited:
-            return math.inf
-        growth = math.inf
-        observable: Any
-        for name, observable in self._observables.items():
-            account = self.planner.accounts[name]
-            if not account.expensive or account.lifted or not _has_method(observable, "work"):
-                continue
-            try:
-                seconds = cost.of(observable.work(context))
-            except Exception as error:  # what cannot be measured here is told by its check
-                log.debug("what %s takes is not known: %s", name, error)
-                continue
-            affordable = self.planner.affordable_seconds(name, expected_seconds)
-            growth = min(growth, affordable / max(seconds, 1e-9))
-        return growth
-
-    def _predict(self, name: str, context: MeasureContext) -> None:
-        observable: Any = self._observables[name]
-        kind = getattr(observable, "cost", None)
-        try:
-            tells = _has_method(observable, "work")
-            work = observable.work(context) if tells else BY_CLASS.get(kind, Work(gradients=1.0))
-        except Exception as error:  # the user's own, or one that cannot tell beforehand
-            log.debug("what %s takes is not known before: %s", name, error)
-            return
-        if self.cost is None:
-            return
-        gradient = self.cost.gradient_seconds
-        chains = self._num_chains if kind is Cost.SAMPLING else 1
-        self.planner.predict(name, self.cost.of(work), chains * gradient)
 
     def look_at(self, columns: Mapping[str, Column]) -> None:
         """See in what was logged whether the training has begun to learn."""
@@ -357,60 +123,6 @@ class Measuring:
                     self._first_fall = None
                     self.planner.loss_fell()
                 return
-
-    def forecast(self) -> list[ForecastRow]:
-        """What the run will see of each observable, as far as is known now."""
-        return [self._row(account) for account in self.planner.accounts.values()]
-
-    def _row(self, account: Account) -> ForecastRow:
-        planner, note = self.planner, ""
-        expected = planner.expected_measurements(account.name)
-        first = f"step {account.next_step}"
-        if account.cadence is None and planner.ledger.limited and not account.light:
-            if account.expensive:
-                first = planner.begins_in_words()
-            if planner.at_end(account.name):
-                first, expected = "when training ends", 1.0
-            if planner.never(account.name):
-                first, expected = "–", 0.0
-            if expected < 1.5:
-                note = (
-                    f"one takes {duration_in_words(account.predicted)}, this run's budget has "
-                    f"{duration_in_words(planner.ledger.left_until(planner.seconds_left))} left; "
-                    "raise overhead, or give it every_n_steps, which no budget holds back"
-                )
-        return ForecastRow(
-            name=account.name,
-            seconds=account.predicted,
-            first=first,
-            count=None if math.isinf(expected) else round(expected),
-            note=note,
-        )
-
-    def refuse(self, name: str, reason: str) -> None:
-        """Measure `name` no more: it cannot be measured here.
-
-        Raises:
-            ConfigError: The user named it.
-        """
-        if name in self._named:
-            raise ConfigError(
-                f"observable {name!r} cannot be measured here: {reason}. "
-                "Mend that, or leave it out of `observables`"
-            )
-        self.skip(name, reason)
-
-    def skip(self, name: str, reason: str) -> None:
-        """Measure `name` no more, count it and say so once."""
-        if name not in self._observables:
-            return
-        del self._observables[name]
-        self.planner.drop(name)
-        self._health.skipped[name] += 1
-        self._health.skip_reasons[name] = reason
-        # Of "all" observables many never fit: no news worth a warning.
-        level = logging.INFO if name in self._offered else logging.WARNING
-        log.log(level, "%s is not measured: %s", name, reason)
 
     def turn(
         self, step: int, subject: Subject, epoch: int | None = None, seen: Seen | None = None
@@ -429,7 +141,7 @@ class Measuring:
         seen = seen or Seen()
         results: list[Observation] = []
         names = self.planner.due_names(step)
-        live = [name for name in names if registry.reads_live(self._observables[name])]
+        live = [name for name in names if registry.reads_live(self.roster.observables[name])]
         rest = [name for name in names if name not in live]
         if live:
             context = seen.added_to(subject.live_context(step, epoch))
@@ -460,7 +172,7 @@ class Measuring:
 
     def looks_before(self, step: int) -> tuple[bool, bool]:
         """Whether what begins at `step` needs a look just before it, and the weights of then."""
-        due = [self._observables[name] for name in self.planner.due_names(step)]
+        due = [self.roster.observables[name] for name in self.planner.due_names(step)]
         return (
             any(map(registry.needs_record, due)),
             any(map(registry.needs_params_before, due)),
@@ -481,7 +193,7 @@ class Measuring:
                 if self._open is None:  # else its turn comes when the open one is through
                     results += self._begin(name, step, context)
             elif (account.predicted or 0.0) > self._longest_turn:
-                self.skip(name, self._too_long(account.predicted))
+                self.roster.skip(name, self._too_long(account.predicted))
             else:
                 results += self._whole(name, step, context)
         return results
@@ -524,7 +236,7 @@ class Measuring:
             context=own,
             step=context.step,
             epoch=context.epoch,
-            steps=_steps_of(self._observables[name], own),
+            steps=_steps_of(self.roster.observables[name], own),
             timestamp=time.time(),
         )
 
@@ -562,10 +274,10 @@ class Measuring:
             if found is not None:
                 results = self._completed(opened, found[0], before + clock() - begin)
         except RefusedError as error:
-            self.skip(name, str(error))
+            self.roster.skip(name, str(error))
         except BaseException as error:
             let_through(error)
-            self._fail(name, step, error)
+            self.roster.failed(name, step, error)
         seconds = clock() - begin
         opened.seconds = before + seconds
         account.piece = self._piece
@@ -596,8 +308,8 @@ class Measuring:
         self.planner.charge(name, step, opened.seconds, cut_short=cut_short)
         account = self.planner.accounts.get(name)
         if account is not None and account.expensive and not cut_short:
-            self._predict(name, opened.context)  # the next one goes on where this one ended
-        if failures := self._failures_in_row.get(name, 0):
+            self.roster.predict(name, opened.context)  # the next one goes on where this one ended
+        if failures := self.roster.failures_in_row.get(name, 0):
             self.planner.postpone(name, 2 ** min(failures, MAX_BACKOFF) - 1)
 
     def _leave(self, opened: Open) -> None:
@@ -640,7 +352,7 @@ class Measuring:
         observations = [result] if isinstance(result, Observation) else list(result)
         if wrong := next((o for o in observations if not isinstance(o, Observation)), None):
             raise TypeError(f"measure() gave {wrong!r:.80}; it must give Observations")
-        self._failures_in_row.pop(name, None)
+        self.roster.failures_in_row.pop(name, None)
         self._health.measured(name, seconds, opened.step)
         completed = []
         for observation in observations:
@@ -682,7 +394,9 @@ class Measuring:
                     self._closed(opened, step, cut_short=True)
                     self._open = None
             self._ending = False
-            waiting = [name for name in self.planner.last_ones(step) if name in self._observables]
+            waiting = [
+                name for name in self.planner.last_ones(step) if name in self.roster.observables
+            ]
             if not waiting or self.interrupts.requested:
                 return results
             context = subject.context(step, epoch)
@@ -702,25 +416,11 @@ class Measuring:
                     self._open = None
         return results
 
-    def _fail(self, name: str, step: int, error: BaseException) -> None:
-        self._health.measurement_failures[name] += 1
-        failures = self._failures_in_row[name] = self._failures_in_row.get(name, 0) + 1
-        if failures == 1:
-            log.warning(
-                "measuring %s at step %d failed: %s: %s; training goes on, further failures are "
-                "counted in phasewatch_measurement_failures_total",
-                name,
-                step,
-                type(error).__name__,
-                error,
-                exc_info=log.isEnabledFor(logging.DEBUG),
-            )
-
     def state_dict(self) -> dict[str, Any]:
         """Schedule and observables' own states, as plain containers."""
         own = {
             name: observable.state_dict()
-            for name, observable in self._observables.items()
+            for name, observable in self.roster.observables.items()
             if hasattr(observable, "state_dict")
         }
         return {"planner": self.planner.state_dict(), "observables": own}
@@ -729,7 +429,7 @@ class Measuring:
         """Take over what `state_dict` gave."""
         self.planner.load_state_dict(state["planner"])
         for name, own in state["observables"].items():
-            observable = self._observables.get(name)
+            observable = self.roster.observables.get(name)
             if observable is not None and hasattr(observable, "load_state_dict"):
                 observable.load_state_dict(own)
 
@@ -737,43 +437,12 @@ class Measuring:
 def _steps_of(observable: Observable, context: MeasureContext) -> Steps[Any]:
     """The measurement in steps; as one, where the observable knows no others."""
     own: Any = observable
-    if _measures_in_steps(own):
+    if measures_in_steps(own):
         steps: Steps[Any] = own.measure_in_steps(context)
         return steps
     return _at_once(observable, context)
 
 
-def _measures_in_steps(observable: Observable) -> bool:
-    """Whether its steps are its measurement: not where a subclass has a `measure` of its own."""
-    for kind in type(observable).__mro__:
-        if "measure_in_steps" in vars(kind):
-            return callable(vars(kind)["measure_in_steps"])
-        if "measure" in vars(kind):
-            return False
-    return False
-
-
-def _has_method(observable: Observable, name: str) -> bool:
-    """Whether its class has that method; an attribute of a user's own may have the same name."""
-    return callable(getattr(type(observable), name, None))
-
-
 def _at_once(observable: Observable, context: MeasureContext) -> Steps[Any]:
     yield from ()
     return observable.measure(context)
-
-
-def _evaluation_cost(context: MeasureContext) -> EvaluationCost | None:
-    """What one evaluation takes; None where there is nothing to evaluate."""
-    from phasewatch.monitor.sampling.evaluation_cost import evaluation_cost  # imports torch
-
-    try:
-        return evaluation_cost(context)
-    except Exception as error:  # the observables that need it say why themselves
-        log.debug("no evaluation of the probe was timed: %s", error)
-        return None
-
-
-def _is_expensive(observable: Observable) -> bool:
-    """Whether a measurement takes tens of gradients or more."""
-    return getattr(observable, "cost", None) in (Cost.GRADIENT, Cost.SAMPLING)

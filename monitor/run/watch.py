@@ -35,7 +35,7 @@ from phasewatch.monitor.run.failures import Failures
 from phasewatch.monitor.run.forecast import headline_of, table_of
 from phasewatch.monitor.run.installed_sinks import open_installed
 from phasewatch.monitor.run.last_look import look_back, say_goodbye
-from phasewatch.monitor.run.measurements import Given, Measuring, Seen, Subject
+from phasewatch.monitor.run.measurements import Measuring
 from phasewatch.monitor.run.opening import (
     open_alerts,
     open_annotations,
@@ -54,6 +54,7 @@ from phasewatch.monitor.run.road import Road
 from phasewatch.monitor.run.run_names import Runs, StepCount, new_name
 from phasewatch.monitor.run.shown import as_card, in_a_line
 from phasewatch.monitor.run.sinks import Sinks
+from phasewatch.monitor.run.subject import Given, Seen, Subject
 from phasewatch.monitor.store.store import Store
 from phasewatch.monitor.transitions.pipeline import Detection
 from phasewatch.monitor.transitions.thinning import Thinner
@@ -168,8 +169,8 @@ class Watch:
             detectors,
             self.run_id,
             self.health,
-            locate=self._measuring.locate,
-            declared=self._measuring.declared,
+            locate=self._measuring.roster.locate,
+            declared=self._measuring.roster.declared,
         )
         self._thinner = Thinner(self._detection.meanings)
         self._runs.make_fresh(*self._given)
@@ -213,7 +214,9 @@ class Watch:
             self.config, self._root, self.health, lambda store: self._begin(store, resumed_step)
         )
         self._detection.start(self.run_id, self.attempt)
-        self.health.born(self._measuring.names, [type(sink).__name__ for sink in self._user_sinks])
+        self.health.born(
+            self._measuring.roster.names, [type(sink).__name__ for sink in self._user_sinks]
+        )
         try:
             alerts = open_alerts(self.config, self._alert_targets, store, self.run_id, self.health)
             sinks = [
@@ -263,7 +266,7 @@ class Watch:
             self._thinner,
             self.health,
             share=DETECTION_SHARE * self.config.budget,
-            beside=self._detection.is_ours and self._measuring.locates_by_itself,
+            beside=self._detection.is_ours and self._measuring.roster.locates_by_itself,
             look=self._measuring.look_at,
         )
 
@@ -503,7 +506,7 @@ class Watch:
         """
         with self.spending():
             if isinstance(context, MeasureContext):
-                self._measuring.check(context, cost)
+                self._measuring.roster.check(context, cost)
                 self._forecast(context, loss, step_seconds)
                 return
             subject = self._subject = self._subject_of(context)
@@ -511,7 +514,7 @@ class Watch:
                 with subject.guarded(0, 0):
                     subject.size(self)
                     copied = subject.context(0, None)
-                    self._measuring.check(copied, cost or subject.cost)
+                    self._measuring.roster.check(copied, cost or subject.cost)
                     self._forecast(copied, loss, step_seconds or subject.step_seconds)
             except ConfigError:
                 raise
@@ -522,7 +525,7 @@ class Watch:
 
     def _forecast(self, context: MeasureContext, loss: str, step_seconds: float | None) -> None:
         """Log and keep what the run will see."""
-        cost = self._measuring.cost
+        cost = self._measuring.roster.cost
         if step_seconds is None and cost is not None:
             step_seconds = cost.gradient_seconds
         if step_seconds is not None:
@@ -559,11 +562,11 @@ class Watch:
             step_seconds: What a training step should take.
         """
         steps_left = max(0.0, self._expected_steps - context.step)
-        return self._measuring.probe_growth(context, cost, steps_left * step_seconds)
+        return self._measuring.roster.probe_growth(context, cost, steps_left * step_seconds)
 
     def forecast(self) -> list[ForecastRow]:
         """What this run will see of each observable, as far as is known now."""
-        return self._measuring.forecast()
+        return self._measuring.roster.forecast()
 
     def refuse(self, reason: str) -> None:
         """Measure nothing: the model as it is cannot be measured. Scalars are still observed.
@@ -571,8 +574,8 @@ class Watch:
         Raises:
             ConfigError: The user named an observable.
         """
-        for name in self._measuring.names:
-            self._measuring.refuse(name, reason)
+        for name in self._measuring.roster.names:
+            self._measuring.roster.refuse(name, reason)
 
     def probe(
         self, step: int, context: MeasureContext | Subject | nn.Module, epoch: int | None = None

@@ -112,14 +112,14 @@ def test_a_refusal_in_mid_run_skips_it_with_its_reason() -> None:
 def test_what_the_user_named_and_cannot_be_measured_is_an_error_before_the_first_step() -> None:
     measuring, _ = make(Constant(refuse="no attention heads found"))
     with pytest.raises(ConfigError, match="'constant' cannot be measured here: no attention heads"):
-        measuring.check(context(0))
+        measuring.roster.check(context(0))
 
 
 def test_what_is_on_by_default_and_cannot_be_measured_is_skipped() -> None:
     health = Health()
     measuring = Measuring(MonitorConfig(), health)
-    measuring.skip("llc", "no loss")
-    assert "llc" not in measuring.names
+    measuring.roster.skip("llc", "no loss")
+    assert "llc" not in measuring.roster.names
     assert health.skipped["llc"] == 1
 
 
@@ -172,7 +172,7 @@ def test_the_forecast_says_what_the_run_has_no_room_for_and_how_to_get_it() -> N
     measuring.planner.start(0, 1000)
     measuring.planner.predict("dear", 90.0, 1.0)
     measuring.planner.expect(10.0)
-    (row,) = measuring.forecast()
+    (row,) = measuring.roster.forecast()
     assert (row.first, row.count, row.seconds) == ("–", 0, 90.0)
     assert row.note == (
         "one takes 90 s, this run's budget has 2.4 s left; raise overhead, or give it "
@@ -183,7 +183,7 @@ def test_the_forecast_says_what_the_run_has_no_room_for_and_how_to_get_it() -> N
 def test_the_forecast_counts_the_turns_of_a_cadence() -> None:
     measuring, _ = make(Constant(), observables={"constant": {"every_n_steps": 20}})
     measuring.planner.start(0, 1000)
-    (row,) = measuring.forecast()
+    (row,) = measuring.roster.forecast()
     assert (row.first, row.count, row.note) == ("step 20", 50, "")
 
 
@@ -195,14 +195,14 @@ def parts_of_all(*given, **settings) -> tuple[Measuring, Health]:
 
 def test_all_stands_for_everything_that_needs_no_arguments() -> None:
     for measuring, _ in (parts_of_all("all"), parts_of_all(observables="all")):
-        assert list(measuring.names) == selected("all")
+        assert list(measuring.roster.names) == selected("all")
 
 
 def test_a_name_beside_all_comes_first_and_once() -> None:
     own = Constant()
     measuring, _ = parts_of_all("all", own, "weight_norm")
-    assert measuring.names[:2] == ("constant", "weight_norm")
-    assert sorted(measuring.names) == sorted({*selected("all"), "constant"})
+    assert measuring.roster.names[:2] == ("constant", "weight_norm")
+    assert sorted(measuring.roster.names) == sorted({*selected("all"), "constant"})
 
 
 def test_settings_of_one_beside_all_are_its_own() -> None:
@@ -214,8 +214,8 @@ def test_settings_of_one_beside_all_are_its_own() -> None:
 def test_of_all_what_does_not_fit_is_left_out_without_a_warning(caplog) -> None:
     measuring, health = parts_of_all("all")
     with caplog.at_level(logging.INFO, logger="phasewatch"):
-        measuring.check(context(0))  # a context without a loss
-    assert "llc" not in measuring.names
+        measuring.roster.check(context(0))  # a context without a loss
+    assert "llc" not in measuring.roster.names
     assert health.skipped["llc"] == 1
     (told,) = [r for r in caplog.records if r.message.startswith("llc is not measured: ")]
     assert told.levelno == logging.INFO
@@ -226,13 +226,13 @@ def test_of_all_what_does_not_fit_is_left_out_without_a_warning(caplog) -> None:
 def test_what_is_named_beside_all_is_still_an_error_where_it_does_not_fit() -> None:
     measuring, _ = parts_of_all("all", "llc")
     with pytest.raises(ConfigError, match="'llc' cannot be measured here: there is no probe loss"):
-        measuring.check(context(0))
+        measuring.roster.check(context(0))
 
 
 def test_what_is_on_by_default_and_does_not_fit_is_a_warning(caplog) -> None:
     measuring, _ = parts_of_all()
     with caplog.at_level(logging.INFO, logger="phasewatch"):
-        measuring.check(context(0))
+        measuring.roster.check(context(0))
     (told,) = [r for r in caplog.records if r.message.startswith("llc is not measured: ")]
     assert told.levelno == logging.WARNING
 
@@ -288,7 +288,7 @@ def test_within_a_budget_a_measurement_is_spread_over_the_training(monkeypatch) 
         if measuring.planner.due(step):
             with measuring.planner.spending():
                 found += measuring.measure(step, context(step))
-    assert [o.step for o in found] == [measuring._observables["slow"].calls[0]]
+    assert [o.step for o in found] == [measuring.roster.observables["slow"].calls[0]]
     assert found[0].duration_seconds == 100.0
     assert health.measurements["slow"] == 1
     assert measuring.planner.ledger.overhead_ratio <= 0.05
