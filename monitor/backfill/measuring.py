@@ -19,6 +19,7 @@ from phasewatch.monitor.core.work import Cost
 from phasewatch.monitor.observables import create, selected
 from phasewatch.monitor.run.live_model import PlainSubject
 from phasewatch.monitor.run.measurements import Measuring
+from phasewatch.monitor.run.roster import Roster
 from phasewatch.monitor.sampling.factory import load_checkpoint, load_subject
 
 
@@ -125,7 +126,8 @@ class Block:
         self._prefix = plan.prefix
         self._model = subject.model
         self._health = Health(overhead_budget=config.budget)
-        self._measuring = Measuring(config, self._health)
+        roster = Roster(config, self._health)
+        self._measuring = Measuring(roster, self._health, config.seed)
         self._subject = PlainSubject(
             subject.model,
             list(subject.batches),

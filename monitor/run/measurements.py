@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from phasewatch.monitor import observables as registry
-from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.contracts import Observable
@@ -73,26 +72,18 @@ class Measuring:
     """Takes the turns of one run's observables: begins, goes on, pauses and ends measurements.
 
     Args:
-        config: The run's configuration; names its observables.
-        health: Where successes, failures and refusals are counted.
-        given: Names or objects from the user's code; they take the place of the configured ones.
-
-    Raises:
-        ConfigError: A name is unknown, given twice, or an object is no observable.
+        roster: Which these are, and what each takes.
+        health: Where successes and failures are counted.
+        seed: Seed of the run.
     """
 
-    def __init__(
-        self,
-        config: MonitorConfig,
-        health: Health,
-        given: Iterable[str | Observable] | None = None,
-    ) -> None:
+    def __init__(self, roster: Roster, health: Health, seed: int = 0) -> None:
         self._health = health
-        self.roster = Roster(config, health, given)
-        self.planner = self.roster.planner
+        self.roster = roster
+        self.planner = roster.planner
         self.watchdog = Watchdog()
         self.interrupts = Interrupts()
-        self._seed = config.seed
+        self._seed = seed
         self._open: Open | None = None
         self._current: Open | None = None
         self._first_fall: FirstFall | None = FirstFall()

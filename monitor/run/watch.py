@@ -51,6 +51,7 @@ from phasewatch.monitor.run.resuming import (
     tell_what_is_missing,
 )
 from phasewatch.monitor.run.road import Road
+from phasewatch.monitor.run.roster import Roster
 from phasewatch.monitor.run.run_names import Runs, StepCount, new_name
 from phasewatch.monitor.run.shown import as_card, in_a_line
 from phasewatch.monitor.run.sinks import Sinks
@@ -161,7 +162,8 @@ class Watch:
     def _make_parts(self) -> None:
         """Make what observes one run: its measuring and its detection."""
         observables, detectors = self._given
-        self._measuring = Measuring(self.config, self.health, observables)
+        roster = Roster(self.config, self.health, observables)
+        self._measuring = Measuring(roster, self.health, self.config.seed)
         self._measuring.watchdog.patience_seconds = self.config.patience_seconds
         self._planner = self._measuring.planner
         self._detection = Detection(

@@ -17,6 +17,7 @@ from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.work import Cost, run_through
 from phasewatch.monitor.observables import selected
 from phasewatch.monitor.run.measurements import Measuring
+from phasewatch.monitor.run.roster import Roster
 
 
 class Constant:
@@ -55,7 +56,7 @@ def context(step: int) -> MeasureContext:
 def make(*items, **settings) -> tuple[Measuring, Health]:
     health = Health()
     config = MonitorConfig.load({"every_n_steps": 1} | settings)
-    return Measuring(config, health, items or None), health
+    return Measuring(Roster(config, health, items or None), health), health
 
 
 def run(measuring: Measuring, steps) -> list[Observation]:
@@ -117,7 +118,7 @@ def test_what_the_user_named_and_cannot_be_measured_is_an_error_before_the_first
 
 def test_what_is_on_by_default_and_cannot_be_measured_is_skipped() -> None:
     health = Health()
-    measuring = Measuring(MonitorConfig(), health)
+    measuring = Measuring(Roster(MonitorConfig(), health), health)
     measuring.roster.skip("llc", "no loss")
     assert "llc" not in measuring.roster.names
     assert health.skipped["llc"] == 1
@@ -190,7 +191,7 @@ def test_the_forecast_counts_the_turns_of_a_cadence() -> None:
 def parts_of_all(*given, **settings) -> tuple[Measuring, Health]:
     health = Health()
     config = MonitorConfig.load({"every_n_steps": 1} | settings)
-    return Measuring(config, health, given or None), health
+    return Measuring(Roster(config, health, given or None), health), health
 
 
 def test_all_stands_for_everything_that_needs_no_arguments() -> None:
