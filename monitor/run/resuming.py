@@ -7,7 +7,7 @@ alert is lost between the two.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,6 +47,11 @@ class Saved:
     attempt: int
     durable: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
 
+    @property
+    def knows_messages(self) -> bool:
+        """Whether it says who was told what; checkpoints of earlier versions do not."""
+        return "messages" in self.durable
+
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Saved:
         """From the state of a watch, also from one of before there was `durable`."""
@@ -65,6 +70,7 @@ def go_on(
     name: str,
     step: int,
     config: Mapping[str, Any],
+    transitions: Sequence[Transition] = (),
 ) -> Begun:
     """Begin another attempt of the run that a checkpoint is of, or a branch of it.
 
@@ -74,6 +80,7 @@ def go_on(
         name: Name of the run: that of the checkpoint, unless the user gives another.
         step: Step of the checkpoint.
         config: The configuration, for the record.
+        transitions: Those that the checkpoint knows.
 
     Raises:
         StoreError: The store cannot be read or written.
@@ -99,7 +106,7 @@ def go_on(
     elif name != saved.name:
         log.info("run %s goes on under the name %s", saved.name, name)
     num_entered, num_missing = store.take_over(
-        begun.run_id, begun.attempt, step, saved.durable, saved.run_id
+        begun.run_id, begun.attempt, step, saved.durable, saved.run_id, transitions
     )
     if num_entered:
         log.info("%d rows of the history were in the checkpoint only, and are entered", num_entered)
@@ -114,21 +121,22 @@ def go_on(
     return begun
 
 
-def tell_what_is_missing(
+def enter_what_is_missing(
     store: Store,
     run_id: str,
     attempt: int,
     transitions: Iterable[Transition],
-    notify: Callable[[Transition], None],
+    enter: Callable[[Transition], None],
 ) -> None:
-    """Enter what a checkpoint knows of transitions and the store does not, messages included.
+    """Enter what a checkpoint knows of transitions and the store does not.
 
     Args:
         store: Holds the run, with its earlier attempts.
         run_id: The run.
         attempt: The attempt that has resumed.
         transitions: What the checkpoint knows.
-        notify: Enters a transition with the messages it calls for.
+        enter: Enters a transition; with the messages it calls for, where the checkpoint does not
+            know of messages.
     """
     try:
         held = {t.id: t.status for t in store.transitions(run_id, attempt=attempt)}
@@ -140,5 +148,5 @@ def tell_what_is_missing(
         if before is not None and _PROGRESS[before] >= _PROGRESS[transition.status]:
             continue
         if before is None and transition.status is TransitionStatus.ENDED:
-            notify(replace(transition, status=TransitionStatus.CONFIRMED, end_step=None))
-        notify(transition)
+            enter(replace(transition, status=TransitionStatus.CONFIRMED, end_step=None))
+        enter(transition)

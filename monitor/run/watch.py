@@ -46,8 +46,8 @@ from phasewatch.monitor.run.resuming import (
     CARRY_SECONDS,
     NOTHING,
     Saved,
+    enter_what_is_missing,
     go_on,
-    tell_what_is_missing,
 )
 from phasewatch.monitor.run.road import Road
 from phasewatch.monitor.run.run_names import Runs, StepCount, new_name
@@ -128,6 +128,7 @@ class Watch:
         self._runs = Runs(self.run_name)
         self._saved: Saved | None = None
         self._durable: Mapping[str, Any] = NOTHING
+        self._knew_messages = False
         self._steps = StepCount()
         self._told_repeats = False
         self._probe = probe
@@ -249,9 +250,9 @@ class Watch:
             watchdog=self._measuring.watchdog,
         )
         if resumed_step is not None:
-            if store.num_attempts(self.run_id, self.attempt) > 1:
-                notify, known = self._sinks.notify, self.transitions
-                tell_what_is_missing(store, self.run_id, self.attempt, known, notify)
+            if self._knew_messages or store.num_attempts(self.run_id, self.attempt) > 1:
+                enter = self._sinks.keep if self._knew_messages else self._sinks.notify
+                enter_what_is_missing(store, self.run_id, self.attempt, self.transitions, enter)
             self._catch_up(self._sinks, resumed_step)
         self._road = Road(
             self._buffer,
@@ -308,7 +309,15 @@ class Watch:
         saved = self._saved or Saved(
             run_id=self.run_id, name=name, attempt=self.attempt, durable=self._durable
         )
-        begun = go_on(store, saved, name=name, step=resumed_step, config=config)
+        self._knew_messages = saved.knows_messages
+        begun = go_on(
+            store,
+            saved,
+            name=name,
+            step=resumed_step,
+            config=config,
+            transitions=self.transitions,
+        )
         self.run_id, self.attempt, self.run_name = begun.run_id, begun.attempt, begun.name
         self._saved = None
 
