@@ -48,6 +48,11 @@ def test_what_looks_like_a_secret_is_taken_out(text):
     assert S not in redact(text)
 
 
+@pytest.mark.parametrize("slashes", ["/", "//"])
+def test_what_is_no_secret_of_a_url_stays(slashes):
+    assert redact(f"at json:{slashes}u:{S}@h/a") == f"at json:{slashes}***@h/a"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -164,7 +169,7 @@ def test_no_byte_that_a_run_writes_or_sends_holds_a_secret(
     with (
         http_target() as told,
         stranger(say_yes) as (push, pushed),
-        stranger(say_yes) as (g, noted),
+        stranger(say_yes) as (grafana, noted),
     ):
         settings = {
             "run_name": "r",
@@ -185,7 +190,7 @@ def test_no_byte_that_a_run_writes_or_sends_holds_a_secret(
                 "password_env": "PUSH_PASSWORD",
                 "linger_seconds": 0,
             },
-            "grafana": {"url": f"http://127.0.0.1:{g}"},
+            "grafana": {"url": f"http://127.0.0.1:{grafana}"},
         }
         watch = Watch(settings)
         with pytest.raises(ValueError, match="boom"):
