@@ -23,7 +23,7 @@ CARRY_SECONDS = 2.0
 
 NOTHING: Mapping[str, Any] = {"rows": [], "entered": {}, "store": ""}
 
-_PROGRESS = {
+_PROGRESS: Mapping[str, int] = {
     TransitionStatus.SUSPECTED: 0,
     TransitionStatus.CONFIRMED: 1,
     TransitionStatus.ENDED: 2,
@@ -46,11 +46,6 @@ class Saved:
     name: str
     attempt: int
     durable: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
-
-    @property
-    def knows_messages(self) -> bool:
-        """Whether it says who was told what; checkpoints of earlier versions do not."""
-        return "messages" in self.durable
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Saved:
@@ -123,23 +118,28 @@ def go_on(
 
 def enter_what_is_missing(
     store: Store,
-    run_id: str,
-    attempt: int,
+    saved: Saved,
+    fit: tuple[str, int],
     transitions: Iterable[Transition],
-    enter: Callable[[Transition], None],
+    *,
+    keep: Callable[[Transition], None],
+    notify: Callable[[Transition], None],
 ) -> None:
     """Enter what a checkpoint knows of transitions and the store does not.
 
     Args:
-        store: Holds the run, with its earlier attempts.
-        run_id: The run.
-        attempt: The attempt that has resumed.
+        store: Holds the run.
+        saved: What the checkpoint says.
+        fit: Run and attempt that have resumed.
         transitions: What the checkpoint knows.
-        enter: Enters a transition; with the messages it calls for, where the checkpoint does not
-            know of messages.
+        keep: Enters a transition alone: its messages are known, and entered.
+        notify: Enters one that nobody was told of yet, with the messages it calls for.
     """
+    told = saved.durable.get("transitions")
     try:
-        held = {t.id: t.status for t in store.transitions(run_id, attempt=attempt)}
+        if told is None and store.num_attempts(*fit) == 1:
+            return  # from an earlier version, in another store: who was told is not known
+        held = {t.id: t.status for t in store.transitions(fit[0], attempt=fit[1])}
     except StoreError as error:
         log.warning("transitions of the checkpoint are not compared with the store: %s", error)
         return
@@ -147,6 +147,9 @@ def enter_what_is_missing(
         before = held.get(transition.id)
         if before is not None and _PROGRESS[before] >= _PROGRESS[transition.status]:
             continue
+        said = None if told is None else told.get(transition.id)
+        is_told = said is not None and _PROGRESS[said] >= _PROGRESS[transition.status]
+        enter = keep if is_told else notify
         if before is None and transition.status is TransitionStatus.ENDED:
             enter(replace(transition, status=TransitionStatus.CONFIRMED, end_step=None))
         enter(transition)

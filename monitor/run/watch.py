@@ -128,7 +128,6 @@ class Watch:
         self._runs = Runs(self.run_name)
         self._saved: Saved | None = None
         self._durable: Mapping[str, Any] = NOTHING
-        self._knew_messages = False
         self._steps = StepCount()
         self._told_repeats = False
         self._probe = probe
@@ -250,9 +249,16 @@ class Watch:
             watchdog=self._measuring.watchdog,
         )
         if resumed_step is not None:
-            if self._knew_messages or store.num_attempts(self.run_id, self.attempt) > 1:
-                enter = self._sinks.keep if self._knew_messages else self._sinks.notify
-                enter_what_is_missing(store, self.run_id, self.attempt, self.transitions, enter)
+            saved, self._saved = self._saved, None
+            if saved is not None:
+                enter_what_is_missing(
+                    store,
+                    saved,
+                    (self.run_id, self.attempt),
+                    self.transitions,
+                    keep=self._sinks.keep,
+                    notify=self._sinks.notify,
+                )
             self._catch_up(self._sinks, resumed_step)
         self._road = Road(
             self._buffer,
@@ -306,10 +312,9 @@ class Watch:
                 name=name, run_id=self.run_id, attempt=self.attempt + 1, config=config
             )
             return
-        saved = self._saved or Saved(
+        saved = self._saved = self._saved or Saved(
             run_id=self.run_id, name=name, attempt=self.attempt, durable=self._durable
         )
-        self._knew_messages = saved.knows_messages
         begun = go_on(
             store,
             saved,
@@ -319,7 +324,6 @@ class Watch:
             transitions=self.transitions,
         )
         self.run_id, self.attempt, self.run_name = begun.run_id, begun.attempt, begun.name
-        self._saved = None
 
     def finish(self, state: RunState = RunState.FINISHED, reason: str = "") -> None:
         """End the attempt: everything observed is stored, every sink closed. Idempotent."""

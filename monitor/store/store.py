@@ -46,6 +46,7 @@ from phasewatch.monitor.store.rows import (
     EndRow,
     HoleRow,
     ObservationRow,
+    Row,
     RowWriter,
     TransitionRow,
 )
@@ -346,7 +347,7 @@ class Store:
             run_id: The run.
             timeout: Seconds.
         """
-        rows: list[Any] = []
+        rows: list[Row] = []
         if not self.flush(0.0 if self._writer.is_failing else timeout):
             rows = self._writer.pending()
         records, num_left = carried.encode_rows(rows, run_id)
@@ -364,7 +365,18 @@ class Store:
             # What the store held when it could last be read is not all that it holds.
             records = [*carried.encode_rows(self._rows.said(run_id), run_id)[0], *records]
         messages = [dict(message) for message in self._messages.get(run_id, ())]
-        return {"rows": records, "entered": entered, "messages": messages, "store": self.where}
+        said = [row for row in rows if isinstance(row, TransitionRow)]
+        states = {
+            row.transition.id: row.transition.status.value
+            for row in (*self._rows.said(run_id), *said)
+        }
+        return {
+            "rows": records,
+            "entered": entered,
+            "messages": messages,
+            "transitions": states,
+            "store": self.where,
+        }
 
     def _read_messages(self, run_id: str) -> bool:
         """See what has become of a run's messages; False if the store does not say now."""

@@ -92,6 +92,27 @@ def test_a_store_lost_after_a_resume_loses_no_message_of_before(tmp_path):
         assert message.delivery is Delivery.WAITING
 
 
+def test_what_was_detected_and_not_yet_handed_to_the_store_is_told_after_a_resume(tmp_path):
+    """As where a kill comes between the two."""
+    state = interrupted(tmp_path, delivered=False)
+    assert list(state["durable"]["transitions"].values()) == ["ended"]
+    state["durable"] |= {"messages": [], "transitions": {}}
+    with resumed(tmp_path, state) as watch:
+        feed(watch, 201, 240)
+        (message,) = watch.store.outbox.messages()
+        assert message.delivery is Delivery.WAITING
+
+
+def test_a_target_that_is_new_is_not_told_of_what_was_over(tmp_path):
+    state = interrupted(tmp_path, delivered=False)
+    state["durable"]["messages"] = []  # nobody was to be told then
+    with resumed(tmp_path, state) as watch:
+        feed(watch, 201, 240)
+        assert watch.store.outbox.messages() == []
+        (found,) = watch.store.transitions(watch.run_id)
+        assert found.status is TransitionStatus.ENDED
+
+
 def test_hindsight_withdraws_nothing_of_which_the_rows_are_gone(tmp_path):
     state = interrupted(tmp_path, delivered=True)
     with resumed(tmp_path, state) as watch:
