@@ -110,6 +110,7 @@ def one_case(rng: random.Random, lane: str, folder: Path) -> Counter[str]:
     judge(store, counted, deleted=deleted)
     counted["alerts doubled"] += sum(count - 1 for count in hook.taken.values())
     counted["alerts lost"] += not any("generalisation" in key for key in hook.taken)
+    counted["alerts withdrawn"] += sum("withdrawn" in key for key in hook.taken)
     counted["alerts sent elsewhere"] += hook.strayed
     return counted
 
@@ -145,7 +146,7 @@ def judge(store: Path, counted: Counter[str], *, deleted: bool) -> None:
 
 FAULTS = (
     *("not finished", "runs too many", "rows lost", "rows doubled", "rows not as marked"),
-    *("alerts lost", "alerts doubled", "alerts sent elsewhere"),
+    *("alerts lost", "alerts doubled", "alerts withdrawn", "alerts sent elsewhere"),
 )
 LINES = (
     *("runs", "kills", "kills within 0.3 s of a checkpoint"),
