@@ -14,6 +14,7 @@ from phasewatch.callbacks.lightning.stages import renamed_state, stopped_early
 from phasewatch.callbacks.shared.monitor import MonitorBase
 from phasewatch.monitor.core.ending import RunState, ended_by, reason_for
 from phasewatch.monitor.core.errors import ConfigError
+from phasewatch.monitor.run.watch import Watch
 
 log = logging.getLogger("phasewatch")
 
@@ -97,6 +98,8 @@ class MonitorHooks(MonitorBase):
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """End the attempt: finished, or stopped early."""
         stopped = stopped_early(trainer)
+        if self._fit is None and self._ended_at is None and self._watch is not None:
+            self._take_over(self._watch, trainer.global_step)
         self._finish(RunState.STOPPED if stopped else RunState.FINISHED, stopped)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -124,6 +127,19 @@ class MonitorHooks(MonitorBase):
             self._watch.finish(state, reason)
         except Exception:
             self._failed("ending run %s failed; what was stored before is safe")
+
+    def _take_over(self, watch: Watch, step: int) -> None:
+        """Nothing was left to train: enter what only the checkpoint holds of the history."""
+        state = self._pending.get("watch", {})
+        if not state.get("durable", {}).get("rows"):
+            return
+        try:
+            watch.load_state_dict(state)
+            watch.start(int(self._pending.get("step", step)))
+            self._pending, self._ended_at = {**self._pending, "watch": watch.state_dict()}, step
+            watch.finish()
+        except Exception:
+            self._failed("what only the checkpoint holds of run %s could not be entered")
 
     def _failed(self, message: str) -> None:
         """Count and log a failure at the end of a fit, which must not hide training's own."""

@@ -26,6 +26,7 @@ from phasewatch.monitor.cli import (
     stack,
     targets,
 )
+from phasewatch.monitor.cli.group import RedactingGroup
 from phasewatch.monitor.cli.output import (
     DEFAULT_STORE,
     JsonOption,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="phasewatch",
+    cls=RedactingGroup,
     help="Watches a neural network while it trains and says when it changes in kind.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

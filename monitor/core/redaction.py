@@ -20,8 +20,9 @@ _MIN_SECRET = 4
 
 _MAX_KNOWN = 1000
 
-_LOGIN = re.compile(r"(?<=//)[^\s'\"<>|]*@")
-"""User and password: all up to the last @, for a password may hold any other letter."""
+_LOGIN = re.compile(r"(?:(?<=//)|(?<=[A-Za-z+]{2}:/)(?!/))[^\s'\"<>|]*@")
+"""User and password: all up to the last @, for a password may hold any other letter. One slash is
+what is left of a URL that was taken for a path."""
 
 _WORDS = (
     r"[\w.-]*(?:passw(?:or)?d|passwd|passphrase|pwd|secret|token|api[_-]?key|access[_-]?key|"

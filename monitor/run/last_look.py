@@ -45,6 +45,7 @@ def look_back(
             stored_history(store, run_id),
             run=run_id,
             attempt=attempt,
+            holes=store.holes(run_id, attempt=attempt),
         )
     except Exception as error:
         log.warning("transitions were not looked at again: %s: %s", type(error).__name__, error)

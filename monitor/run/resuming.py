@@ -7,7 +7,7 @@ alert is lost between the two.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ CARRY_SECONDS = 2.0
 
 NOTHING: Mapping[str, Any] = {"rows": [], "entered": {}, "store": ""}
 
-_PROGRESS = {
+_PROGRESS: Mapping[str, int] = {
     TransitionStatus.SUSPECTED: 0,
     TransitionStatus.CONFIRMED: 1,
     TransitionStatus.ENDED: 2,
@@ -65,6 +65,7 @@ def go_on(
     name: str,
     step: int,
     config: Mapping[str, Any],
+    transitions: Sequence[Transition] = (),
 ) -> Begun:
     """Begin another attempt of the run that a checkpoint is of, or a branch of it.
 
@@ -74,6 +75,7 @@ def go_on(
         name: Name of the run: that of the checkpoint, unless the user gives another.
         step: Step of the checkpoint.
         config: The configuration, for the record.
+        transitions: Those that the checkpoint knows.
 
     Raises:
         StoreError: The store cannot be read or written.
@@ -99,7 +101,7 @@ def go_on(
     elif name != saved.name:
         log.info("run %s goes on under the name %s", saved.name, name)
     num_entered, num_missing = store.take_over(
-        begun.run_id, begun.attempt, step, saved.durable, saved.run_id
+        begun.run_id, begun.attempt, step, saved.durable, saved.run_id, transitions
     )
     if num_entered:
         log.info("%d rows of the history were in the checkpoint only, and are entered", num_entered)
@@ -114,24 +116,30 @@ def go_on(
     return begun
 
 
-def tell_what_is_missing(
+def enter_what_is_missing(
     store: Store,
-    run_id: str,
-    attempt: int,
+    saved: Saved,
+    fit: tuple[str, int],
     transitions: Iterable[Transition],
+    *,
+    keep: Callable[[Transition], None],
     notify: Callable[[Transition], None],
 ) -> None:
-    """Enter what a checkpoint knows of transitions and the store does not, messages included.
+    """Enter what a checkpoint knows of transitions and the store does not.
 
     Args:
-        store: Holds the run, with its earlier attempts.
-        run_id: The run.
-        attempt: The attempt that has resumed.
+        store: Holds the run.
+        saved: What the checkpoint says.
+        fit: Run and attempt that have resumed.
         transitions: What the checkpoint knows.
-        notify: Enters a transition with the messages it calls for.
+        keep: Enters a transition alone: its messages are known, and entered.
+        notify: Enters one that nobody was told of yet, with the messages it calls for.
     """
+    told = saved.durable.get("transitions")
     try:
-        held = {t.id: t.status for t in store.transitions(run_id, attempt=attempt)}
+        if told is None and store.num_attempts(*fit) == 1:
+            return  # from an earlier version, in another store: who was told is not known
+        held = {t.id: t.status for t in store.transitions(fit[0], attempt=fit[1])}
     except StoreError as error:
         log.warning("transitions of the checkpoint are not compared with the store: %s", error)
         return
@@ -139,6 +147,9 @@ def tell_what_is_missing(
         before = held.get(transition.id)
         if before is not None and _PROGRESS[before] >= _PROGRESS[transition.status]:
             continue
+        said = None if told is None else told.get(transition.id)
+        is_told = said is not None and _PROGRESS[said] >= _PROGRESS[transition.status]
+        enter = keep if is_told else notify
         if before is None and transition.status is TransitionStatus.ENDED:
-            notify(replace(transition, status=TransitionStatus.CONFIRMED, end_step=None))
-        notify(transition)
+            enter(replace(transition, status=TransitionStatus.CONFIRMED, end_step=None))
+        enter(transition)

@@ -47,8 +47,8 @@ from phasewatch.monitor.run.resuming import (
     CARRY_SECONDS,
     NOTHING,
     Saved,
+    enter_what_is_missing,
     go_on,
-    tell_what_is_missing,
 )
 from phasewatch.monitor.run.road import Road
 from phasewatch.monitor.run.roster import Roster
@@ -257,9 +257,16 @@ class Watch:
             watchdog=self._measuring.watchdog,
         )
         if resumed_step is not None:
-            if store.num_attempts(self.run_id, self.attempt) > 1:
-                notify, known = self._sinks.notify, self.transitions
-                tell_what_is_missing(store, self.run_id, self.attempt, known, notify)
+            saved, self._saved = self._saved, None
+            if saved is not None:
+                enter_what_is_missing(
+                    store,
+                    saved,
+                    (self.run_id, self.attempt),
+                    self.transitions,
+                    keep=self._sinks.keep,
+                    notify=self._sinks.notify,
+                )
             self._catch_up(self._sinks, resumed_step)
         self._road = Road(
             self._buffer,
@@ -313,12 +320,18 @@ class Watch:
                 name=name, run_id=self.run_id, attempt=self.attempt + 1, config=config
             )
             return
-        saved = self._saved or Saved(
+        saved = self._saved = self._saved or Saved(
             run_id=self.run_id, name=name, attempt=self.attempt, durable=self._durable
         )
-        begun = go_on(store, saved, name=name, step=resumed_step, config=config)
+        begun = go_on(
+            store,
+            saved,
+            name=name,
+            step=resumed_step,
+            config=config,
+            transitions=self.transitions,
+        )
         self.run_id, self.attempt, self.run_name = begun.run_id, begun.attempt, begun.name
-        self._saved = None
 
     def finish(self, state: RunState = RunState.FINISHED, reason: str = "") -> None:
         """End the attempt: everything observed is stored, every sink closed. Idempotent."""

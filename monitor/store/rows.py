@@ -132,7 +132,7 @@ class RowWriter:
                 for kept in (self._open, self._last_step, self._said):
                     kept.pop(key, None)
             elif isinstance(row, TransitionRow):
-                self._said.setdefault((row.transition.run, row.attempt), []).append(row)
+                self.remember([row])
         self._committed_step = dict(self._last_step)
 
     def rolled_back(self) -> None:
@@ -140,18 +140,20 @@ class RowWriter:
         self._streams.clear()
         self._last_step = dict(self._committed_step)
 
-    def register_again(self, connection: Connection, holes: Sequence[HoleRow]) -> None:
-        """Enter the open attempts into a new database, with their transitions and messages.
+    def remember(self, rows: Sequence[TransitionRow]) -> None:
+        """What earlier attempts have said, to be entered again with the open attempts."""
+        for row in rows:
+            self._said.setdefault((row.transition.run, row.attempt), []).append(row)
 
-        Args:
-            connection: In a transaction.
-            holes: What the old database held.
-        """
+    def said(self, run_id: str) -> list[TransitionRow]:
+        """What the open attempts of a run have said of transitions, and is committed."""
+        return [row for key in [*self._open] if key[0] == run_id for row in self._said.get(key, ())]
+
+    def enter_attempts(self, connection: Connection) -> list[tuple[str, int]]:
+        """Enter the open attempts into a new database, and say which they are."""
         if self._open:
             connection.execute(insert(schema.attempts), [*self._open.values()])
-        open_runs = {run_id for run_id, _ in self._open}
-        said = [row for key in self._open for row in self._said.get(key, ())]
-        self.write(connection, [*said, *(hole for hole in holes if hole.run_id in open_runs)])
+        return [*self._open]
 
     def write(self, connection: Connection, rows: Sequence[Row]) -> None:
         """Write the rows, and the heartbeat of every open attempt."""
@@ -164,8 +166,7 @@ class RowWriter:
             elif isinstance(row, ObservationRow):
                 self._add_observation(connection, row, others)
             elif isinstance(row, TransitionRow):
-                values = _transition_values(row, self._step_now(row))
-                key = _new_key(connection.execute(insert(schema.transitions), values))
+                key = enter_transition(connection, row, self._step_now(row))
                 enter(connection, row.transition, key, row.recipients, row.recorded_at)
             elif isinstance(row, HoleRow):
                 values = dataclasses.asdict(row) | {"noted_at": time.time()}
@@ -296,9 +297,19 @@ def _new_key(result: CursorResult[Any]) -> int:
     return int(key[0])
 
 
-def _transition_values(row: TransitionRow, recorded_step: int) -> dict[str, Any]:
+def enter_transition(connection: Connection, row: TransitionRow, recorded_step: int) -> int:
+    """Enter a state of a transition, without its messages.
+
+    Args:
+        connection: The caller's transaction.
+        row: The transition as it stands.
+        recorded_step: How far the run had got.
+
+    Returns:
+        The number of the state.
+    """
     transition = row.transition
-    return {
+    values = {
         "id": transition.id,
         "run_id": transition.run,
         "attempt": row.attempt,
@@ -311,3 +322,4 @@ def _transition_values(row: TransitionRow, recorded_step: int) -> dict[str, Any]
         "end_step": transition.end_step,
         "body": encode_transition(transition),
     }
+    return _new_key(connection.execute(insert(schema.transitions), values))

@@ -18,12 +18,14 @@ import os
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from sqlalchemy import func, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.ending import RunState
@@ -33,7 +35,7 @@ from phasewatch.monitor.core.history import History
 from phasewatch.monitor.core.processes import ProcessIdentity
 from phasewatch.monitor.core.redaction import get_logger, redact, redacted
 from phasewatch.monitor.core.transitions import Recipient, Transition
-from phasewatch.monitor.store import carried, schema
+from phasewatch.monitor.store import account, carried, schema
 from phasewatch.monitor.store.codec import to_json
 from phasewatch.monitor.store.database import Database
 from phasewatch.monitor.store.lineage import free_name, has_rival, lineage
@@ -44,6 +46,7 @@ from phasewatch.monitor.store.rows import (
     EndRow,
     HoleRow,
     ObservationRow,
+    Row,
     RowWriter,
     TransitionRow,
 )
@@ -107,9 +110,8 @@ class Store:
         self._rows = RowWriter()
         self._entered: dict[str, carried.Entered] = {}
         self._attempts: dict[str, int] = {}
-        self._writer = Writer(
-            self._database, self._rows, capacity=capacity, gone=self._rows_committed
-        )
+        self._messages: dict[str, account.Messages] = {}
+        self._writer = Writer(self._database, self._rows, capacity=capacity, restore=self._restore)
         self._reader = Reader(self._database)
         _open_stores.add(self)
 
@@ -345,7 +347,7 @@ class Store:
             run_id: The run.
             timeout: Seconds.
         """
-        rows: list[Any] = []
+        rows: list[Row] = []
         if not self.flush(0.0 if self._writer.is_failing else timeout):
             rows = self._writer.pending()
         records, num_left = carried.encode_rows(rows, run_id)
@@ -359,10 +361,40 @@ class Store:
                 beyond,
             )
         entered = {name: [*seen] for name, seen in self._entered.get(run_id, {}).items()}
-        return {"rows": records, "entered": entered, "store": self.where}
+        if self._writer.is_failing or not self._read_messages(run_id):
+            # What the store held when it could last be read is not all that it holds.
+            records = [*carried.encode_rows(self._rows.said(run_id), run_id)[0], *records]
+        messages = [dict(message) for message in self._messages.get(run_id, ())]
+        said = [row for row in rows if isinstance(row, TransitionRow)]
+        states = {
+            row.transition.id: row.transition.status.value
+            for row in (*self._rows.said(run_id), *said)
+        }
+        return {
+            "rows": records,
+            "entered": entered,
+            "messages": messages,
+            "transitions": states,
+            "store": self.where,
+        }
+
+    def _read_messages(self, run_id: str) -> bool:
+        """See what has become of a run's messages; False if the store does not say now."""
+        try:
+            with self._database.reading() as connection:
+                self._messages[run_id] = account.read(connection, run_id)
+        except (StoreError, SQLAlchemyError):
+            return False
+        return True
 
     def take_over(
-        self, run_id: str, attempt: int, step: int, state: Mapping[str, Any], parent_run: str
+        self,
+        run_id: str,
+        attempt: int,
+        step: int,
+        state: Mapping[str, Any],
+        parent_run: str,
+        transitions: Iterable[Transition] = (),
     ) -> tuple[int, int]:
         """Compare what a checkpoint says with what the store holds, and enter what is missing.
 
@@ -372,6 +404,7 @@ class Store:
             step: The step it resumed from.
             state: What `carry` gave.
             parent_run: The run that the checkpoint is of.
+            transitions: Those that the checkpoint knows.
 
         Returns:
             Rows entered, and rows missing for good; these are marked as holes.
@@ -382,14 +415,36 @@ class Store:
         entered = {name: [int(n) for n in seen] for name, seen in state["entered"].items()}
         self._entered[run_id] = {name: [*seen] for name, seen in entered.items()}
         rows = carried.decode_rows(state["rows"], parent_run)
+        # A branch has told nobody yet: the messages are its parent's.
+        messages = state.get("messages", ()) if run_id == parent_run else ()
+        known = {transition.id: transition for transition in transitions}
 
         def compare() -> tuple[int, int]:
             with self._database.writing() as connection:
-                num_entered = carried.enter(connection, RowWriter(), rows)
+                num_entered = account.enter_again(
+                    connection, messages, known, run_id=run_id, attempt=attempt
+                )
+                num_entered += carried.enter(connection, RowWriter(), rows)
                 return num_entered, carried.note_holes(connection, run_id, attempt, step, entered)
 
         found: tuple[int, int] = self._patiently(f"run {run_id} cannot be gone on with in", compare)
+        now = time.time()
+        owned = [replace(transition, run=run_id) for transition in known.values()]
+        self._rows.remember([TransitionRow(one, now, (), attempt) for one in owned])
+        self._messages[run_id] = messages
+        self._read_messages(run_id)
         return found
+
+    def _restore(self, connection: Connection) -> None:
+        """Enter the open runs into a new database, with what is known of their history."""
+        holes = self._rows_committed()
+        for run_id, attempt in self._rows.enter_attempts(connection):
+            said = self._rows.said(run_id)
+            known = {row.transition.id: row.transition for row in said}
+            messages = self._messages.get(run_id, ())
+            account.enter_again(connection, messages, known, run_id=run_id, attempt=attempt)
+            carried.enter(connection, self._rows, said)
+            self._rows.write(connection, [hole for hole in holes if hole.run_id == run_id])
 
     def _rows_committed(self) -> list[HoleRow]:
         """What has been handed over and does not wait any more: a hole, if the store is gone."""

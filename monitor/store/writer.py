@@ -10,10 +10,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, StatementError
 
 from phasewatch.monitor.core.processes import HEARTBEAT_SECONDS
@@ -52,7 +53,8 @@ class Writer:
         database: Where to write.
         rows: Turns rows into statements.
         capacity: Rows held at most; what comes on top is dropped and counted.
-        gone: Says what the database held, where it was removed.
+        restore: Enters into a new database, made in place of one that was removed, what is known of
+            the open runs.
     """
 
     def __init__(
@@ -61,9 +63,9 @@ class Writer:
         rows: RowWriter,
         *,
         capacity: int,
-        gone: Callable[[], Sequence[HoleRow]] = tuple,
+        restore: Callable[[Connection], None],
     ) -> None:
-        self._gone = gone
+        self._restore = restore
         self._database = database
         self._rows = rows
         self._capacity = capacity
@@ -239,7 +241,7 @@ class Writer:
         self._database.reopen()
         self._rows.rolled_back()
         with self._database.writing() as connection:
-            self._rows.register_again(connection, self._gone())
+            self._restore(connection)
         self.num_failed += 1
 
     def _write_batch(self) -> None:

@@ -2,7 +2,8 @@
 
 A transition is looked up in the history of each stream in its evidence. What the streamed alarm
 needed in full, its confirmation needs in half: an abrupt change of half the size and half the
-steepness, the same way, that overlaps it. Where none of its streams shows one it is withdrawn.
+steepness, the same way, that overlaps it. Where none of its streams shows one it is withdrawn,
+unless values of them are gone from there.
 What no transition covers, and the history of a leading stream shows in full, is added as found.
 
 Both verdicts are kept: a transition keeps its id and its streamed steps, and `Hindsight` holds the
@@ -37,7 +38,7 @@ from phasewatch.monitor.core.transitions import (
     TransitionKind,
     TransitionStatus,
 )
-from phasewatch.monitor.store.store import Store
+from phasewatch.monitor.store.store import Hole, Store
 from phasewatch.monitor.transitions.classification import classify, severity
 from phasewatch.monitor.transitions.episodes import joint_onset
 from phasewatch.monitor.transitions.streams import Stream, kind_of, name_of, parameters_of
@@ -218,6 +219,7 @@ def review(
     *,
     run: str,
     attempt: int,
+    holes: Iterable[Hole] = (),
     seconds: float = SECONDS,
 ) -> list[Transition]:
     """Look at transitions again, with the full history of their streams.
@@ -228,6 +230,7 @@ def review(
         history: Where their full history comes from.
         run: Identity of the run.
         attempt: Which fit of the run looks back.
+        holes: What that history lacks: nothing is withdrawn for values that are gone.
         seconds: No stream is begun after so long.
 
     Returns:
@@ -254,7 +257,10 @@ def review(
     lenient = {name: curves[name].changes(LENIENCY) for name in dict.fromkeys(told) & curves.keys()}
     full = {name: curve.changes(1.0) for name, curve in curves.items()}
     supporting = by_name.keys() - leads
-    judged = [_judged(t, full if _is_withdrawn(t) else lenient, curves, supporting) for t in known]
+    gone = [*holes]
+    judged = [
+        _judged(t, full if _is_withdrawn(t) else lenient, curves, supporting, gone) for t in known
+    ]
     has_validation = any(stream.meaning.held_out for stream in by_name.values())
     spans = [_span(t) for t in (*known, *judged) if t is not None]
     missed = [
@@ -303,11 +309,17 @@ def _overlaps(one: tuple[int, int], other: tuple[int, int]) -> bool:
     return other[0] <= one[1] + slack and one[0] - slack <= other[1]
 
 
+def _reach(hole: Hole) -> tuple[int, int]:
+    """The steps of which values may be gone."""
+    return hole.first_step + 1, hole.last_step
+
+
 def _judged(
     transition: Transition,
     changes: dict[str, list[_Found]],
     curves: dict[str, _Curve],
     supporting: set[str],
+    holes: Sequence[Hole],
 ) -> Transition | None:
     """The transition with its verdict; None where nothing can be said."""
     looked_at = [
@@ -335,6 +347,8 @@ def _judged(
         return _stands(transition, streamed, standing)
     if not seen:
         if going_on or len(looked_at) < sum(name not in supporting for name in transition.evidence):
+            return None
+        if any(h.stream in transition.evidence and _overlaps(span, _reach(h)) for h in holes):
             return None
         verdict = Hindsight(
             verdict=HindsightVerdict.WITHDRAWN,

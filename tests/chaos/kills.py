@@ -1,6 +1,7 @@
 """Kills trainings at random moments, resumes them, and counts what was lost: `make chaos`.
 
 python tests/chaos/kills.py --kills 200 --seed 0 [--lane plain] [--json FILE]
+python tests/chaos/kills.py --seed 0 --case 70 --keep FOLDER    # one case again, with what it said
 
 A case is one run with one planted fall of its loss and one web hook. It is killed twice, at random,
 half of the time within 0.3 s after a checkpoint. In half of the lives the store is harmed shortly
@@ -12,6 +13,8 @@ where somebody deleted the store, and the alert be delivered once.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import logging
 import random
@@ -19,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +83,9 @@ def one_case(rng: random.Random, lane: str, folder: Path) -> Counter[str]:
             text=True,
             timeout=300,
         )
+        (folder / f"life-{number}.txt").write_text(
+            f"{json.dumps(life)}\nended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
         saved = [int(x.split()[1]) for x in done.stdout.splitlines() if x.startswith("checkpoint")]
         last = max([last, *saved])
         harmed = life.get("fault") if "fault" in done.stdout.split() else None
@@ -103,8 +110,21 @@ def one_case(rng: random.Random, lane: str, folder: Path) -> Counter[str]:
     judge(store, counted, deleted=deleted)
     counted["alerts doubled"] += sum(count - 1 for count in hook.taken.values())
     counted["alerts lost"] += not any("generalisation" in key for key in hook.taken)
+    counted["alerts withdrawn"] += sum("withdrawn" in key for key in hook.taken)
     counted["alerts sent elsewhere"] += hook.strayed
     return counted
+
+
+@contextlib.contextmanager
+def folder_of(number: int, keep: Path | None) -> Iterator[Path]:
+    """Where a case runs: removed after it, unless it is to be kept."""
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+            yield Path(folder)
+    else:
+        folder = keep / f"case-{number}"
+        folder.mkdir(parents=True)
+        yield folder
 
 
 def judge(store: Path, counted: Counter[str], *, deleted: bool) -> None:
@@ -126,7 +146,7 @@ def judge(store: Path, counted: Counter[str], *, deleted: bool) -> None:
 
 FAULTS = (
     *("not finished", "runs too many", "rows lost", "rows doubled", "rows not as marked"),
-    *("alerts lost", "alerts doubled", "alerts sent elsewhere"),
+    *("alerts lost", "alerts doubled", "alerts withdrawn", "alerts sent elsewhere"),
 )
 LINES = (
     *("runs", "kills", "kills within 0.3 s of a checkpoint"),
@@ -144,20 +164,22 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lane", choices=("plain", "lightning"), action="append")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--case", type=int, action="append", help="only this one; may be repeated")
+    parser.add_argument("--keep", type=Path, help="keep folders of cases here, with what was said")
     options = parser.parse_args()
     logging.getLogger("phasewatch").setLevel(logging.ERROR)
     lanes = options.lane or ["plain", "lightning"]
     totals = {lane: Counter[str]() for lane in lanes}
-    number = 0
-    while sum(total["kills"] for total in totals.values()) < options.kills:
+    for number in options.case or itertools.count():
+        if options.case is None and sum(x["kills"] for x in totals.values()) >= options.kills:
+            break
         lane = lanes[number % len(lanes)]
         rng = random.Random(f"{options.seed}/{number}")
-        with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-            counted = one_case(rng, lane, Path(folder))
+        with folder_of(number, options.keep) as folder:
+            counted = one_case(rng, lane, folder)
         totals[lane] += counted
         faults = {name: counted[name] for name in FAULTS if counted[name]}
         print(f"case {number} ({lane}): {faults or 'nothing lost'}", flush=True)
-        number += 1
         if options.json:
             options.json.write_text(json.dumps(totals, indent=1))
     print(f"\n{'':40s}" + "".join(f"{lane:>12s}" for lane in lanes))

@@ -44,6 +44,7 @@ class Life:
         self.job = job
         self.checkpoint = Path(job["checkpoint"])
         self.dies_at = job.get("dies_at")
+        self.is_harmed = False
 
     def save(self, step: int, state: Any) -> None:
         part = self.checkpoint.with_suffix(".part")
@@ -55,7 +56,9 @@ class Life:
             self.dies_at = None
 
     def before(self, step: int) -> None:
-        if step == self.job.get("fault_at"):
+        # Once: what looks at a model's loss runs its training step beside training.
+        if step == self.job.get("fault_at") and not self.is_harmed:
+            self.is_harmed = True
             store = Path(self.job["config"]["store"])
             STORE_FAULTS[self.job["fault"]](store, self.job["fault_seconds"])
             print("fault", flush=True)

@@ -9,7 +9,15 @@ from support.records import make_transition
 HOSTILE = 'a\nb\x1b[31m "q" <b>' + "x" * 10_000 + "\udcff"
 
 
-def write(*, run="demo", state=TransitionStatus.CONFIRMED, config=None, told_as=(), **changes):
+def write(
+    *,
+    run="demo",
+    state=TransitionStatus.CONFIRMED,
+    config=None,
+    told_as=(),
+    store="runs.db",
+    **changes,
+):
     values = {"status": state, "severity": 1.5, "after": {"val_loss": 0.0312345}, "epoch": 3}
     transition = make_transition("abcdef123456", **(values | changes))
     return write_alert(
@@ -19,7 +27,7 @@ def write(*, run="demo", state=TransitionStatus.CONFIRMED, config=None, told_as=
         told_as=told_as,
         run=run,
         units={"val_loss": "nats"},
-        store="runs.db",
+        store=store,
         config=config or AlertsConfig(),
     )
 
@@ -40,6 +48,12 @@ def test_an_alert_says_what_when_how_sure_and_where():
         "Where: block.1 (0.25 ± 0.02 times), head (0.12 ± 0.008 times) as far as",
     ):
         assert said in alert.body
+
+
+def test_a_store_on_a_server_is_not_named():
+    alert = write(store="postgresql://host.internal/db")
+    assert "Report: phasewatch report abcdef12\n" in alert.body
+    assert "host.internal" not in alert.body + alert.title
 
 
 def test_each_state_has_its_title():

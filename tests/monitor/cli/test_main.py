@@ -243,3 +243,26 @@ def test_a_name_that_several_runs_have_is_told_with_the_choices(phasewatch, tmp_
     assert "11111111" in err
     code, out, err = phasewatch("show", "1" * 8, "--store", path)
     assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["test-alert", "slack://T0PSECRET/B/C"],
+        ["test-alert", "json://me:T0PSECRET@127.0.0.1:9/hook"],
+        ["postgresql://me:T0PSECRET@host/db"],
+        ["runs", "--stor=postgresql://me:T0PSECRET@host/db"],
+        ["--store=postgresql://host/db?password=T0PSECRET", "runs"],
+        ["detect", "json://me:T0PSECRET@127.0.0.1:9/curve.csv"],
+        ["targets", "add", "https://me:T0PSECRET@host/hook"],
+        ["export", "demo", "--format", "https://me:T0PSECRET@host/hook"],
+    ],
+)
+def test_what_is_said_of_wrong_arguments_holds_no_secret(phasewatch, arguments, monkeypatch):
+    for columns in ("200", "60"):  # narrow: what is wrapped is not searched
+        monkeypatch.setenv("COLUMNS", columns)
+        code, out, err = phasewatch(*arguments)
+        assert code != 0
+        assert out + err
+        plain = "".join(character for character in out + err if character.isalnum())
+        assert "T0PSECRET" not in plain

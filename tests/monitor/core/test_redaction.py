@@ -2,9 +2,11 @@
 
 import logging
 import re
+import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
 
 import phasewatch.monitor
 from phasewatch.monitor.config.monitor import MonitorConfig
@@ -16,6 +18,7 @@ from phasewatch.monitor.core.urls import web_address
 from phasewatch.monitor.run.watch import Watch
 from phasewatch.monitor.store.store import Store
 from support.records import make_transition
+from support.strangers import stranger
 from support.targets import http_target
 
 S = "SECRETPW9"
@@ -43,6 +46,11 @@ def _forget():
 )
 def test_what_looks_like_a_secret_is_taken_out(text):
     assert S not in redact(text)
+
+
+@pytest.mark.parametrize("slashes", ["/", "//"])
+def test_what_is_no_secret_of_a_url_stays(slashes):
+    assert redact(f"at json:{slashes}u:{S}@h/a") == f"at json:{slashes}***@h/a"
 
 
 @pytest.mark.parametrize(
@@ -132,47 +140,85 @@ def test_a_plain_address_is_taken_as_it_is(url):
 
 
 def end_badly(watch):
+    """Observe, tell and fail; what the exporter served meanwhile."""
     with watch:
         watch.observe(1, {"train_loss": 1.0})
         watch.drain()
         watch._sinks.notify(make_transition(watch.run_id, status=TransitionStatus.CONFIRMED))
-        raise ValueError(f"boom at postgresql://u:{S}-reason@h/db")
+        with urllib.request.urlopen(watch.metrics_url) as answer:
+            page = answer.read()
+        (watch.store.path.parent / "page").write_bytes(page)
+        torch.save(watch.state_dict(), watch.store.path.parent / "last.ckpt")
+        raise ValueError(f"boom at postgresql://u:{S}-reason@h/db?password={S}-query")
+
+
+def say_yes(connection):
+    connection.sendall(b'HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{"id": 1}')
 
 
 @pytest.mark.filterwarnings("ignore:Query string argument")
 @pytest.mark.slow
-def test_no_byte_that_a_run_writes_or_sends_holds_a_secret(tmp_path, caplog, monkeypatch):
-    """Secrets in every place that takes one; all files, logs and what others were sent."""
+def test_no_byte_that_a_run_writes_or_sends_holds_a_secret(
+    tmp_path, caplog, monkeypatch, phasewatch
+):
+    """Secrets in every place that takes one; all files, logs, pages, and what others were sent."""
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("PUSH_PASSWORD", f"{S}-push")
-    with http_target() as told:
+    monkeypatch.setenv("PHASEWATCH_GRAFANA_TOKEN", f"{S}-token")
+    store = f"sqlite:///{tmp_path}/runs.db?key={S}-store"
+    with (
+        http_target() as told,
+        stranger(say_yes) as (push, pushed),
+        stranger(say_yes) as (grafana, noted),
+    ):
         settings = {
             "run_name": "r",
-            "store": f"sqlite:///{tmp_path}/runs.db?key={S}-store",
+            "store": store,
             "exporter": {"port": 0, "targets_dir": str(tmp_path / "targets")},
             "observables": {},
             "alerts": {
-                "targets": [f"json://127.0.0.1:{told.port}/{S}-path"],
-                "picture": False,
-                "grace_seconds": 30,
+                "targets": [
+                    f"json://127.0.0.1:{told.port}/{S}-path",
+                    f"json://me:{S}-password@127.0.0.1:{told.port}/hook?-key={S}-parameter",
+                    f"alertmanager://me:{S}-manager@127.0.0.1:9/{S}-prefix",
+                ],
+                "grace_seconds": 5,
             },
             "pushgateway": {
-                "url": "http://127.0.0.1:9",
+                "url": f"http://127.0.0.1:{push}",
                 "username": "me",
                 "password_env": "PUSH_PASSWORD",
                 "linger_seconds": 0,
             },
+            "grafana": {"url": f"http://127.0.0.1:{grafana}"},
         }
         watch = Watch(settings)
         with pytest.raises(ValueError, match="boom"):
             end_badly(watch)
-        sent = str([body for _, _, body in told.seen])
-    assert len(told.taken) == 1
+        sent = str([body for _, _, body in told.seen]).encode()
+    assert len(told.taken) == 2
+    assert pushed
+    assert noted
+    asked = b"".join([*pushed, *noted])
+    assert f"Bearer {S}-token".encode() in asked, "where it belongs, and nowhere else"
+    sent += re.sub(rb"(?i)authorization:[^\r\n]*", b"", asked)
+    redaction._known.clear()  # another process, which was told of none
+    for command in (
+        ["runs", "--json"],
+        ["show", "r", "--json"],
+        ["outbox", "--json"],
+        ["report", "r", "--out", tmp_path / "report.html"],
+        ["export", "r", "--format", "jsonl", "--out", tmp_path / "export.jsonl"],
+        ["doctor"],
+    ):
+        code, out, err = phasewatch(*command, "--store", store)
+        assert code == 0 or command == ["doctor"], err
+        sent += (out + err).encode()
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert files
+    assert {"page", "last.ckpt", "runs.db", "report.html"} <= {path.name for path in files}
     found = [path.name for path in files if S.encode() in path.read_bytes()]
     assert found == []
-    assert S not in sent
+    assert S.encode() not in sent
     assert S not in caplog.text
 
 

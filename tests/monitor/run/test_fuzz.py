@@ -178,7 +178,7 @@ def exporter():
         ),
     )
 )
-def test_the_exporter_answers_the_next_one_whatever_the_last_one_sent(exporter, content):
+def test_the_exporter_answers_the_next_one_whatever_the_last_one_sent(capfd, exporter, content):
     with socket.create_connection(("127.0.0.1", exporter.port), timeout=10) as client:
         client.sendall(content)
         client.shutdown(socket.SHUT_WR)
@@ -192,6 +192,7 @@ def test_the_exporter_answers_the_next_one_whatever_the_last_one_sent(exporter, 
     connection.request("GET", "/metrics")
     assert connection.getresponse().status == 200
     connection.close()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[*HealthCheck])

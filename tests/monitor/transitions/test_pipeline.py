@@ -12,7 +12,8 @@ from phasewatch.monitor.core.columns import Column
 from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.meaning import Role
-from phasewatch.monitor.core.transitions import TransitionKind, TransitionStatus
+from phasewatch.monitor.core.transitions import Recipient, TransitionKind, TransitionStatus
+from phasewatch.monitor.store.store import Store
 from phasewatch.monitor.transitions.pipeline import Detection
 from phasewatch.monitor.transitions.streams import Streams
 from support.records import make_transition
@@ -175,3 +176,39 @@ def test_a_sharp_fall_is_told_as_confirmed_before_it_ends(width) -> None:
         assert TransitionStatus.CONFIRMED in states
         if TransitionStatus.ENDED in states:
             assert states.index(TransitionStatus.CONFIRMED) < states.index(TransitionStatus.ENDED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_each_of_twenty_sharp_falls_is_told_once(width) -> None:
+    """By as many messages as a target would get, whatever pieces the losses come in."""
+    told = []
+    for seed in range(20):
+        rng = np.random.default_rng(100 * width + seed)
+        at = int(rng.integers(300, 1100))
+        steps = np.arange(1, 1501)
+        progress = np.clip((steps - at) / width, 0.0, 1.0)
+        values = 2.3 * 0.05**progress * 10.0 ** (0.02 * rng.standard_normal(1500))
+        detection = Detection(MonitorConfig(), None, "r", Health())
+        detection.expect(0, 1500)
+        detection.start("r", 1)
+        with Store(":memory:") as store:
+            store.begin_run(name="r", run_id="r")
+            said, first = [], 0
+            while first < 1500:
+                part = slice(first, first + int(rng.integers(1, 257)))
+                first = part.stop
+                size = len(steps[part])
+                said += detection.take_columns(
+                    {
+                        "train_loss": Column(
+                            steps[part].tolist(), values[part].tolist(), [None] * size, [0.0] * size
+                        )
+                    }
+                )
+            for transition in (*said, *detection.finish()):
+                store.add_transition(transition, (Recipient(target="1-json-aa"),))
+            assert store.flush()
+            messages = store.outbox.messages()
+        told += [(len(messages), abs(messages[0].transition.onset_step - at) <= width + 1)]
+    assert told == [(1, True)] * 20
