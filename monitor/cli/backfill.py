@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,7 +48,31 @@ def backfill(
     prefix: Annotated[
         str, typer.Option("--prefix", help="Take the keys that begin so, and cut it off.")
     ] = "",
-    jobs: Annotated[int, typer.Option("--jobs", "-j", help="Processes that measure.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            "-j",
+            help="Processes that measure, or workers of the executor; else one.",
+            show_default=False,
+        ),
+    ] = None,
+    executor: Annotated[
+        str,
+        typer.Option(
+            "--executor",
+            help="What runs blocks as tasks: processes, ray, or module:factory of a "
+            "concurrent.futures.Executor.",
+        ),
+    ] = "",
+    block: Annotated[
+        int | None,
+        typer.Option(
+            "--block",
+            help="Neighbouring checkpoints through which chains go on.",
+            show_default="all of a process; 8 of an executor",
+        ),
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -57,6 +82,7 @@ def backfill(
     """
     from phasewatch.monitor.backfill.backfill import backfill as fill
     from phasewatch.monitor.backfill.checkpoints import find_checkpoints
+    from phasewatch.monitor.backfill.executors import executor_of
     from phasewatch.monitor.backfill.measuring import Plan
     from phasewatch.monitor.config.monitor import MonitorConfig
     from phasewatch.monitor.store.store import Store
@@ -67,15 +93,14 @@ def backfill(
         names = [name.strip() for name in observables.split(",") if name.strip()]
         settings = settings.replace(observables=names)
     kept: dict[str, Any] = settings.model_dump(mode="json", exclude_unset=True)
-    with Store(store) as history, counting("checkpoints") as progress:
-        done = fill(
-            history,
-            run,
-            Plan(factory=factory, config=kept, prefix=prefix),
-            found,
-            jobs=jobs,
-            progress=progress,
-        )
+    with ExitStack() as stack:
+        crew: dict[str, Any] = {"jobs": 1 if jobs is None else jobs, "block": block}
+        if executor:
+            crew = {"executor": stack.enter_context(executor_of(executor, jobs)), "block": block}
+        history = stack.enter_context(Store(store))
+        progress = stack.enter_context(counting("checkpoints"))
+        plan = Plan(factory=factory, config=kept, prefix=prefix)
+        done = fill(history, run, plan, found, progress=progress, **crew)
     if as_json:
         print_json(plain(done))
         return
