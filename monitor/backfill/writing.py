@@ -115,11 +115,14 @@ class Writing:
             self._store.add_observation(self.run_id, self._attempt, timed)
         self._store.flush()
 
-    def detect(self) -> list[Transition]:
+    def detect(self, *, is_over: bool = True) -> list[Transition]:
         """Detect over the whole run in step order, and keep what was found.
 
-        What a live run has said itself stays as it said it; of a run that only backfills have
-        written, what no longer shows is withdrawn.
+        What a live run has said itself stays as it said it; of what only backfills have said, what
+        no longer shows is withdrawn.
+
+        Args:
+            is_over: Whether this is the last word. Before it, what is not settled stays so.
 
         Returns:
             The transitions of the run.
@@ -127,18 +130,26 @@ class Writing:
         store = self._store
         run = store.run(self.run_id)
         before = store.transitions(self.run_id)
-        found = list(replay(store, run).transitions)
+        found = list(replay(store, run, is_over=is_over).transitions)
         is_own = bool((run.config or {}).get(MARK))
         for pair in compare(before, found):
-            if pair.verdict is Verdict.SAME:
+            stored, now = pair.stored, pair.found
+            may_change = is_own or (stored is not None and stored.attempt == self._attempt)
+            if now is None:
+                # What was seen in hindsight alone shows again when somebody looks back.
+                shows_later = not is_over and stored is not None and stored.hindsight is not None
+                if stored is not None and may_change and not shows_later:
+                    self._say(replace(stored, status=TransitionStatus.WITHDRAWN))
                 continue
-            if pair.found is not None and (is_own or pair.verdict is Verdict.NEW):
-                store.add_transition(pair.found, attempt=self._attempt)
-            elif pair.stored is not None and is_own and pair.found is None:
-                withdrawn = replace(pair.stored, status=TransitionStatus.WITHDRAWN)
-                store.add_transition(withdrawn, attempt=self._attempt)
+            looked_back = is_over and stored is not None and stored.hindsight != now.hindsight
+            is_news = pair.verdict is not Verdict.SAME or looked_back
+            if pair.verdict is Verdict.NEW or (may_change and is_news):
+                self._say(now)
         store.flush()
         return store.transitions(self.run_id)
+
+    def _say(self, transition: Transition) -> None:
+        self._store.add_transition(transition, attempt=self._attempt)
 
     def end(self, state: RunState, reason: str = "") -> None:
         """Say how the attempt ended."""

@@ -210,11 +210,12 @@ def _state(path: Path) -> Mapping[str, Tensor]:
 def _read(path: Path, *, tensors: bool = True) -> Any:
     try:
         if path.suffix == ".safetensors":
-            from safetensors import safe_open
-            from safetensors.torch import load_file
-
             if tensors:
+                from safetensors.torch import load_file
+
                 return load_file(path)
+            from safetensors import safe_open
+
             with safe_open(path, "pt"):  # compares its length with what its head says
                 return {}
         # An old file, which is no archive, cannot be mapped.

@@ -11,7 +11,8 @@ from phasewatch.monitor.backfill.backfill import backfill
 from phasewatch.monitor.backfill.checkpoints import find_checkpoints, step_of
 from phasewatch.monitor.backfill.measuring import Block, Plan
 from phasewatch.monitor.core.ending import RunState
-from phasewatch.monitor.core.errors import ConfigError
+from phasewatch.monitor.core.errors import ConfigError, UnreadableError
+from phasewatch.monitor.sampling.factory import check_readable
 from phasewatch.monitor.store.store import Store
 from support.backfilled import CONFIG, factory, train
 
@@ -205,6 +206,25 @@ def test_safetensors_tell_their_step_in_their_head(tmp_path):
     path = tmp_path / "model.safetensors"
     safetensors.save_file(factory()[0].state_dict(), path, metadata={"step": "120"})
     assert step_of(path) == 120
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_a_file_that_is_not_all_there_cannot_be_read(tmp_path, kind):
+    path = tmp_path / ("model.safetensors" if kind == "safetensors" else "model.pt")
+    state = factory()[0].state_dict()
+    if kind == "safetensors":
+        pytest.importorskip("safetensors.torch").save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    check_readable(path)
+    whole = path.read_bytes()
+    for size in (0, 5, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(UnreadableError, match=r"model\."):
+            check_readable(path)
+    path.unlink()
+    with pytest.raises(UnreadableError, match="No such file"):
+        check_readable(path)
 
 
 def test_a_checkpoint_without_a_step_is_told(tmp_path):
