@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -74,6 +75,7 @@ class RayExecutor(Executor):
             num_cpus=num_workers,
             include_dashboard=False,
             log_to_driver=False,
+            logging_level=logging.WARNING,
             runtime_env={"env_vars": {"PYTHONPATH": path}},
         )
 
