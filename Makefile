@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 HF     := .venv-hf
+RAY    := .venv-ray
 PEERS  := .venv-peers
 SITE   := .venv-site
 PEER   := $(PEERS)/.installed
@@ -12,7 +13,7 @@ EXAMPLES := $(filter-out examples/common.py examples/terminal.py,$(wildcard exam
 SEEDS  := 0 1 2
 SOURCES := callbacks deploy detectors docs monitor phasewatch examples tests
 
-.PHONY: browser chaos chaos-short hf postgres dashboards demo docs site layout examples test check lint types mypy slow bench bench-detection \
+.PHONY: browser chaos chaos-short hf postgres ray dashboards demo docs site layout examples test check lint types mypy slow bench bench-detection \
 	bench-observables bench-peers false-alarms clean
 
 $(STAMP): pyproject.toml constraints.txt
@@ -49,17 +50,28 @@ browser: $(STAMP)
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || $(BIN)/playwright install chromium
 	$(BIN)/python -m pytest -m browser -q tests/browser
 
-# transformers and what it brings live in an environment of their own, over that of the others.
-$(HF)/.installed: $(STAMP)
-	@test -x $(HF)/bin/python || $(PYTHON) -m venv $(HF)
+# transformers, Ray and what they bring live in environments of their own, over that of the others.
+define over-the-others
+	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
 	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
-		> $$($(HF)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/zz_shared.pth
-	$(HF)/bin/pip install --quiet -c constraints.txt "setuptools>=77"
-	$(HF)/bin/pip install --quiet -c constraints.txt --editable ".[hf]" peft trl
-	@touch $@
+		> $$($(1)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/zz_shared.pth
+	$(1)/bin/pip install --quiet -c constraints.txt "setuptools>=77"
+	$(1)/bin/pip install --quiet -c constraints.txt --editable $(2)
+	@touch $(1)/.installed
+endef
+
+$(HF)/.installed: $(STAMP)
+	$(call over-the-others,$(HF),".[hf]" peft trl)
+
+$(RAY)/.installed: $(STAMP)
+	$(call over-the-others,$(RAY),".[ray]")
 
 hf: $(HF)/.installed
 	$(HF)/bin/python -m pytest -m hf -q -n 2 tests/callbacks/huggingface tests/examples tests/monitor/backfill
+
+# A cluster of two workers on this machine, started and stopped by the tests.
+ray: $(RAY)/.installed
+	$(RAY)/bin/python -m pytest -m ray -q tests/monitor/backfill
 
 # Kills trainings at random and counts what is lost: see docs/reliability.md. About an hour.
 chaos: $(STAMP)
@@ -88,7 +100,7 @@ mypy: $(STAMP) layout
 dashboards: $(STAMP)
 	$(BIN)/python deploy/grafana/build.py
 
-check: lint mypy test slow postgres chaos-short hf site
+check: lint mypy test slow postgres chaos-short hf ray site
 
 # Pages that are made from code; a test holds them equal.
 docs: $(STAMP)
@@ -146,4 +158,4 @@ false-alarms: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/false_alarms.py --points 100000
 
 clean:
-	rm -rf $(VENV) $(HF) $(PEERS) $(SITE) build dist *.egg-info phasewatch-demo phasewatch-examples
+	rm -rf $(VENV) $(HF) $(RAY) $(PEERS) $(SITE) build dist *.egg-info phasewatch-demo phasewatch-examples

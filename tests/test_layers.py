@@ -68,6 +68,7 @@ LIBRARIES = {
     "tensorboard": ("monitor/readers/formats.py",),
     "aiohttp": ("monitor/serve/",),
     "apprise": ("monitor/alerts/apprise.py",),
+    "ray": ("monitor/backfill/ray_executor.py",),
     "requests": ("monitor/alerts/apprise.py",),
     "torch": (
         "monitor/sampling/",

@@ -10,11 +10,11 @@ import glob
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from phasewatch.monitor.core.errors import ConfigError
+from phasewatch.monitor.core.errors import ConfigError, UnreadableError
 
 SUFFIXES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".safetensors"})
 
@@ -35,10 +35,25 @@ class Checkpoint:
     Attributes:
         step: Optimizer steps completed.
         path: The file with its weights.
+        mark: What the file was when it was looked at; measured is no other. None takes any.
     """
 
     step: int
     path: Path
+    mark: Mark | None = field(default=None, compare=False)
+
+
+Mark = tuple[int, int]
+"""Size of a file in bytes, and when it was last written, in nanoseconds."""
+
+
+def mark_of(path: Path) -> Mark | None:
+    """What a file is by now; None if it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def find_checkpoints(patterns: Iterable[str]) -> list[Checkpoint]:
@@ -51,19 +66,29 @@ def find_checkpoints(patterns: Iterable[str]) -> list[Checkpoint]:
         ConfigError: There is none, or the step of one is not known.
     """
     patterns = list(patterns)
-    paths = sorted({Path(p) for pattern in patterns for p in glob.glob(pattern, recursive=True)})
-    files = [path for path in paths if path.is_dir() or path.suffix in SUFFIXES]
-    if not files:
+    paths = matching(patterns)
+    if not paths:
         raise ConfigError(
             f"no checkpoint matches {', '.join(map(repr, patterns))}; give files "
             f"({', '.join(sorted(SUFFIXES))}) or checkpoint folders of transformers"
         )
     found: dict[int, Checkpoint] = {}
-    # Copies such as "last.ckpt" come after the files whose names tell more.
-    for path in sorted(files, key=lambda path: (not _NUMBER.search(path.name), path)):
+    for path in paths:
         step = step_of(path)
         found.setdefault(step, Checkpoint(step, weights_of(path)))
     return sorted(found.values())
+
+
+def matching(patterns: Iterable[str]) -> list[Path]:
+    """What may be a checkpoint by its name; those whose names tell most come first.
+
+    Args:
+        patterns: As for `find_checkpoints`.
+    """
+    paths = {Path(p) for pattern in patterns for p in glob.glob(pattern, recursive=True)}
+    files = [path for path in paths if path.is_dir() or path.suffix in SUFFIXES]
+    # Copies such as "last.ckpt" come after the files that they are of.
+    return sorted(files, key=lambda path: (not _NUMBER.search(path.name), path))
 
 
 def step_of(path: Path) -> int:
@@ -72,14 +97,14 @@ def step_of(path: Path) -> int:
     As it says itself; else as its name says.
 
     Raises:
-        ConfigError: Neither tells.
+        UnreadableError: Neither tells.
     """
     held = _step_in_folder(path) if path.is_dir() else _step_in_file(path)
     if held is not None:
         return held
     named = _NAMED.findall(path.stem) or _NUMBER.findall(path.stem)
     if not named:
-        raise ConfigError(
+        raise UnreadableError(
             f"the step of checkpoint {str(path)!r} is not known: it holds none under "
             f"{', '.join(STEP_KEYS)}, and its name has no number; name it like step-1200"
             f"{path.suffix}"
@@ -91,7 +116,7 @@ def weights_of(path: Path) -> Path:
     """The file of weights of a checkpoint.
 
     Raises:
-        ConfigError: A folder has none, or has them in several files.
+        UnreadableError: A folder has none, or has them in several files.
     """
     if not path.is_dir():
         return path
@@ -99,7 +124,7 @@ def weights_of(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     held = sorted(file.name for file in path.iterdir())[:8]
-    raise ConfigError(
+    raise UnreadableError(
         f"checkpoint folder {str(path)!r} has none of {', '.join(FOLDER_WEIGHTS)}; it has "
         f"{', '.join(held) or 'nothing'}. Weights in several files, and adapters alone, cannot be "
         "read yet"

@@ -6,13 +6,13 @@ is measured from where the chains ended at the one before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from phasewatch.monitor.backfill.checkpoints import Checkpoint
+from phasewatch.monitor.backfill.checkpoints import Checkpoint, mark_of
 from phasewatch.monitor.config.monitor import MonitorConfig
-from phasewatch.monitor.core.errors import ConfigError
+from phasewatch.monitor.core.errors import ConfigError, UnreadableError
 from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.work import Cost
@@ -46,11 +46,13 @@ class Measured:
         step: Its step.
         observations: Everything observed.
         reasons: Why an observable was not measured, by name.
+        unread: Why the checkpoint itself could not be read; empty if it was.
     """
 
     step: int
-    observations: tuple[Observation, ...]
-    reasons: Mapping[str, str]
+    observations: tuple[Observation, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    unread: str = ""
 
 
 def measurable(config: MonitorConfig) -> MonitorConfig:
@@ -73,6 +75,19 @@ def measurable(config: MonitorConfig) -> MonitorConfig:
         if name not in needing
     }
     return config.replace(observables=kept, every_n_steps=1, schedule=None, overhead=1.0)
+
+
+def prepared(plan: Plan) -> Plan:
+    """The plan as workers have it.
+
+    Args:
+        plan: Its configuration as the user gave it.
+
+    Raises:
+        ConfigError: It names what only a live run can measure.
+    """
+    config = measurable(MonitorConfig.load(plan.config))
+    return replace(plan, config=config.model_dump(mode="json", exclude_unset=True))
 
 
 def _needs_step(name: str, config: MonitorConfig) -> bool:
@@ -143,11 +158,17 @@ class Block:
         """Load a checkpoint into the model and measure it.
 
         Raises:
-            ConfigError: It cannot be read, is of another model, or holds nothing that can be
-                measured.
+            ConfigError: It is of another model, or holds nothing that can be measured.
         """
         step = checkpoint.step
-        load_checkpoint(self._model, checkpoint.path, self._prefix)
+        try:
+            load_checkpoint(self._model, checkpoint.path, self._prefix)
+        except UnreadableError as error:
+            return Measured(step, unread=str(error))
+        # A file that was written anew in the meantime holds the weights of another step.
+        if checkpoint.mark is not None and mark_of(checkpoint.path) not in (checkpoint.mark, None):
+            anew = f"checkpoint {str(checkpoint.path)!r} was written anew after it was looked at"
+            return Measured(step, unread=anew)
         failures = self._health.measurement_failures.copy()
         if not self._checked:
             with self._subject.guarded(step, 0):
@@ -175,3 +196,14 @@ def measure(plan: Plan, number: int, checkpoint: Checkpoint) -> Measured:
     if _block is None or _block[0] != number:
         _block = (number, Block(plan))
     return _block[1].measure(checkpoint)
+
+
+def measure_block(plan: Plan, checkpoints: Sequence[Checkpoint]) -> list[Measured]:
+    """Measure a block of checkpoints from its beginning: a function of these alone.
+
+    Args:
+        plan: What is measured.
+        checkpoints: By ascending steps.
+    """
+    block = Block(plan)
+    return [block.measure(checkpoint) for checkpoint in checkpoints]

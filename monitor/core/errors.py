@@ -2,7 +2,8 @@
 
     PhasewatchError
     ├── ConfigError          the configuration is wrong; raised before the first step
-    │   └── UnknownNameError   an observable, detector or schedule nobody registered
+    │   ├── UnknownNameError   an observable, detector or schedule nobody registered
+    │   └── UnreadableError    a checkpoint cannot be read, or not yet
     ├── MeasurementError     one measurement failed; counted, and training goes on
     │   └── RefusedError       this cannot be measured safely here; says why and the way out
     ├── StoreError           the run history cannot be read or written
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 from phasewatch.monitor.core.redaction import redact
 
@@ -26,6 +28,16 @@ class PhasewatchError(Exception):
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(redact(item) if isinstance(item, str) else item for item in args))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Those made of parts would be made again of their message: a worker's error must arrive.
+        return _as_it_was, (type(self), self.args), self.__dict__ or None
+
+
+def _as_it_was(kind: type[PhasewatchError], args: tuple[object, ...]) -> PhasewatchError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 class ConfigError(PhasewatchError, ValueError):
@@ -48,6 +60,10 @@ class UnknownNameError(ConfigError):
             f"unknown {what} {name!r}{did_you_mean(name, names)}; known: "
             f"{', '.join(names) or 'none'}" + (f". {hint}" if hint else "")
         )
+
+
+class UnreadableError(ConfigError):
+    """A checkpoint cannot be read: it is damaged, incomplete, gone, or says no step."""
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

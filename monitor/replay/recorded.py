@@ -225,6 +225,7 @@ def detect(
     change: DetectorOverride | None = None,
     history: History | None = None,
     horizon: tuple[int, float] | None = None,
+    is_over: bool = True,
 ) -> Outcome:
     """Detect and fuse as a live run does, and look back at the end.
 
@@ -236,6 +237,8 @@ def detect(
         change: Other detectors than the configured ones.
         history: Where the full history is to be had; None keeps it, 24 bytes a value.
         horizon: Steps at which the run begins and was expected to end; None where nobody knew.
+        is_over: Whether no more is to come. Otherwise what is not settled stays so, and nobody
+            looks back.
 
     Raises:
         ConfigError: A detector's name or parameters are wrong.
@@ -250,25 +253,30 @@ def detect(
     detection.start(run, attempt)
     for chunk in thinned(chunks, detection.meanings):
         detection.take_chunk(chunk)
-    detection.finish()
+    if is_over:
+        detection.finish()
     watched = [Watched.of(stream) for stream in detection.streams]
     change.check_used(watched)
     said = {transition.id: transition for transition in detection.transitions}
-    reviewed = review(
-        said.values(), detection.streams, history, run=run, attempt=attempt, seconds=math.inf
-    )
-    said.update((transition.id, transition) for transition in reviewed)
+    if is_over:
+        reviewed = review(
+            said.values(), detection.streams, history, run=run, attempt=attempt, seconds=math.inf
+        )
+        said.update((transition.id, transition) for transition in reviewed)
     found = sorted(said.values(), key=lambda t: (t.onset_step, t.detected_step))
     return Outcome(tuple(found), tuple(watched))
 
 
-def replay(store: Store, run: RunInfo, change: DetectorOverride | None = None) -> Outcome:
+def replay(
+    store: Store, run: RunInfo, change: DetectorOverride | None = None, *, is_over: bool = True
+) -> Outcome:
     """Detect over the stored history of a run.
 
     Args:
         store: The run history.
         run: The run.
         change: Other detectors than those it had.
+        is_over: Whether no more is to come.
 
     Raises:
         ConfigError: A detector of the run cannot be made again, or `change` does not fit.
@@ -293,6 +301,7 @@ def replay(store: Store, run: RunInfo, change: DetectorOverride | None = None) -
         change=change,
         history=stored_history(store, run.id),
         horizon=(run.config or {}).get("horizon"),
+        is_over=is_over,
     )
     # The weights are not stored: where it happened is known of what the live run saw as well.
     known = {(t.id, t.onset_step, t.end_step): t.where for t in store.transitions(run.id)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pickle
 import sys
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from phasewatch.monitor.core.context import LossFn
-from phasewatch.monitor.core.errors import ConfigError, UnknownNameError
+from phasewatch.monitor.core.errors import ConfigError, UnknownNameError, UnreadableError
 
 CONTRACT = (
     "a factory takes no arguments and returns (model, batches, loss_fn, n_samples), the arguments "
@@ -58,7 +59,7 @@ def load_subject(factory: str) -> Subject:
                 return cross_entropy(model(batch[0]), batch[1], reduction="none")
     """
     try:
-        returned = _find(factory)()
+        returned = find_function(factory)()
     except ConfigError:
         raise
     except Exception as error:
@@ -68,7 +69,15 @@ def load_subject(factory: str) -> Subject:
     return _checked(factory, returned)
 
 
-def _find(factory: str) -> Callable[[], Any]:
+def find_function(factory: str) -> Callable[[], Any]:
+    """The function named `module:function`; the module may lie in the working directory.
+
+    Args:
+        factory: Its name.
+
+    Raises:
+        ConfigError: There is none.
+    """
     name, colon, attribute = factory.partition(":")
     if not (name and colon and attribute):
         raise ConfigError(
@@ -138,7 +147,8 @@ def load_checkpoint(model: nn.Module, path: Path, prefix: str = "") -> None:
             that was the attribute `model` of a LightningModule.
 
     Raises:
-        ConfigError: The file cannot be read, or its keys or shapes are not those of the model.
+        UnreadableError: The file cannot be read.
+        ConfigError: Its keys or shapes are not those of the model.
     """
     state = _state(path)
     if prefix:
@@ -163,6 +173,18 @@ def load_checkpoint(model: nn.Module, path: Path, prefix: str = "") -> None:
         )
 
 
+def check_readable(path: Path) -> None:
+    """Find out whether a file of weights can be read; its tensors are not.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UnreadableError: It is damaged, incomplete, gone or no checkpoint.
+    """
+    _read(path, tensors=False)
+
+
 def _untied(model: nn.Module, missing: Sequence[str], state: Mapping[str, Tensor]) -> list[str]:
     """Of the keys a file lacks those that no other key stands for: tied weights are saved once."""
     own = model.state_dict(keep_vars=True)
@@ -185,29 +207,36 @@ def _state(path: Path) -> Mapping[str, Tensor]:
     return content
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, *, tensors: bool = True) -> Any:
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+            if tensors:
+                from safetensors.torch import load_file
 
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+                return load_file(path)
+            from safetensors import safe_open
+
+            with safe_open(path, "pt"):  # compares its length with what its head says
+                return {}
+        # An old file, which is no archive, cannot be mapped.
+        mapped = not tensors and zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except ImportError as error:
         raise ConfigError(
             f"checkpoint {str(path)!r} needs the package safetensors: pip install safetensors"
         ) from error
     except OSError as error:
-        raise ConfigError(
+        raise UnreadableError(
             f"checkpoint {str(path)!r} cannot be read: {error.strerror or error}; give the path of "
             "a file"
         ) from error
     except pickle.UnpicklingError as error:
-        raise ConfigError(
+        raise UnreadableError(
             f"checkpoint {str(path)!r} holds more than tensors and plain containers, or is no "
             "checkpoint, and will not be unpickled; save model.state_dict() alone"
         ) from error
     except Exception as error:  # torch and safetensors each have several for a damaged file
-        raise ConfigError(
+        raise UnreadableError(
             f"checkpoint {str(path)!r} cannot be read: {type(error).__name__}: {error}"
         ) from error
 

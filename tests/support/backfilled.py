@@ -55,3 +55,21 @@ def train(folder: Path, steps: int, saved, watch=None) -> None:
             saved(step, model)
         if watch is not None and watch.due(step):
             watch.probe(step, model)
+
+
+JUMPING = {
+    **CONFIG,
+    "observables": ["weight_norm"],
+    "streams": {"weight_norm": {"role": "leading"}},
+}
+"""Watches what `jump` writes; its transition is at step 290 to 300."""
+
+
+def jump(step: int) -> dict:
+    """Weights at a step of a training whose weights are five times as large from step 300 on."""
+    generator = torch.Generator().manual_seed(step)
+    scale = 1.0 if step < 300 else 5.0
+    return {
+        key: scale * value + 0.01 * torch.randn(value.shape, generator=generator)
+        for key, value in net().state_dict().items()
+    }

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from phasewatch.monitor import Watch
-from phasewatch.monitor.backfill import backfill as module
 from phasewatch.monitor.backfill.backfill import backfill
 from phasewatch.monitor.backfill.checkpoints import find_checkpoints, step_of
-from phasewatch.monitor.backfill.measuring import Plan
+from phasewatch.monitor.backfill.measuring import Block, Plan
 from phasewatch.monitor.core.ending import RunState
-from phasewatch.monitor.core.errors import ConfigError
+from phasewatch.monitor.core.errors import ConfigError, UnreadableError
+from phasewatch.monitor.sampling.factory import check_readable
 from phasewatch.monitor.store.store import Store
 from support.backfilled import CONFIG, factory, train
 
@@ -84,14 +84,14 @@ def test_what_the_store_has_is_not_measured_again(tmp_path, saved):
 
 def test_one_that_was_stopped_goes_on_where_it_was(tmp_path, saved, monkeypatch):
     folder, live = saved
-    whole = module.Block.measure
+    whole = Block.measure
 
     def dies(block, checkpoint):
         if checkpoint.step == 30:
             raise KeyboardInterrupt
         return whole(block, checkpoint)
 
-    monkeypatch.setattr(module.Block, "measure", dies)
+    monkeypatch.setattr(Block, "measure", dies)
     with pytest.raises(KeyboardInterrupt):
         filled(tmp_path, folder)
     monkeypatch.undo()
@@ -137,6 +137,27 @@ def test_a_run_that_is_being_written_is_left_alone(tmp_path, saved):
         store.begin_run(name="later")
     with pytest.raises(ConfigError, match="is being written"):
         filled(tmp_path, folder)
+
+
+def test_a_run_whose_name_only_begins_so_is_another(tmp_path, saved):
+    folder, _ = saved
+    with Store(tmp_path / "later.db") as store:
+        other, attempt = store.begin_run(name="later-and-longer")
+        store.end_run(other, attempt, RunState.FINISHED)
+    done, _, run = filled(tmp_path, folder)
+    assert (run.name, run.id == other, done.measured) == ("later", False, 4)
+
+
+def test_a_damaged_checkpoint_ends_it_and_what_came_before_is_kept(tmp_path, saved):
+    folder, _ = saved
+    (folder / "step-30.pt").write_bytes(b"torn")
+    with pytest.raises(ConfigError, match=r"step-30\.pt.* cannot be read"):
+        filled(tmp_path, folder)
+    with Store(tmp_path / "later.db", create=False) as store:
+        run = store.run("later")
+        assert (run.state, store.history(run.id, "weight_norm")[0].tolist()) == (
+            RunState.FAILED, [10, 20],
+        )  # fmt: skip
 
 
 def test_what_needs_an_optimizer_step_is_refused_if_named_and_left_out_if_not(tmp_path, saved):
@@ -185,6 +206,25 @@ def test_safetensors_tell_their_step_in_their_head(tmp_path):
     path = tmp_path / "model.safetensors"
     safetensors.save_file(factory()[0].state_dict(), path, metadata={"step": "120"})
     assert step_of(path) == 120
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_a_file_that_is_not_all_there_cannot_be_read(tmp_path, kind):
+    path = tmp_path / ("model.safetensors" if kind == "safetensors" else "model.pt")
+    state = factory()[0].state_dict()
+    if kind == "safetensors":
+        pytest.importorskip("safetensors.torch").save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    check_readable(path)
+    whole = path.read_bytes()
+    for size in (0, 5, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(UnreadableError, match=r"model\."):
+            check_readable(path)
+    path.unlink()
+    with pytest.raises(UnreadableError, match="No such file"):
+        check_readable(path)
 
 
 def test_a_checkpoint_without_a_step_is_told(tmp_path):
