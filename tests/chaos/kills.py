@@ -86,7 +86,8 @@ def one_case(rng: random.Random, lane: str, folder: Path) -> Counter[str]:
         (folder / f"life-{number}.txt").write_text(
             f"{json.dumps(life)}\nended with {done.returncode}\n{done.stdout}\n{done.stderr}"
         )
-        saved = [int(x.split()[1]) for x in done.stdout.splitlines() if x.startswith("checkpoint")]
+        said = [x.split() for x in done.stdout.splitlines()]  # a kill may cut the last one
+        saved = [int(x[1]) for x in said if x[:1] == ["checkpoint"] and len(x) == 2]
         last = max([last, *saved])
         harmed = life.get("fault") if "fault" in done.stdout.split() else None
         deleted = deleted or harmed == "deleted"

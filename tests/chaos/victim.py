@@ -50,7 +50,8 @@ class Life:
         part = self.checkpoint.with_suffix(".part")
         part.write_bytes(pickle.dumps((step, state)))
         part.replace(self.checkpoint)
-        print("checkpoint", step, flush=True)
+        sys.stdout.write(f"checkpoint {step}\n")  # in one piece
+        sys.stdout.flush()
         if self.dies_at is not None and step >= self.dies_at:
             die_after(self.job["delay"])
             self.dies_at = None
@@ -115,7 +116,8 @@ def lightning(life: Life) -> None:
                 part = f"{life.checkpoint}.part"
                 trainer.save_checkpoint(part)
                 os.replace(part, life.checkpoint)
-                print("checkpoint", trainer.global_step, flush=True)
+                sys.stdout.write(f"checkpoint {trainer.global_step}\n")
+                sys.stdout.flush()
                 if life.dies_at is not None and trainer.global_step >= life.dies_at:
                     die_after(job["delay"])
                     life.dies_at = None
