@@ -9,6 +9,7 @@ import torch
 from phasewatch.monitor.core.estimates import EstimateStatus
 from phasewatch.monitor.sampling import Memory, SamplerConfig, estimate_llc, measure_llc
 from phasewatch.monitor.sampling.closed_forms import Quadratic, plain_loss
+from phasewatch.monitor.sampling.pace import USUAL_DRAWS
 from support.net_classes import with_noise, zero_loss
 
 
@@ -90,7 +91,7 @@ def test_draws_go_on_until_the_error_is_the_target():
 
 def test_no_more_draws_are_begun_when_the_time_is_over():
     found = quadratic(np.ones(2), max_seconds=0.0, target_error=0.001)
-    assert found.num_draws + found.num_burnin == SamplerConfig().num_draws
+    assert found.num_draws + found.num_burnin == USUAL_DRAWS
 
 
 def test_a_live_run_does_not_draw_for_exactness_alone(context_of):
