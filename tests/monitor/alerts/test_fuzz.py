@@ -1,5 +1,6 @@
 """Whatever a target is called and whatever it answers: an alert is sent, or not, in our words."""
 
+import gc
 import socket
 
 import pytest
@@ -13,7 +14,20 @@ from phasewatch.monitor.core.errors import ConfigError
 from support.records import make_alert
 from support.strangers import stranger
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    # The library that sends leaves a socket to the garbage collector where an answer is no HTTP.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """What is left to the garbage collector is collected here, and not in another test."""
+    yield
+    gc.collect()
+
 
 TEXT = st.text(max_size=60)
 SERVICES = st.sampled_from(
