@@ -51,7 +51,8 @@ NEGLIGIBLE = 0.2
 """Share of γ that nβ times the curvature may be before the curvature is worth more digits."""
 
 WARM_CHECK = 4
-"""The same where chains go on from where earlier ones stood: they have been there."""
+"""Draw of the first such check where chains go on from where earlier ones stood: they have been
+there."""
 
 SAFETY = 1.2
 """Factor on the sharpness met by the chains: they go on to sharper places."""

@@ -28,8 +28,8 @@ EARLY_DRAWS = 16
 
 RELAXATIONS = 4.0
 """But not before so many times the draws in which the softest direction may relax, √κ with
-κ = 1 + nβ h / γ, h the sharpness: no direction is softer than γ. Chains that all lag alike agree
-among themselves."""
+κ = 1 + nβ h / γ, h the sharpness: where the loss does not curve downwards, no direction is softer
+than γ. Chains that all lag alike agree among themselves."""
 
 EARLY_STDERR = 0.05
 """Relative standard error below which an early look is enough: half of what a late one asks for."""
@@ -121,7 +121,7 @@ class Pace:
         if not self.is_live or isinstance(run, OneByOne):
             return self._enough(run)
         early = first_look(self.config, warm=run.warm)
-        return int(min(max(early, relaxed(run)), self._enough(run)))
+        return math.ceil(min(max(early, relaxed(run)), self._enough(run)))
 
     def _enough(self, run: ChainGroup) -> int:
         return enough(self.config, warm=run.warm)

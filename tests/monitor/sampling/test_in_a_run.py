@@ -1,6 +1,7 @@
 """What is chosen for the measurements of a run: how local λ̂ is, and how early draws are enough."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from phasewatch.monitor.observables.llc.refined_llc import RefinedLLC
 from phasewatch.monitor.sampling import Memory, measure_llc
 from phasewatch.monitor.sampling.closed_forms import Quadratic, plain_loss
 from phasewatch.monitor.sampling.measure import sampling_work
+from phasewatch.monitor.sampling.pace import Pace, relaxed
+from phasewatch.monitor.sampling.stopwatch import Stopwatch
 
 SPECTRUM = np.geomspace(0.1, 1.0, 400)
 N_BETA = 200.0
@@ -84,7 +87,11 @@ def test_soft_directions_are_waited_for(context):
     # At γ = 1 κ is 201: nothing may be said before 4 √201 = 57 draws.
     config = SamplerConfig(n_beta=N_BETA, localization=1.0)
     found = measure_llc(context(), config, memory=Memory())
-    assert found.num_draws + found.num_burnin >= 57
+    drawn = found.num_draws + found.num_burnin
+    assert drawn >= 57
+    pace = Pace(config, 2**20, Stopwatch(), is_live=True)
+    run = SimpleNamespace(warm=False, localization=1.0, n_beta=N_BETA, curvature=1.013)
+    assert pace.first(run) >= relaxed(run) > 57.0  # else the look would be one for nothing
 
 
 def test_an_early_look_is_no_reason_to_take_less_than_was_asked_for(context):
