@@ -297,6 +297,7 @@ def _monitor() -> list[Built]:
         for metric in m.METRICS
         if metric.type is m.MetricType.COUNTER and _TROUBLE.search(metric.name)
     ]
+    around = [m.DENSE_WINDOWS, m.CHECKPOINTS]
     return [
         curves(
             "Overhead",
@@ -335,6 +336,24 @@ def _monitor() -> list[Built]:
             width=24,
             height=8,
             colors=dict(zip(map(_plain, troubles), OKABE_ITO, strict=False)),
+        ),
+        curves(
+            "Around suspicions",
+            "Windows in which measurements came more often, and checkpoints that were written for "
+            "what may be suspected, so far.",
+            queries(*((f"sum({metric.name}{{{RUN}}})", _plain(metric)) for metric in around)),
+            width=12,
+            height=8,
+            colors=dict(zip(map(_plain, around), (BLUE, VERMILLION), strict=True)),
+        ),
+        curves(
+            "Checkpoints kept",
+            "What the checkpoints around suspected transitions take on disk.",
+            queries((latest(m.CHECKPOINT_BYTES, "run", RUN), "kept")),
+            width=12,
+            height=8,
+            unit="decbytes",
+            colors={"kept": BLUE},
         ),
     ]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from glob import escape
+from pathlib import Path
 
-from phasewatch.monitor.backfill.checkpoints import Checkpoint
+from phasewatch.monitor.backfill.checkpoints import Checkpoint, find_checkpoints
 from phasewatch.monitor.core.errors import ConfigError, did_you_mean
 from phasewatch.monitor.core.transitions import Transition, TransitionStatus
 
@@ -77,3 +79,28 @@ def around(transition: Transition, checkpoints: Sequence[Checkpoint]) -> list[Ch
     if not near:
         raise ConfigError(f"there is no checkpoint around steps {first} to {last}; give others")
     return sorted(near)
+
+
+def kept_for(transition: Transition) -> list[Checkpoint]:
+    """The checkpoints that the run has kept around a transition, as its record says.
+
+    Args:
+        transition: The transition.
+
+    Raises:
+        ConfigError: None were kept, or none of them is there any more.
+    """
+    short = transition.id[:SHOWN_OF_ID]
+    if not transition.checkpoints:
+        raise ConfigError(
+            f"no checkpoints were kept around transition {short}; name some, or set "
+            "checkpoint_on: suspected in the next run"
+        )
+    there = [path for path in transition.checkpoints if Path(path).exists()]
+    if not there:
+        raise ConfigError(
+            f"none of the {len(transition.checkpoints)} checkpoints that were kept around "
+            f"transition {short} is there any more, such as {transition.checkpoints[0]!r}; name "
+            "them where they lie now"
+        )
+    return find_checkpoints(map(escape, there))

@@ -42,12 +42,15 @@ def backfill(
         ),
     ],
     checkpoints: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             help="Checkpoints, with * and **: of Lightning, folders of Hugging Face's Trainer, "
-            "safetensors, torch.save."
+            "safetensors, torch.save. With --around none need be given: those are taken that were "
+            "kept around the transition.",
+            show_default=False,
         ),
-    ],
+    ] = None,
+    *,
     run: Annotated[
         str, typer.Option("--run", help="Run that the values belong to; made if it is not there.")
     ],
@@ -126,7 +129,13 @@ def backfill(
     from phasewatch.monitor.store.store import Store
 
     _refuse_both(follow, around, every, idle)
-    found = [] if follow else find_checkpoints(checkpoints)
+    given = checkpoints or []
+    if not given and not around:
+        raise ConfigError(
+            "no checkpoints were given; name files or folders, with * and **, or give --around "
+            "with a transition that checkpoints were kept for"
+        )
+    found = find_checkpoints(given) if given and not follow else []
     settings = MonitorConfig.load(config)
     if observables:
         names = [name.strip() for name in observables.split(",") if name.strip()]
@@ -147,9 +156,7 @@ def backfill(
             seconds = following.EVERY_SECONDS if every is None else every
             tell = _teller(history, as_json)
             looks: dict[str, Any] = {"every": seconds, "idle": idle, "tell": tell}
-            done = following.follow(
-                history, run, plan, checkpoints, progress=progress, **looks, **crew
-            )
+            done = following.follow(history, run, plan, given, progress=progress, **looks, **crew)
         else:
             done = fill(history, run, plan, found, progress=progress, **crew)
     _tell_end(done, run, found, as_json, follow)
@@ -168,14 +175,15 @@ def _refuse_both(follow: bool, around: str, every: float | None, idle: float | N
 def _around(
     history: Store, run: str, wanted: str, checkpoints: list[Checkpoint]
 ) -> list[Checkpoint]:
-    from phasewatch.monitor.backfill.around import around, find_transition
+    from phasewatch.monitor.backfill.around import around, find_transition, kept_for
 
     info = history.run(run)
     if run not in (info.name, info.id):
         raise ConfigError(
             f"there is no run {run!r} to look for a transition in; give {info.name!r}"
         )
-    return around(find_transition(history.transitions(info.id), wanted), checkpoints)
+    transition = find_transition(history.transitions(info.id), wanted)
+    return around(transition, checkpoints) if checkpoints else kept_for(transition)
 
 
 def _teller(history: Store, as_json: bool) -> Callable[[Transition], None]:

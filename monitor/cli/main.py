@@ -153,6 +153,8 @@ def show(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOpti
     say(_streams_table(streams, meanings) if streams else "nothing observed yet")
     if expected := forecast_of(info.config):
         say(_forecast_table(expected))
+    if around := (info.config or {}).get("measured_around"):
+        say(printable(around))
     say(transitions_table(transitions) if transitions else "no transitions")
     for told in explained:
         say(printable(f"{told}\n"))

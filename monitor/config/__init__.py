@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from phasewatch.monitor.config.alerts import AlertsConfig
 from phasewatch.monitor.config.exports import ExporterConfig, GrafanaConfig, PushgatewayConfig
-from phasewatch.monitor.config.measuring import ObservableConfig, ProbeConfig, SamplerConfig
+from phasewatch.monitor.config.measuring import (
+    AroundConfig,
+    ObservableConfig,
+    ProbeConfig,
+    SamplerConfig,
+)
 from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.config.schedule import Cadence, EveryNSteps, LogSpaced
 from phasewatch.monitor.config.streams import DetectorConfig
 
 __all__ = [
     "AlertsConfig",
+    "AroundConfig",
     "Cadence",
     "DetectorConfig",
     "EveryNSteps",

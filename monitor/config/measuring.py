@@ -120,3 +120,28 @@ class ObservableConfig(Settings):
     def cadence(self) -> Cadence | None:
         """The cadence these settings ask for; None takes the run's."""
         return EveryNSteps(n=self.every_n_steps) if self.every_n_steps else self.schedule
+
+
+class AroundConfig(Settings):
+    """What is done around a suspected transition.
+
+    Attributes:
+        denser: So many times as often is measured from a suspicion on, for a twentieth of the run,
+            and once more as long when it is confirmed; of all steps a quarter at most. None is 4
+            for what a budget holds back; what you gave a cadence without a budget keeps to it.
+            1 is never.
+        keep: Checkpoints kept from before a suspicion, and from after it, where `checkpoint_on` is
+            set.
+        every_n_steps: Steps between two of them. None is a hundredth of the run, or more where a
+            quarter of the budget does not pay for that.
+        max_transitions: Checkpoints of so many transitions of a run are kept; they take up to
+            2 × `keep` each. Those of a suspicion that is withdrawn are deleted.
+        folder: Where they lie, each run's in a folder of its own; a relative path lies where a
+            relative store lies.
+    """
+
+    denser: PositiveInt | None = None
+    keep: PositiveInt = 5
+    every_n_steps: PositiveInt | None = None
+    max_transitions: PositiveInt = 8
+    folder: str = "phasewatch-checkpoints"

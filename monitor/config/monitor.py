@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -29,7 +29,12 @@ from phasewatch.monitor.config.exports import (
     PushgatewayConfig,
     SinkConfig,
 )
-from phasewatch.monitor.config.measuring import ObservableConfig, ProbeConfig, SamplerConfig
+from phasewatch.monitor.config.measuring import (
+    AroundConfig,
+    ObservableConfig,
+    ProbeConfig,
+    SamplerConfig,
+)
 from phasewatch.monitor.config.schedule import Cadence, EveryNSteps
 from phasewatch.monitor.config.streams import DetectorConfig, StreamConfig
 from phasewatch.monitor.core.errors import ConfigError
@@ -66,6 +71,9 @@ class MonitorConfig(Settings):
         alerts: Direct alerts. A list of URLs will do.
         sampler: How the LLC is sampled.
         probe: The data on which the model is measured.
+        around: What is done around a suspected transition: measured more densely, checkpoints kept.
+        checkpoint_on: "suspected" keeps the trainer's own checkpoints from before and after each
+            suspicion, as `around` says. None writes none.
         precursors: Detector by stream name whose alarms only make a coming transition suspected:
             "precursor", or one that sees a supporting stream move early. None by default.
         streams: What streams mean, by name or pattern ("head_*"), where that is not as guessed.
@@ -96,6 +104,8 @@ class MonitorConfig(Settings):
     alerts: AlertsConfig = AlertsConfig()
     sampler: SamplerConfig = SamplerConfig()
     probe: ProbeConfig = ProbeConfig()
+    around: AroundConfig = AroundConfig()
+    checkpoint_on: Literal["suspected"] | None = None
     precursors: Mapping[str, DetectorConfig] = Field(default_factory=dict)
     streams: Mapping[str, StreamConfig] = Field(default_factory=dict)
     better: Mapping[str, Direction] = Field(default_factory=dict)

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import PurePath
 from statistics import median
 from typing import Any
 
@@ -77,7 +78,8 @@ class Explanation:
         transition: What is explained.
         state: The state of its life that is told.
         title: The news in a line.
-        facts: Headings and texts: what, when, how much, how sure, where, why; in hindsight.
+        facts: Headings and texts: what, when, how much, how sure, where, checkpoints, why; in
+            hindsight.
     """
 
     transition: Transition
@@ -148,6 +150,7 @@ def explain(
         "How much": _how_much(transition, meanings, units or {}),
         "How sure": _how_sure(transition, meanings, config),
         "Where": _where(transition.where),
+        "Checkpoints": _checkpoints(transition.checkpoints),
         "Why": _why(transition),
         "In hindsight": _in_hindsight(transition),
     }
@@ -268,6 +271,15 @@ def _where(groups: Sequence[tuple[str, float]]) -> str:
         return f"no place stands out: {len(groups)} groups, the first {_place(*groups[0])}"
     shown = ", ".join(_place(name, times) for name, times in groups[:NUM_GROUPS])
     return f"{shown} as far as over an equal stretch before"
+
+
+def _checkpoints(paths: Sequence[str]) -> str:
+    """How many are kept, and where."""
+    if not paths:
+        return ""
+    names = [PurePath(path).stem for path in paths]
+    span = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+    return f"{len(paths)} kept, {clean(span)}, in {clean(str(PurePath(paths[0]).parent))}"
 
 
 def _place(name: str, times: float) -> str:

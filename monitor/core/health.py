@@ -74,6 +74,9 @@ class Health:
         monitor_seconds_total: All time spent monitoring, first measurements included.
         beside_seconds_total: Processor time of the monitor's own threads.
         thinned_points: Points that were stored, and that detection did not look at.
+        dense_windows: Windows in which was measured more densely, around suspected transitions.
+        checkpoints_written: Checkpoints written for what comes before or after a suspicion.
+        checkpoint_bytes: What those that are kept take on disk.
         measurements: Successful measurements by observable.
         durations: How long they took, by observable.
         measurement_failures: Failed measurements by observable.
@@ -111,6 +114,9 @@ class Health:
     monitor_seconds_total: float = 0.0
     beside_seconds_total: float = 0.0
     thinned_points: int = 0
+    dense_windows: int = 0
+    checkpoints_written: int = 0
+    checkpoint_bytes: int = 0
     measurements: Counter[str] = field(default_factory=Counter)
     durations: dict[str, Durations] = field(default_factory=dict)
     measurement_failures: Counter[str] = field(default_factory=Counter)

@@ -160,7 +160,12 @@ WORDS: tuple[tuple[StreamMeaning, str], ...] = (
 THINNING = "detection_thinning"
 """Stream of the levels by which detection was thinned, each at the last step before it."""
 
-SETTINGS = f"lr learning_rate momentum weight_decay epoch step global_step loss_scale {THINNING}"
+DENSITY = "measuring_density"
+"""Stream of how many times as often is measured from a step on, around suspected transitions."""
+
+SETTINGS = (
+    f"lr learning_rate momentum weight_decay epoch step global_step loss_scale {THINNING} {DENSITY}"
+)
 """Whole names of what is set or counted: it changes because someone set it."""
 
 HELD_OUT = frozenset({"val", "valid", "validation", "test", "heldout", "holdout", "eval", "dev"})

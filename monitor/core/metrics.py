@@ -127,6 +127,18 @@ THINNED = _counter(
     "thinned_points",
     "Logged points that are stored but were not looked at by detectors, to keep to their share.",
 )
+DENSE_WINDOWS = _counter(
+    "dense_windows",
+    "Windows in which measurements came more often, because a transition was suspected.",
+)
+CHECKPOINTS = _counter(
+    "checkpoints_written", "Checkpoints that were written for what may be suspected."
+)
+CHECKPOINT_BYTES = _gauge(
+    "checkpoint_bytes",
+    "What the checkpoints that are kept for transitions take on disk.",
+    unit="bytes",
+)
 
 MEASUREMENTS = _counter("measurements", "Measurements that succeeded.", "observable")
 MEASUREMENT_SECONDS = Metric(
@@ -248,6 +260,9 @@ METRICS: tuple[Metric, ...] = (
     MONITOR_SECONDS,
     BESIDE_SECONDS,
     THINNED,
+    DENSE_WINDOWS,
+    CHECKPOINTS,
+    CHECKPOINT_BYTES,
     TRANSITIONS,
     CORRECTED,
     LAST_TRANSITION_STEP,

@@ -96,6 +96,7 @@ class Transition:
         after: Value at the latest look, by observable.
         where: Parameter groups and how many times as far they moved over the transition as over an
             equal stretch before it (relative displacement), largest first.
+        checkpoints: Paths of the checkpoints that were kept around it, by step.
         repeats: Further alarms of streams that are in the evidence already.
         hindsight: What the full history says of it; None before it was looked at. Onset and end
             above stay those that were streamed.
@@ -118,6 +119,7 @@ class Transition:
     where: tuple[tuple[str, float], ...] = ()
     hindsight: Hindsight | None = None
     repeats: int = 0
+    checkpoints: tuple[str, ...] = ()
 
     @property
     def lags(self) -> dict[str, int]:

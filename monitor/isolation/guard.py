@@ -118,3 +118,21 @@ def guard(
             # A Ctrl-C in the middle of restoring must not leave it half done.
             shell.restore(report)
             raise
+
+
+@contextlib.contextmanager
+def generators_kept(module: nn.Module | None = None) -> Iterator[None]:
+    """Run what the user's own code may draw in, such as the writing of a checkpoint.
+
+    The generators have inside the states that they have outside, and are put back; beside a thread
+    that draws they are left alone altogether.
+
+    Args:
+        module: The live module: the generators of its accelerators are put back, too.
+    """
+    state = None if drawing_threads() else RngState(accelerators_of(module))
+    try:
+        yield
+    finally:
+        if state is not None:
+            state.restore()

@@ -162,6 +162,9 @@ class RunCollector:
         yield Reading(m.MONITOR_SECONDS, (), health.monitor_seconds_total)
         yield Reading(m.BESIDE_SECONDS, (), health.beside_seconds_total)
         yield Reading(m.THINNED, (), health.thinned_points)
+        yield Reading(m.DENSE_WINDOWS, (), health.dense_windows)
+        yield Reading(m.CHECKPOINTS, (), health.checkpoints_written)
+        yield Reading(m.CHECKPOINT_BYTES, (), health.checkpoint_bytes)
         yield from _of_transitions(
             health.leads.copy(),
             health.transitions.copy(),

@@ -277,7 +277,9 @@ def _forecast(config: Mapping[str, Any] | None) -> str:
     rows = [[html.escape(cell) for cell in row.cells] for row in forecast_of(config)]
     if not rows:
         return ""
-    told = html.escape(str((config or {}).get("measured_on", "")))
+    known = config or {}
+    said = [str(known[key]) for key in ("measured_on", "measured_around") if known.get(key)]
+    told = "<br>".join(map(html.escape, said))
     columns = [column or "note" for column in COLUMNS]
     return (
         "<details><summary>Expected when the run started</summary>"

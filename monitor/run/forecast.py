@@ -44,13 +44,19 @@ def headline_of(
     )
 
 
-def table_of(headline: str, rows: Sequence[ForecastRow], skipped: Iterable[tuple[str, str]]) -> str:
+def table_of(
+    headline: str,
+    rows: Sequence[ForecastRow],
+    skipped: Iterable[tuple[str, str]],
+    around: str = "",
+) -> str:
     """The table as text, as it is logged.
 
     Args:
         headline: Loss, data and budget, in one or two lines.
         rows: What is measured.
         skipped: What is not, each with its reason.
+        around: What is done around a suspected transition; a line of its own.
     """
     table = Table(box=None, pad_edge=False, show_edge=False)
     for column in COLUMNS[:-1]:
@@ -63,4 +69,5 @@ def table_of(headline: str, rows: Sequence[ForecastRow], skipped: Iterable[tuple
     out = io.StringIO()
     Console(file=out, width=110, color_system=None).print(table)
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    lines += [around] if around else []
     return "\n".join([headline, *(f"  {line}" for line in lines)])

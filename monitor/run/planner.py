@@ -10,6 +10,7 @@ from typing import Any
 
 from phasewatch.monitor.config.schedule import EveryNSteps, LogSpaced
 from phasewatch.monitor.run.budget import Budget
+from phasewatch.monitor.run.density import Density
 
 MAX_TURNS = 300
 """Without a cadence an observable is measured so often in a run at most."""
@@ -68,6 +69,8 @@ class Account:
         next_step: First step of the next turn.
         count: Measurements so far.
         seconds: What they took.
+        aside: Of that, what is not held against it when the next turn is given.
+        put_off: Whether the next turn is later than usual, for the latest have failed.
     """
 
     name: str
@@ -84,6 +87,8 @@ class Account:
     next_step: int = 0
     count: int = 0
     seconds: float = 0.0
+    aside: float = 0.0
+    put_off: bool = False
 
     @property
     def light(self) -> bool:
@@ -112,14 +117,21 @@ class Planner:
     it begins when the budget has room for it, or for its first evaluations where it can be spread,
     and never on the initialisation. What the run will never have room for waits for its end.
 
+    Around a suspected transition turns come more often, within the same budget; of the expensive
+    ones λ̂ goes first there, and what it takes then is not held against it.
+
     Args:
         accounts: The observables, in order.
         budget: The ledger.
+        density: When a transition is suspected; None is never.
     """
 
-    def __init__(self, accounts: Iterable[Account], budget: Budget) -> None:
+    def __init__(
+        self, accounts: Iterable[Account], budget: Budget, density: Density | None = None
+    ) -> None:
         self._accounts = {account.name: account for account in accounts}
         self.ledger = budget
+        self.density = density or Density(1)
         self.open: str | None = None
         self._steps_at_end = math.inf
         self._seconds_left = math.inf
@@ -220,7 +232,11 @@ class Planner:
         if step == self._decided:
             return bool(self._due) or self._goes_on
         self._decided = step
-        if step < self._next_step and self.ledger.clock() < self._next_time:
+        if (
+            step < self._next_step
+            and self.ledger.clock() < self._next_time
+            and not self.density.news
+        ):
             self._due, self._goes_on = (), False
             return False
         self._decide(step)
@@ -239,6 +255,8 @@ class Planner:
             return
         if self._opening is None:
             self._opening = self.ledger.seconds
+        if self.density.look(step, self._length(step)):
+            self._bring_forward(step)
         ready = [a for a in self._accounts.values() if step >= a.next_step > a.last_step]
         free = [a for a in ready if a.lifted or not self.ledger.limited]
         begins = [a for a in free if a.name != self.open]
@@ -268,7 +286,7 @@ class Planner:
                     times.append(self.ledger.seconds_until(needed))
         for account in ready:
             if account.cadence is not None and account not in begins:
-                account.next_step = account.cadence.next_after(step)  # its turn has passed
+                account.next_step = self._after(account, step)  # its turn has passed
         order = list(self._accounts)
         self._due = tuple(sorted((a.name for a in begins), key=order.index))
         if self._due or self._goes_on:
@@ -318,7 +336,12 @@ class Planner:
             for a in waiting
             if not a.light and (self.has_begun(step) or not a.expensive) and not self.at_end(a.name)
         ]
-        return min(chosen, key=lambda a: a.seconds / a.weight, default=None)
+        is_dense = self.density.is_open(step)
+        return min(
+            chosen,
+            key=lambda a: (is_dense and a.weight <= 1.0, (a.seconds - a.aside) / a.weight),
+            default=None,
+        )
 
     def has_begun(self, step: int) -> bool:
         """Whether what is expensive may begin: not on the initialisation."""
@@ -431,18 +454,45 @@ class Planner:
     # ---- the account
 
     def _after(self, account: Account, step: int) -> int:
+        regular = self._regularly_after(account, step)
+        if (factor := self._factor(account, step)) == 1:
+            return regular
+        if account.cadence is not None:
+            gap = account.cadence.next_after(regular) - regular
+        else:
+            gap = regular - step
+        return min(regular, step + max(1, math.ceil(gap / factor)))
+
+    def _regularly_after(self, account: Account, step: int) -> int:
         if account.cadence is not None:
             return account.cadence.next_after(step)
         return step + (self._gap(step) if account.light else 1)
 
+    def _factor(self, account: Account, step: int) -> int:
+        held_back = self.ledger.limited and not account.lifted
+        return self.density.factor(step, held_back=held_back)
+
+    def _bring_forward(self, step: int) -> None:
+        """Measured is more densely from now on: turns come earlier, but for those put off."""
+        for account in self._accounts.values():
+            if account.put_off or self._factor(account, step) == 1:
+                continue
+            if account.next_step > step:
+                after = max(step, self._after(account, account.last_step))
+                account.next_step = min(account.next_step, after)
+
     def _gap(self, step: int) -> int:
-        """Steps between two turns of light observables; an end that is not known is put off."""
+        """Steps between two turns of light observables."""
+        return max(1, math.ceil(self._length(step) / MAX_TURNS))
+
+    def _length(self, step: int) -> float:
+        """Length of the run in steps; an end that is not known is put off."""
         if not math.isinf(self._steps_at_end):
-            return max(1, math.ceil(self._steps_at_end / MAX_TURNS))
+            return self._steps_at_end
         end = MAX_TURNS
         while end <= step:
             end *= 2
-        return end // MAX_TURNS
+        return end
 
     def last_ones(self, step: int) -> list[str]:
         """What is measured once more, or for the first time, when training ends at `step`.
@@ -464,6 +514,7 @@ class Planner:
         account = self._accounts.get(name)
         if account is None:
             return
+        account.put_off = True
         for _ in range(periods):
             account.next_step = self._after(account, account.next_step)
 
@@ -471,6 +522,8 @@ class Planner:
         """Book a part of a measurement of `name`."""
         if account := self._accounts.get(name):
             account.seconds += seconds
+            if account.weight > 1.0 and self.density.is_open(self._decided):
+                account.aside += seconds
             if account.lifted:
                 self.ledger.lift(seconds)
 
@@ -494,6 +547,7 @@ class Planner:
             account.predicted = seconds
             account.correction = seconds / account.told if account.told else 1.0
         account.last_step = step
+        account.put_off = False
         account.next_step = self._after(account, step)
         self._next_step = step + 1
 
@@ -516,11 +570,16 @@ class Planner:
         return self.ledger.spending()
 
     def state_dict(self) -> dict[str, Any]:
-        """Last measured step by observable."""
-        return {"last_steps": {name: a.last_step for name, a in self._accounts.items()}}
+        """Last measured step by observable, and what is measured densely."""
+        return {
+            "last_steps": {name: a.last_step for name, a in self._accounts.items()},
+            "dense": self.density.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave; observables it does not name start afresh."""
         for name, step in state["last_steps"].items():
             if name in self._accounts:
                 self._accounts[name].last_step = int(step)
+        if "dense" in state:  # not in checkpoints of an earlier version
+            self.density.load_state_dict(state["dense"])

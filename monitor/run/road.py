@@ -77,7 +77,16 @@ class _Measured:
     observation: Observation
 
 
-_Item = Batch | _Measured | _Mark
+@dataclass(frozen=True, slots=True)
+class _Checkpoints:
+    """Which checkpoints are kept around a transition."""
+
+    size: ClassVar[int] = 0
+    transition: str
+    paths: tuple[str, ...]
+
+
+_Item = Batch | _Measured | _Checkpoints | _Mark
 
 
 class Road:
@@ -92,6 +101,7 @@ class Road:
         share: Processor time over wall time that detection may take.
         beside: Whether to work in a thread; else everything is done by whoever hands over.
         look: Shown everything that was logged.
+        tell: Told of every transition that changed, when it did.
     """
 
     def __init__(
@@ -105,6 +115,7 @@ class Road:
         share: float,
         beside: bool = True,
         look: Callable[[Mapping[str, Column]], None] = lambda _: None,
+        tell: Callable[[Transition], None] = lambda _: None,
     ) -> None:
         self._buffer = buffer
         self._sinks = sinks
@@ -118,6 +129,7 @@ class Road:
         self._told: set[str] = set()
         self._beside = beside
         self._look = look
+        self._tell = tell
         self._detects = True
         self._queue: queue.SimpleQueue[tuple[Road, _Item] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -149,6 +161,11 @@ class Road:
             self.hand_over()
             self._put(_Measured(observation))
             self._sinks.deliver()
+
+    def enter_checkpoints(self, transition: str, paths: tuple[str, ...]) -> None:
+        """Send on its way which checkpoints are kept around a transition."""
+        if not self._forked:
+            self._put(_Checkpoints(transition, paths))
 
     def drain(self, timeout: float = PATIENCE_SECONDS) -> bool:
         """Hand over, and wait until everything has been stored and detected.
@@ -264,6 +281,8 @@ class Road:
                 self._take_batch(item)
             elif isinstance(item, _Measured):
                 self._take_observation(item.observation)
+            elif isinstance(item, _Checkpoints):
+                self._take_checkpoints(item)
             else:
                 self._refresh_scores()
         except BaseException as error:  # whatever it is: the thread goes on
@@ -296,6 +315,13 @@ class Road:
             self._turn(partial(self._detection.take, observation))
             self._last_step = max(self._last_step, observation.step)
 
+    def _take_checkpoints(self, item: _Checkpoints) -> None:
+        with self._surviving("a transition's checkpoints could not be entered"):
+            with self.lock:
+                changed = self._detection.enter_checkpoints(item.transition, item.paths)
+            if changed is not None:
+                self._sinks.keep(changed)  # no news for a sink
+
     def _detect(self, columns: Mapping[str, Column]) -> None:
         last_step = max(column.steps[-1] for column in columns.values())
         if not self._detects:
@@ -317,6 +343,7 @@ class Road:
         with self.lock:
             changed = detect()
         for transition in changed:
+            self._tell(transition)
             self._sinks.notify(transition)
         seconds = time.thread_time() - begin
         self._pace.spend(seconds)

@@ -21,6 +21,7 @@ from phasewatch.monitor.core.ownership import is_ours
 from phasewatch.monitor.core.stray import let_through
 from phasewatch.monitor.core.work import Cost, Work
 from phasewatch.monitor.run.budget import Budget
+from phasewatch.monitor.run.density import Density
 from phasewatch.monitor.run.planner import Account, Planner
 
 if TYPE_CHECKING:
@@ -80,9 +81,11 @@ class Roster:
                     self._offered.add(name)
                 elif by_user:
                     self._named.add(name)
-        self.planner = Planner(
-            [self._account(name, config) for name in self.observables], Budget(config.budget)
-        )
+        accounts = [self._account(name, config) for name in self.observables]
+        denser = config.around.denser
+        if denser is None and (config.budget >= 1.0 or all(a.lifted for a in accounts)):
+            denser = 1  # every cadence was asked for, and is kept to
+        self.planner = Planner(accounts, Budget(config.budget), Density(denser, health))
         self.cost: EvaluationCost | None = None
         self.failures_in_row: dict[str, int] = {}
 

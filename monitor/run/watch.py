@@ -18,7 +18,7 @@ from phasewatch.detectors.base import Detector
 from phasewatch.monitor.config.alerts import resolve_targets
 from phasewatch.monitor.config.monitor import MonitorConfig
 from phasewatch.monitor.core.arguments import named_arguments
-from phasewatch.monitor.core.columns import chunked
+from phasewatch.monitor.core.columns import Column, chunked
 from phasewatch.monitor.core.context import LossFn, MeasureContext, MicroBatches, StepRecord
 from phasewatch.monitor.core.contracts import Observable, Sink
 from phasewatch.monitor.core.ending import RunState, ended_by, reason_for
@@ -27,13 +27,16 @@ from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.forecast import ForecastRow
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.history import History
+from phasewatch.monitor.core.meaning import DENSITY
 from phasewatch.monitor.core.stray import let_through
 from phasewatch.monitor.core.transitions import Transition
+from phasewatch.monitor.isolation.guard import generators_kept
 from phasewatch.monitor.run.buffer import ScalarBuffer
 from phasewatch.monitor.run.console import ensure_heard
 from phasewatch.monitor.run.failures import Failures
 from phasewatch.monitor.run.forecast import headline_of, table_of
 from phasewatch.monitor.run.installed_sinks import open_installed
+from phasewatch.monitor.run.keeper import Grid, Keeper
 from phasewatch.monitor.run.last_look import look_back, say_goodbye
 from phasewatch.monitor.run.measurements import Measuring
 from phasewatch.monitor.run.opening import (
@@ -104,6 +107,8 @@ class Watch:
         detectors: Detector, or its name, by stream name.
         sinks: Further places that results go to.
         root: Folder under which a relative store path lies.
+        save: Writes a checkpoint of the whole training to the path that it is given: a file, ending
+            in ".pt". Called from `probe`, where `checkpoint_on` is set.
 
     Raises:
         ConfigError: The configuration is wrong, or names something nobody registered.
@@ -123,6 +128,7 @@ class Watch:
         detectors: Mapping[str, Detector | str] | None = None,
         sinks: Sequence[Sink] = (),
         root: Path | None = None,
+        save: Callable[[Path], object] | None = None,
     ) -> None:
         self.config = MonitorConfig.load(config)
         self._alert_targets = resolve_targets(self.config.alerts)
@@ -144,6 +150,12 @@ class Watch:
         self._root = root
         self.failures = Failures(self.health)
         self._headline = ""
+        if save is not None and not callable(save):
+            raise ConfigError(f"save: got {save!r}; give a function that writes to a path")
+        self._save = save
+        self._keeper: Keeper | None = None
+        if save is not None:
+            self.keep_checkpoints(".pt")
         self._given = (observables if observables is None else [*observables], detectors)
         self._make_parts()
         self._buffer = ScalarBuffer()
@@ -176,6 +188,8 @@ class Watch:
         )
         self._thinner = Thinner(self._detection.meanings)
         self._runs.make_fresh(*self._given)
+        if self._keeper is not None:
+            self.keep_checkpoints(self._keeper.suffix)
 
     # ---- life cycle
 
@@ -194,6 +208,13 @@ class Watch:
         """
         if self._sinks is not None:
             return
+        if self.config.checkpoint_on is not None and self._keeper is None:
+            raise ConfigError(
+                f"checkpoint_on: got {self.config.checkpoint_on!r}, and this loop has not said how "
+                "a checkpoint is written; give Watch(save=lambda path: torch.save({'step': …, "
+                "'model': model.state_dict(), 'optimizer': optimizer.state_dict()}, path)), or "
+                "leave checkpoint_on out"
+            )
         ensure_heard()
         if self.attempt and self._saved is None and step < self.health.step:
             self._begin_anew(step)
@@ -277,7 +298,11 @@ class Watch:
             share=DETECTION_SHARE * self.config.budget,
             beside=self._detection.is_ours and self._measuring.roster.locates_by_itself,
             look=self._measuring.look_at,
+            tell=self._tell_around,
         )
+        if self._keeper is not None:
+            folder = (self._root or Path()) / self.config.around.folder / self.run_id
+            self._keeper.open(folder, step, self.attempt, expected_steps)
 
     def _begin_anew(self, step: int) -> None:
         """Steps have gone back: from here on it is another run."""
@@ -347,7 +372,11 @@ class Watch:
             if self._road is not None:
                 self._road.close()
             for transition in self._detection.finish():
+                self._tell_around(transition)
                 sinks.notify(transition)
+            if self._keeper is not None:
+                self._keeper.close(is_over=state in (RunState.FINISHED, RunState.STOPPED))
+                self._enter_checkpoints(self._keeper)
             for transition in self._detection.grown():
                 sinks.keep(transition)  # it grew since it was told: no news for a sink
             if state in (RunState.FINISHED, RunState.STOPPED):
@@ -422,7 +451,10 @@ class Watch:
 
     def due(self, step: int) -> bool:
         """Whether something is to be measured at `step`; the answer for a step does not change."""
-        return step >= self.failures.resumes_at and self._planner.due(self._steps.at(step))
+        if step < self.failures.resumes_at:
+            return False
+        at = self._steps.at(step)
+        return self._planner.due(at) or (self._save is not None and self._saves_at(at))
 
     def before_step(
         self,
@@ -548,7 +580,9 @@ class Watch:
             self._planner.expect(steps_left * step_seconds)
         self._headline = headline_of(self.run_name, context, loss, cost, self._planner.budget)
         rows = self.forecast()
-        log.info("%s", table_of(self._headline, rows, self.health.skip_reasons.items()))
+        around = self._around_in_words()
+        skipped = self.health.skip_reasons.items()
+        log.info("%s", table_of(self._headline, rows, skipped, around))
         if self._sinks is None:
             return
         try:
@@ -557,9 +591,16 @@ class Watch:
                 self.attempt,
                 forecast=[row.as_dict() for row in rows],
                 measured_on=self._headline,
+                measured_around=around,
             )
         except StoreError as error:
             log.warning("what the run will see is not kept: %s", error)
+
+    def _around_in_words(self) -> str:
+        keeper = self._keeper
+        said = [self._planner.density.in_words, "" if keeper is None else keeper.in_words]
+        shown = "; ".join(filter(None, said))
+        return f"around a suspected transition: {shown}" if shown else ""
 
     @property
     def has_budget(self) -> bool:
@@ -609,6 +650,8 @@ class Watch:
         with self.spending(), self.failures.surviving(step, backs_off=True):
             subject = self._subject = self._as_subject(context)
             self._measure(step, subject, epoch)
+        if self._save is not None and (place := self.checkpoint_place(step)) is not None:
+            self.write_checkpoint(place, self._save)
 
     def measure_last(
         self, step: int, context: MeasureContext | Subject | nn.Module, epoch: int | None = None
@@ -625,6 +668,69 @@ class Watch:
             self._hand_over()
             subject = self._as_subject(context)
             self._take_up(self._measuring.last_turn(step, subject, epoch))
+
+    # ---- checkpoints around a suspicion
+
+    def keep_checkpoints(self, suffix: str) -> None:
+        """For adapters: checkpoints are written by them, where `checkpoint_on` is set.
+
+        Args:
+            suffix: How the names of files end; empty where a checkpoint is a folder.
+        """
+        if self.config.checkpoint_on is not None:
+            around, budget = self.config.around, self.config.budget
+            self._keeper = Keeper(around, self.health, budget=budget, suffix=suffix)
+
+    @property
+    def checkpoint_grid(self) -> Grid | None:
+        """The steps at which a checkpoint may be written; None where none is."""
+        return None if self._keeper is None else self._keeper.grid
+
+    def _saves_at(self, step: int) -> bool:
+        return self._keeper is not None and self._keeper.due(step)
+
+    def checkpoint_place(self, step: int) -> Path | None:
+        """Where a checkpoint is to be written at `step`; None where none is. Never raises."""
+        if self._keeper is None or not self._keeper.due(step):
+            return None
+        with self.spending():
+            place = self._keeper.wants(step)
+            self._enter_checkpoints(self._keeper)
+        return place
+
+    def write_checkpoint(self, place: Path, save: Callable[[Path], object]) -> None:
+        """Have a checkpoint written, and keep account of it. A failure is counted and said.
+
+        Args:
+            place: As `checkpoint_place` gave it.
+            save: Writes it.
+        """
+        keeper = self._keeper
+        if keeper is None:
+            return
+        with self.spending():
+            begin = time.perf_counter()
+            try:
+                with generators_kept():
+                    save(place)
+            except Exception as error:
+                keeper.failed(place, error)
+            else:
+                keeper.wrote(place, time.perf_counter() - begin)
+            self._enter_checkpoints(keeper)
+
+    def _enter_checkpoints(self, keeper: Keeper) -> None:
+        """Enter into the record of transitions which checkpoints are kept for them."""
+        changed, keeper.changed = keeper.changed, set()
+        for transition in sorted(changed):
+            if self._road is not None:
+                self._road.enter_checkpoints(transition, keeper.paths_of(transition))
+
+    def _tell_around(self, transition: Transition) -> None:
+        """A transition has changed; told by the thread that detects."""
+        self._planner.density.told(transition)
+        if self._keeper is not None:
+            self._keeper.told(transition)
 
     # ---- measuring
 
@@ -699,6 +805,9 @@ class Watch:
             self._drained = (health.step, now)
             remaining = max(0.0, self._expected_steps - health.step)
             self._planner.expect(remaining / health.steps_per_second)
+        while self._planner.density.changes:
+            at, factor = self._planner.density.changes.popleft()
+            sinks.keep_column(DENSITY, Column([at], [float(factor)], [health.epoch], [time.time()]))
         if self._road is not None:
             before = health.beside_seconds_total
             health.beside_seconds_total = (
@@ -822,6 +931,7 @@ class Watch:
             "detection": detection,
             "thinning": thinning,
             "durable": dict(self._durable),
+            "keeping": None if self._keeper is None else self._keeper.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -833,3 +943,5 @@ class Watch:
         self._measuring.load_state_dict(state["measuring"])
         self._detection.load_state_dict(state["detection"])
         self._thinner.load_state_dict(state["thinning"])
+        if self._keeper is not None and state.get("keeping"):
+            self._keeper.load_state_dict(state["keeping"])

@@ -102,6 +102,15 @@ class Detection:
         for transition in reviewed:
             self._tracker.annotate(transition)
 
+    def enter_checkpoints(self, transition: str, paths: tuple[str, ...]) -> Transition | None:
+        """Say which checkpoints are kept around a transition; None where it is not known."""
+        known = self._tracker.found.get(transition)
+        if known is None:
+            return None
+        changed = replace(known, checkpoints=paths)
+        self._tracker.annotate(changed)
+        return changed
+
     def expect(self, first_step: int, last_step: float) -> None:
         """Say where the run begins and should end; its false alarms are spread over that.
 

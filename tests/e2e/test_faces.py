@@ -47,6 +47,7 @@ def found():
         after=dict.fromkeys(evidence, 0.5),
         severity=1.255,
         where=((HOSTILE, 4.0), ("body", 1.0)),
+        checkpoints=(f"/{HOSTILE}/step=100.ckpt", f"/{HOSTILE}/step=120.ckpt"),
         repeats=2,
         hindsight=Hindsight(
             verdict=HindsightVerdict.CORRECTED,
@@ -104,7 +105,7 @@ FACES = {
     "report": from_report,
     "notebook": from_notebook,
 }
-HEADINGS = ("What", "When", "How much", "How sure", "Where", "Why", "In hindsight")
+HEADINGS = ("What", "When", "How much", "How sure", "Where", "Checkpoints", "Why", "In hindsight")
 OF_THE_RUN = "; 0.1 false alarms are expected in a whole run"
 """What a transition alone does not know: a notebook that has no more says all but this."""
 

@@ -1,5 +1,7 @@
 """A detector that says what a test wants."""
 
+from dataclasses import replace
+
 from phasewatch.detectors.types import Alarm, Direction
 
 
@@ -38,3 +40,14 @@ class Scripted:
 
     def load_state_dict(self, state):
         self.active = state["active"]
+
+
+class Fall(Scripted):
+    """Sees a fall from ten times the loss, which stands until the end."""
+
+    def __init__(self, alarm_at: int) -> None:
+        super().__init__(alarm_at, until=10**9)
+
+    def update(self, step, value, stderr=None):
+        alarm = super().update(step, value, stderr)
+        return alarm and replace(alarm, value_before=10.0 * value, value_after=value)

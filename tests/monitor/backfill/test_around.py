@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from phasewatch.monitor.backfill.around import around, find_transition, span_of
+from phasewatch.monitor.backfill.around import around, find_transition, kept_for, span_of
 from phasewatch.monitor.backfill.backfill import backfill
 from phasewatch.monitor.backfill.checkpoints import Checkpoint, find_checkpoints
 from phasewatch.monitor.backfill.measuring import Plan
@@ -18,8 +18,9 @@ from phasewatch.monitor.core.transitions import (
     TransitionKind,
     TransitionStatus,
 )
+from phasewatch.monitor.run.watch import Watch
 from phasewatch.monitor.store.store import Store
-from support.backfilled import JUMPING, jump
+from support.backfilled import JUMPING, factory, jump
 
 CHECKPOINTS = [Checkpoint(step, Path(f"step-{step}.pt")) for step in range(10, 410, 10)]
 
@@ -136,3 +137,50 @@ def test_the_command_measures_more_around_a_transition(tmp_path, phasewatch):
     assert (code, "did you mean 'unclassified'" in err) == (1, True)
     code, _, err = phasewatch(*arguments, "--run", "ru", "--around", "unclassified")
     assert (code, "no run" in err) == (1, True)
+
+
+def test_what_the_run_has_kept_is_found_without_naming_it(tmp_path):
+    paths = [tmp_path / f"[run] step={step}.pt" for step in (20, 30, 10)]
+    for path in paths[:2]:
+        torch.save({"model": {}}, path)
+    kept = transition(20, 30, checkpoints=tuple(map(str, paths)))
+    assert [(c.step, c.path) for c in kept_for(kept)] == [(20, paths[0]), (30, paths[1])]
+    for path in paths[:2]:
+        path.unlink()
+    with pytest.raises(ConfigError, match=r"none of the 3 checkpoints .* is there any more"):
+        kept_for(kept)
+    with pytest.raises(ConfigError, match="no checkpoints were kept around transition a1b2c3d4"):
+        kept_for(transition(20, 30))
+
+
+def test_the_command_closes_the_loop_of_a_live_run_that_kept_them(tmp_path, phasewatch):
+    model = factory()[0]
+    settings = {
+        **JUMPING, "store": str(tmp_path / "run.db"), "run_name": "live", "every_n_steps": 10,
+        "checkpoint_on": "suspected", "around": {"keep": 6, "every_n_steps": 10},
+    }  # fmt: skip
+    save = lambda path: torch.save(model.state_dict(), path)  # noqa: E731
+    with Watch(settings, save=save, root=tmp_path) as watch:
+        for step in range(10, 510, 10):
+            model.load_state_dict(jump(step))
+            assert watch.due(step)
+            watch.probe(step, model)
+            watch.drain()
+    (found,) = watch.transitions
+    kept = kept_for(found)
+    assert kept[0].step < found.onset_step < kept[-1].step
+    assert len(kept) == 12
+    command = [
+        "backfill", "support.backfilled:factory", "--run", "live", "--store", settings["store"],
+        "--observables", "effective_rank",
+    ]  # fmt: skip
+    code, out, err = phasewatch(*command, "--around", found.id)
+    assert (code, err.strip()) == (0, "")
+    assert f"12 of 12 checkpoints measured, 0 were known; steps {kept[0].step} to" in out
+    with Store(settings["store"], create=False) as store:
+        run = store.run("live")
+        assert store.history(run.id, "effective_rank")[0].tolist() == steps(kept)
+    code, out, _ = phasewatch("show", "live", "--store", settings["store"])
+    assert f"Checkpoints: 12 kept, step={kept[0].step} to step={kept[-1].step}, in " in out
+    code, _, err = phasewatch(*command)
+    assert (code, "give --around" in err) == (1, True)

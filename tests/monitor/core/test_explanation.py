@@ -118,6 +118,13 @@ def test_nothing_is_said_of_a_place_that_was_not_measured():
     assert "Where" not in facts(make_transition("r", where=()))
 
 
+def test_the_checkpoints_that_were_kept_are_said_where_they_lie():
+    kept = ("/runs/a/step=100.ckpt", "/runs/a/step=110.ckpt")
+    said = facts(make_transition("r", checkpoints=kept))["Checkpoints"]
+    assert said == "2 kept, step=100 to step=110, in /runs/a"
+    assert "Checkpoints" not in facts(make_transition("r"))
+
+
 @pytest.mark.parametrize(
     ("verdict", "said"),
     [

@@ -33,7 +33,7 @@ def test_counters_and_they_alone_end_in_total(metric):
 def test_the_unit_is_in_the_name_and_is_a_base_unit(metric):
     stem = metric.name.removesuffix("_total")
     assert not metric.unit or stem.endswith(f"_{metric.unit}")
-    assert metric.unit in {"", "seconds", "ratio", "nats", "rows", "series", "messages"}
+    assert metric.unit in {"", "seconds", "ratio", "nats", "rows", "series", "messages", "bytes"}
     for unit in ("seconds", "ratio", "nats"):
         assert not stem.endswith(f"_{unit}") or metric.unit == unit
     assert not re.search(r"(milli|micro)?(minutes|hours|ms|percent|bytes_kb)$", stem)

@@ -19,7 +19,7 @@ from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.core.transitions import TransitionStatus
 from phasewatch.monitor.run import watch as watch_module
 from phasewatch.monitor.store.store import Store
-from support.scripted import Scripted
+from support.scripted import Fall, Scripted
 
 
 class Collecting:
@@ -481,3 +481,108 @@ def test_the_gradient_norm_under_a_scaler_is_that_of_the_loss(settings) -> None:
     assert scaler.get_scale() == 65536
     assert steps.tolist() == [10]
     assert values[0] == pytest.approx(float(norm), rel=1e-5)
+
+
+AROUND = {"checkpoint_on": "suspected", "around": {"keep": 2, "every_n_steps": 10}}
+
+
+def watched_loop(watch, model, steps) -> None:
+    for step in steps:
+        watch.observe(step, {"train_loss": 1.0})
+        if watch.due(step):
+            watch.probe(step, model)
+
+
+def test_a_loop_that_does_not_say_how_to_save_cannot_have_checkpoints_kept(settings) -> None:
+    watch = Watch(settings | AROUND)
+    with pytest.raises(ConfigError, match=r"checkpoint_on: got 'suspected'.*save=lambda path"):
+        watch.start()
+    with pytest.raises(ConfigError, match="save: got 'here'"):
+        Watch(settings | AROUND, save="here")
+
+
+def test_a_plain_loop_keeps_checkpoints_around_a_suspicion_and_its_record_says_where(
+    settings, tmp_path
+) -> None:
+    model = torch.nn.Linear(2, 1)
+    saved = []
+
+    def save(path):
+        saved.append(path)
+        torch.save({"step": int(path.stem.split("=")[1]), "model": model.state_dict()}, path)
+
+    # Measured is every 20 steps: what is saved between is due, too.
+    settings |= AROUND | {"every_n_steps": 20}
+    options = {"save": save, "root": tmp_path, "detectors": {"train_loss": Fall(60)}}
+    with Watch(settings, **options) as watch:
+        watched_loop(watch, model, range(1, 201))
+        measured = watch.history("weight_norm")[0].tolist()
+        run_id = watch.run_id
+    assert measured == list(range(20, 201, 20))
+    assert len(saved) == 20
+    with Store(settings["store"]) as store:
+        (transition,) = store.transitions(run_id)
+    kept = [path for path in saved if path.exists()]
+    assert transition.checkpoints == tuple(map(str, kept))
+    assert [path.name for path in kept] == [f"step={n}.pt" for n in (40, 50, 60, 70)]
+    assert kept[0].parent == tmp_path / "phasewatch-checkpoints" / run_id
+    assert watch.transitions[0].checkpoints == transition.checkpoints
+
+
+def test_a_save_that_fails_is_counted_and_said_and_the_loop_goes_on(settings, tmp_path, caplog):
+    def save(path):
+        raise OSError(28, "No space left on device")
+
+    with Watch(settings | AROUND, save=save, root=tmp_path) as watch:
+        watched_loop(watch, torch.nn.Linear(2, 1), range(1, 201))
+    assert watch.health.measurement_failures["checkpoint"] >= 2
+    assert watch.health.measurements["weight_norm"] == 20
+    assert caplog.text.count("No space left") == 1
+
+
+def test_what_was_measured_densely_is_in_the_record_of_the_run(settings, caplog) -> None:
+    settings |= {"around": {"denser": 4}, "every_n_steps": 20}
+    model = torch.nn.Linear(2, 1)
+    with (
+        caplog.at_level(logging.INFO, logger="phasewatch"),
+        Watch(settings, detectors={"train_loss": Fall(400)}) as watch,
+    ):
+        watch.finish()
+        watch.start(expected_steps=1_000)
+        watched_loop(watch, model, range(1, 1_001))
+        steps, factors, _ = watch.history("measuring_density")
+        measured = watch.history("weight_norm")[0].tolist()
+    assert (steps.tolist()[0], factors.tolist()) == (401, [4.0, 1.0])
+    assert steps[1] - steps[0] >= 50
+    inside = [step for step in measured if 400 < step <= 440]
+    assert inside == [405, 410, 415, 420, 425, 430, 435, 440]
+    assert [step for step in measured if step > 560] == list(range(580, 1_001, 20))
+    assert watch.health.dense_windows == 1
+    assert "observables are measured 4 times as often" in caplog.text
+
+
+def test_a_resumed_run_goes_on_measuring_densely_and_keeping(settings, tmp_path) -> None:
+    model = torch.nn.Linear(2, 1)
+
+    def save(path):
+        torch.save({"model": model.state_dict()}, path)
+
+    settings |= AROUND
+    options = {"save": save, "root": tmp_path}
+    first = Watch(settings, **options, detectors={"train_loss": Fall(60)})
+    first.start(expected_steps=400)
+    watched_loop(first, model, range(1, 66))
+    state = json.loads(json.dumps(first.state_dict()))
+    watched_loop(first, model, range(66, 75))
+    first._sinks.store.flush()
+    second = Watch(settings, **options, detectors={"train_loss": Fall(60)})
+    second.load_state_dict(state)
+    second.start(65, expected_steps=400)
+    watched_loop(second, model, range(66, 201))
+    second.finish()
+    (transition,) = second.transitions
+    names = [path.rpartition("/")[2] for path in transition.checkpoints]
+    assert {"step=40.pt", "step=50.pt", "step=60.pt", "step=70-attempt=2.pt"} <= set(names)
+    with Store(settings["store"]) as store:
+        (stored,) = store.transitions(second.run_id)
+    assert stored.checkpoints == transition.checkpoints
