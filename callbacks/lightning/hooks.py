@@ -10,6 +10,7 @@ from typing import Any
 
 from phasewatch.callbacks.lightning.fit import Fit
 from phasewatch.callbacks.lightning.loggers import TrainerLoggers
+from phasewatch.callbacks.lightning.saves import Saves
 from phasewatch.callbacks.lightning.stages import renamed_state, stopped_early
 from phasewatch.callbacks.shared.monitor import MonitorBase
 from phasewatch.monitor.core.ending import RunState, ended_by, reason_for
@@ -61,6 +62,7 @@ class MonitorHooks(MonitorBase):
 
     _fit: Fit | None = None
     _loggers: TrainerLoggers | None = None
+    _saves: Saves | None = None
     _has_loggers = True
 
     # ---- life cycle
@@ -79,12 +81,15 @@ class MonitorHooks(MonitorBase):
                 leaves_traces=not trainer.fast_dev_run,
                 sinks=[self._loggers] if self._config.loggers else [],
             )
+            self._watch.keep_checkpoints(".ckpt")
         if self._loggers is not None:  # a second fit may have another trainer
             self._loggers.loggers = trainer.loggers
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin an attempt: open the store, take the probe, ask what can be measured."""
         if self._watch is None:
+            if self._takes_part(trainer):
+                self._saves = Saves(trainer, None)
             return
         state, self._pending = self._pending, {}
         if self._ended_at is not None and trainer.global_step < self._ended_at:
@@ -94,6 +99,13 @@ class MonitorHooks(MonitorBase):
             self._watch.load_state_dict(state["watch"])
         self._fit = Fit(trainer, pl_module, self._watch, self._subject_settings)
         self._fit.start(state)
+        if self._takes_part(trainer):
+            self._saves = Saves(trainer, self._watch)
+
+    def _takes_part(self, trainer: Any) -> bool:
+        """Whether this process writes checkpoints with the others: all do, or none."""
+        wanted = self._config.checkpoint_on is not None
+        return wanted and not trainer.fast_dev_run and not self._is_disabled()
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """End the attempt: finished, or stopped early."""
@@ -115,6 +127,7 @@ class MonitorHooks(MonitorBase):
 
     def _finish(self, state: RunState, reason: str = "") -> None:
         fit, self._fit = self._fit, None
+        self._saves = None
         if fit is None or self._watch is None:
             return
         self._ended_at = fit.global_step
@@ -177,6 +190,8 @@ class MonitorHooks(MonitorBase):
         """Keep the loss; measure if it is time. The only hook in which weights are final."""
         if self._fit is not None:
             self._fit.batch_ended(outputs, batch)
+        if self._saves is not None:
+            self._saves.batch_ended(None if self._fit is None else self._fit.step)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Take the values of the last epoch, and measure what waits for the end."""

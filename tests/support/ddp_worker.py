@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections import Counter
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from phasewatch.monitor.core.work import Cost, Work  # noqa: E402
 from phasewatch.monitor.observables.curvature.noise_scale import GradientNoiseScale  # noqa: E402
 from support.bitwise import differences  # noqa: E402
 from support.observers import Rude, make_monitor  # noqa: E402
+from support.scripted import Fall  # noqa: E402
 from support.training import record  # noqa: E402
 from support.zoo import find  # noqa: E402
 from support.zoo_layers import DropoutBatchNorm  # noqa: E402
@@ -101,6 +103,26 @@ class Stubborn:
         for _ in range(1000):
             context.loss_fn(context.model, context.batches[0])
         return Observation(name=self.name, step=context.step, value=1.0)
+
+
+KEEPING = ("checkpoints are kept", "no room for checkpoints", "a disk that fails")
+
+
+@contextmanager
+def broken_disk():
+    """The first process alone cannot write."""
+    real = DDPStrategy.save_checkpoint
+
+    def save(self, *args, **kwargs):
+        if rank == "0":
+            raise OSError(28, "No space left on device")
+        return real(self, *args, **kwargs)
+
+    DDPStrategy.save_checkpoint = save
+    try:
+        yield
+    finally:
+        DDPStrategy.save_checkpoint = real
 
 
 class CountingSink:
@@ -175,7 +197,17 @@ def run(mode):
             options |= {"sampler": SLOW_SAMPLER, "loss_fn": evaluations, **SLOW[mode]}
             if "stubborn" in (options["observables"] or ()):
                 options["observables"] = ["weight_norm", Stubborn()]
-        made.append(make_monitor(own, sinks=[sink], **options))
+        if mode in KEEPING:
+            options |= {"detectors": {"train_loss": Fall(3)}, "every_n_steps": 1}
+        monitor = make_monitor(own, sinks=[sink], **options)
+        if mode in KEEPING:
+            around = {"keep": 2, "every_n_steps": 1}
+            monitor._config = monitor.config.replace(checkpoint_on="suspected", around=around)
+            if mode == "no room for checkpoints" and rank == "0":
+                monitor._config = monitor.config.replace(
+                    around=around | {"folder": str(own / "store.db")}
+                )
+        made.append(monitor)
         return made
 
     def train(**more):
@@ -190,7 +222,9 @@ def run(mode):
             **more,
         )
 
-    clean, watched = train(), train(monitors=monitors)
+    clean, watched = train(), None
+    with broken_disk() if mode == "a disk that fails" else nullcontext():
+        watched = train(monitors=monitors)
     watch = made[0].watch
     return {
         "differences": differences(clean, watched),
@@ -200,6 +234,8 @@ def run(mode):
         "skipped": dict(watch.health.skip_reasons) if watch else {},
         "emitted": sink.count,
         "state": str(watch.health.state) if watch else "",
+        "written": watch.health.checkpoints_written if watch else 0,
+        "kept": [c for t in watch.transitions for c in t.checkpoints] if watch else [],
         "evaluations": dict(evaluations.by_step),
         "timeouts": timeouts,
         "weights": repr(watched.final["weights"]["net.0.weight"]),

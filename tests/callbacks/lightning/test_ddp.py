@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from phasewatch.monitor.store.store import Store
 
@@ -65,6 +66,14 @@ def quick(tmp_path_factory):
 def thorough(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp-thorough")
     return folder, _train(folder, (*THOROUGH, SHARDED, ACCUMULATED))
+
+
+KEEPING = ("checkpoints are kept", "no room for checkpoints", "a disk that fails")
+
+
+@pytest.fixture(scope="module")
+def keeping(tmp_path_factory):
+    return _train(tmp_path_factory.mktemp("ddp-keeping"), KEEPING)
 
 
 SLOW = ("slow by a cadence", "slow within a budget", "slow in one piece")
@@ -166,3 +175,24 @@ def test_no_process_waits_longer_for_a_measurement_than_a_tenth_of_the_timeout(m
     if mode == "slow in one piece":
         assert "in one piece" in first["skipped"]["stubborn"]
         assert first["measurements"]["weight_norm"] == 3
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", KEEPING)
+def test_all_processes_write_a_checkpoint_together_and_none_waits_for_one_that_failed(
+    mode, keeping
+):
+    first, second = (result[mode] for result in keeping)
+    for result in (first, second):
+        assert result["differences"] == []
+        assert result["steps"] == 6
+    assert first["weights"] == second["weights"]
+    assert first["state"] == "finished"
+    if mode != "checkpoints are kept":
+        assert first["written"] == 0
+        assert first["failures"]["checkpoint"] >= 1
+        return
+    assert (first["written"], second["written"]) == (6, 0)
+    steps = [torch.load(path, weights_only=True)["global_step"] for path in first["kept"]]
+    assert steps == [1, 2, 3, 4]
