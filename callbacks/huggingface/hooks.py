@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from phasewatch.callbacks.huggingface.checkpoints import load_state, save_state
+from phasewatch.callbacks.huggingface.saves import refusal, save_checkpoint
 from phasewatch.callbacks.huggingface.trainers import AroundTraining, calling_trainer
 from phasewatch.callbacks.huggingface.training import Training
 from phasewatch.callbacks.shared.monitor import MonitorBase
 from phasewatch.monitor.core.ending import RunState, ended_by, reason_for
 from phasewatch.monitor.core.errors import ConfigError
+from phasewatch.monitor.run.keeper import REFUSED
 
 log = logging.getLogger("phasewatch")
 
@@ -56,6 +58,8 @@ class CallbackHooks(MonitorBase):
 
     _training: Training | None = None
     _around: AroundTraining | None = None
+    _writer: Any = None
+    """The trainer that checkpoints around a suspicion are written by, where it can."""
 
     # ---- life cycle
 
@@ -76,6 +80,7 @@ class CallbackHooks(MonitorBase):
         root = Path(args.output_dir)
         if self._watch is None:
             self._watch = self._make_watch(root)
+            self._watch.keep_checkpoints("")
         saved: dict[str, Any] = {}
         if state.global_step:
             told = checkpoint or args.resume_from_checkpoint
@@ -100,6 +105,12 @@ class CallbackHooks(MonitorBase):
         except BaseException as error:
             self._raised(error)
             raise
+        if self._config.checkpoint_on is not None:
+            self._writer = trainer
+            if reason := refusal(trainer):
+                self._writer = None
+                self._watch.health.skipped[REFUSED] += 1
+                log.warning("checkpoint_on: no checkpoint is written: %s", reason)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """End the attempt: finished, or stopped early."""
@@ -114,6 +125,7 @@ class CallbackHooks(MonitorBase):
 
     def _finish(self, state: RunState, reason: str = "") -> None:
         training, self._training = self._training, None
+        self._writer = None
         if training is None or self._watch is None:
             return
         training.leave()
@@ -144,6 +156,8 @@ class CallbackHooks(MonitorBase):
         """Keep the loss; measure if it is time. The hook in which weights are final."""
         if self._training is not None:
             self._training.step_ended(state.global_step)
+            if self._writer is not None:
+                self._keep_checkpoint(self._training, self._writer, state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Take what the Trainer logs, evaluations too."""
@@ -158,6 +172,19 @@ class CallbackHooks(MonitorBase):
             kept = {**self._training.state_dict(), "watch": self._watch.state_dict()}
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             save_state(folder, self._run_name, kept)
+
+    def _keep_checkpoint(self, training: Training, trainer: Any, state: Any) -> None:
+        """Have a checkpoint written, if one is wanted for what may be suspected."""
+        watch = self._watch
+        if watch is None or (place := watch.checkpoint_place(state.global_step)) is None:
+            return
+
+        def save(folder: Path) -> None:
+            save_checkpoint(trainer, state, folder)
+            kept = {**training.state_dict(), "watch": watch.state_dict()}
+            save_state(folder, self._run_name, kept)
+
+        watch.write_checkpoint(place, save)
 
     # ---- what Lightning's Trainer calls
 
