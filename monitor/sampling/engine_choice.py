@@ -229,9 +229,14 @@ def working_loop(problem: Problem, x: Tensor | None = None) -> LoopEngine:
             if not bool(grad.any()):
                 _check_reaction(loop, problem, x)
             return loop
-    raise RefusedError(
-        f"the loss cannot be differentiated: {told_with_place(failure)}"
-    ) from failure
+    reason = told_with_place(failure)
+    if "is a view" in str(failure) and "modified inplace" in str(failure):
+        # Raised by autograd when all is over: no line of the user's is in its trace.
+        reason = (
+            "it writes into weights that it is differentiated by, as a step does that copies them "
+            f"into a target network; give a loss_fn= without that ({type(failure).__name__})"
+        )
+    raise RefusedError(f"the loss cannot be differentiated: {reason}") from failure
 
 
 def _fault(engine: VmapEngine, loop: LoopEngine, x: Tensor, expected: Evaluation) -> str | None:

@@ -107,7 +107,7 @@ def _state_of(data: dict[str, Any]) -> dict[str, Any]:
         watched |= {k: v for k, v in vars(datamodule).items() if k not in hidden}
     loader = data.get("train_dataloaders")
     if hasattr(loader, "dataset"):
-        watched |= {f"dataset.{k}": v for k, v in vars(loader.dataset).items()}
+        watched |= {f"dataset.{k}": v for k, v in getattr(loader.dataset, "__dict__", {}).items()}
         watched["generator"] = loader.generator
     return watched
 
