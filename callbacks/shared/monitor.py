@@ -169,7 +169,9 @@ class MonitorBase:
         """
         config = self._config
         if not leaves_traces:
-            config = config.replace(store="sqlite://", exporter={"enabled": False}, alerts=())
+            config = config.replace(
+                store="sqlite://", exporter={"enabled": False}, alerts=(), checkpoint_on=None
+            )
         return Watch(
             config,
             observables=self._observables,

@@ -216,6 +216,8 @@ class Watch:
                 "leave checkpoint_on out"
             )
         ensure_heard()
+        if self._save is not None and self._keeper is None:
+            log.info("save is given and checkpoint_on is not set: no checkpoints are kept")
         if self.attempt and self._saved is None and step < self.health.step:
             self._begin_anew(step)
         self._steps = StepCount()

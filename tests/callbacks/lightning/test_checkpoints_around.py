@@ -197,6 +197,17 @@ def test_by_default_nothing_is_written(tmp_path):
     assert made[0].config.checkpoint_on is None
 
 
+def test_a_rehearsal_writes_none(tmp_path, caplog):
+    def go():
+        seed_everything()
+        module, data = CASE.build(), CASE.loaders()
+        make_trainer(tmp_path, [watcher(tmp_path)], fast_dev_run=3).fit(module, **data)
+
+    quietly(go)
+    assert not (tmp_path / "phasewatch-checkpoints").exists()
+    assert "no checkpoint was written" not in caplog.text
+
+
 def test_a_wrong_setting_is_an_error_that_says_what_is_allowed():
     with pytest.raises(ConfigError, match=r"checkpoint_on: got 'always'.*'suspected'"):
         MonitorConfig.load({"checkpoint_on": "always"})
