@@ -8,17 +8,19 @@ trainer's own means, and only what a list in the folder says that we have writte
 
 from __future__ import annotations
 
-import json
 import logging
 import math
+import re
 import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from phasewatch.monitor.config.measuring import AroundConfig
 from phasewatch.monitor.core.health import Health
@@ -65,6 +67,11 @@ class Written:
     attempt: int
     num_bytes: int = 0
     of: list[str] = field(default_factory=list)
+
+
+_WRITTEN = TypeAdapter(list[Written])
+_OURS = re.compile(r"step=\d+(-attempt=\d+)?(\.\w+)?")
+"""What a name of ours looks like: no list, whoever has written it, makes us delete others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +158,7 @@ class Keeper:
         self._folder, self._attempt, self._first_step = folder, attempt, step
         self.grid = Grid(self._config.every_n_steps, length)
         self._next_step = self.grid.after(step)
-        self._written = [w for w in self._listed() if (folder / w.name).exists()]
+        self._written = self._listed()
         self._of = {one for w in self._written for one in w.of}
         self._drop([w for w in self._written if not w.num_bytes or (w.step > step and not w.of)])
         self._count()
@@ -386,12 +393,15 @@ class Keeper:
     # ---- on disk
 
     def _listed(self) -> list[Written]:
-        path = (self._folder or Path()) / LIST
-        if not path.exists():
-            return []
+        """What the list says, of which everything is there and lies in the folder itself."""
+        folder = self._folder or Path()
+        path = folder / LIST
         try:
-            return [Written(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-        except (OSError, ValueError, TypeError) as error:
+            if not path.exists():
+                return []
+            listed = _WRITTEN.validate_json(path.read_bytes())
+            return [w for w in listed if _OURS.fullmatch(w.name) and (folder / w.name).exists()]
+        except (OSError, ValueError) as error:
             log.warning("%s cannot be read (%s): what it lists is left where it is", path, error)
             return []
 
@@ -401,7 +411,7 @@ class Keeper:
         if not path.parent.exists():
             return
         part = path.with_suffix(".part")
-        part.write_text(json.dumps([asdict(w) for w in self._written]), encoding="utf-8")
+        part.write_bytes(_WRITTEN.dump_json(self._written))
         part.replace(path)
 
     def _drop(self, entries: Iterable[Written]) -> None:

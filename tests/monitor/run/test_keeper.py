@@ -240,7 +240,7 @@ def test_a_folder_that_cannot_be_made_or_written_stops_nothing(why, tmp_path, ca
         def refuse(self, *_, **__):
             raise PermissionError(13, "Permission denied", str(self))
 
-        monkeypatch.setattr("pathlib.Path.write_text", refuse)
+        monkeypatch.setattr("pathlib.Path.write_bytes", refuse)
     run = Run(folder).go(200)
     run.tell()
     run.go(400)
@@ -251,12 +251,39 @@ def test_a_folder_that_cannot_be_made_or_written_stops_nothing(why, tmp_path, ca
     assert "no checkpoint was written" in caplog.text
 
 
-def test_a_list_that_cannot_be_read_costs_nothing_but_what_it_lists(folder, caplog):
+@pytest.mark.parametrize("content", ["{half", '[{"step": "x"}]', "7", "[[]]"])
+def test_a_list_that_cannot_be_read_costs_nothing_but_what_it_lists(content, folder, caplog):
     Run(folder).go(95)
-    (folder / LIST).write_text("{half")
+    (folder / LIST).write_text(content)
     run = Run(folder, attempt=2, at=95).go(205)
     assert "cannot be read" in caplog.text
     assert {70, 80, 90} <= set(run.there)  # whose they are, is no longer known
+
+
+@pytest.mark.parametrize("name", ["../../mine.ckpt", "{}/mine.ckpt", LIST, "..", ".", "notes"])
+def test_a_list_that_names_what_is_not_ours_deletes_nothing(name, folder, tmp_path):
+    Run(folder).go(95)
+    mine = [tmp_path / "mine.ckpt", folder / "notes", folder.parent / "another run"]
+    for path in mine:
+        path.write_text("the user's")
+    listed = json.loads((folder / LIST).read_text())
+    listed.append({**listed[0], "step": 500, "name": name.format(tmp_path)})
+    (folder / LIST).write_text(json.dumps(listed))
+    run = Run(folder, attempt=2, at=95).go(205)
+    run.keeper.close(is_over=True)
+    assert [path.read_text() for path in mine] == ["the user's"] * 3
+
+
+def test_a_folder_that_may_not_be_looked_into_stops_nothing(folder, monkeypatch, caplog):
+    Run(folder).go(95)
+
+    def refuse(self, *_, **__):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.exists", refuse)
+        Run(folder, attempt=2, at=95)
+    assert "cannot be read" in caplog.text
 
 
 def test_a_checkpoint_may_be_a_folder(tmp_path):
