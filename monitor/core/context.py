@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from phasewatch.monitor.core.estimates import Estimate
+from phasewatch.monitor.core.together import ALONE, Together
 from phasewatch.monitor.core.work import T
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ class MeasureContext:
             `Watch.before_step`.
         learning_rate: Of the coming step, the largest of all parameter groups; None if unknown.
         shared: What the observables of a turn have in common; `dataclasses.replace` carries it on.
+        together: The processes among which the weights are spread. `params` and `buffers` then hold
+            what lies here of each parameter, flat, and each process has the same batches.
     """
 
     step: int
@@ -148,6 +151,7 @@ class MeasureContext:
     record: StepRecord | None = None
     learning_rate: float | None = None
     shared: SharedWork = field(default_factory=SharedWork)
+    together: Together = ALONE
 
     @property
     def model(self) -> nn.Module:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from phasewatch.monitor.isolation.context import live_context, measure_context
+from phasewatch.monitor.isolation.fully_sharded import is_sharded
 from phasewatch.monitor.isolation.guard import GuardReport, guard, is_trainable
 from phasewatch.monitor.isolation.meta_copy import (
     MetaCopy,
-    is_sharded,
     make_meta_copy,
     original_of,
     refuse_unmeasurable,

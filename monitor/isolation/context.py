@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from phasewatch.monitor.core.context import LossFn, MeasureContext, SharedWork
+from phasewatch.monitor.core.together import ALONE
 from phasewatch.monitor.isolation.meta_copy import (
     MetaCopy,
     make_meta_copy,
     original_of,
     split_parameters,
 )
+from phasewatch.monitor.isolation.shards import Shards
 
 
 def measure_context(
@@ -33,6 +35,7 @@ def measure_context(
     seed: int = 0,
     substitutes: Mapping[int, object] | None = None,
     lend: bool = False,
+    shards: Shards | None = None,
 ) -> MeasureContext:
     """Copy `model` as it is now. Call it inside a `guard`.
 
@@ -50,12 +53,17 @@ def measure_context(
         seed: Seed of the context's own generator.
         substitutes: Stand-ins for live objects, by identity; see `make_meta_copy`.
         lend: Let chains run in the memory of the live weights. Their values move while a
-            measurement runs; nothing else may read them meanwhile.
+            measurement runs; nothing else may read them meanwhile. Shards are never lent.
+        shards: Where the parts of sharded weights lie; then all processes call this alike.
 
     Raises:
         RefusedError: The module cannot be copied.
     """
-    copied = make_meta_copy(model, substitutes=substitutes, mode=mode)
+    together = shards or ALONE
+    with together.failing():
+        copied = make_meta_copy(model, substitutes=substitutes, mode=mode, shards=shards)
+        if shards is not None:
+            shards.of_first(dict(copied.module.named_buffers()))
     return MeasureContext(
         step=step,
         epoch=epoch,
@@ -63,7 +71,7 @@ def measure_context(
         params=copied.params,
         buffers=copied.buffers,
         frozen=copied.frozen,
-        lent=_memory_of(original_of(model), copied) if lend else {},
+        lent=_memory_of(original_of(model), copied) if lend and shards is None else {},
         loss_fn=loss_fn,
         batches=tuple(batches),
         val_batches=tuple(val_batches),
@@ -73,6 +81,7 @@ def measure_context(
         probe_mode=mode,
         generator=own_generator((*copied.params.values(), *copied.buffers.values()), seed),
         shared=SharedWork(seed),
+        together=together,
     )
 
 

@@ -21,8 +21,10 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.isolation.embeddings import prepare_embedding
+from phasewatch.monitor.isolation.fully_sharded import attributes_of, bare_copies, is_sharded
 from phasewatch.monitor.isolation.functions import rebind_functions
 from phasewatch.monitor.isolation.guard import is_trainable
+from phasewatch.monitor.isolation.shards import Shards
 
 log = logging.getLogger("phasewatch")
 
@@ -55,6 +57,7 @@ def make_meta_copy(
     *,
     substitutes: Mapping[int, object] | None = None,
     mode: Literal["eval", "train"] = "eval",
+    shards: Shards | None = None,
 ) -> MetaCopy:
     """Copy `module` without its parameters' values, tied weights staying tied.
 
@@ -67,22 +70,24 @@ def make_meta_copy(
             optimizers), by the identity of the live object.
         mode: "eval" puts the whole copy in eval mode; "train" keeps each submodule's own flag, so
             that a frozen BatchNorm stays frozen.
+        shards: Where the parts of sharded parameters lie; the copy then holds what lies here of
+            each parameter, flat, and gathers the whole where it is run.
 
     Raises:
         RefusedError: The module cannot be copied, or its parameters are sharded, not initialised
             yet, or without values.
     """
     module = original_of(module)
-    trainable, frozen = split_parameters(module)
-    seeds = _Seeds(module, substitutes or {})
+    trainable, frozen = split_parameters(module, shards)
+    seeds = _Seeds(module, substitutes or {}, shards)
     shared: list[str] = []
     try:
-        copied = copy.deepcopy(module, memo := seeds.memo())
+        copied = _deep_copy(module, memo := seeds.memo())
     except Exception:
         shared = seeds.share_what_refuses(module)
         log.debug("the copy shares what cannot be copied: %s", ", ".join(shared) or "nothing")
         try:
-            copied = copy.deepcopy(module, memo := seeds.memo())
+            copied = _deep_copy(module, memo := seeds.memo())
         except Exception as error:
             raise RefusedError(
                 f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}); "
@@ -92,6 +97,12 @@ def make_meta_copy(
     for live in list(module.modules()):
         _prepare(memo[id(live)], live, mode)
     buffers = {name: memo[id(buffer)] for name, buffer in module.named_buffers()}
+    if shards is not None:
+        shards.fit_out(module, memo)
+        trainable, frozen = (
+            {name: shards.part_of(name, parameter) for name, parameter in some.items()}
+            for some in (trainable, frozen)
+        )
     return MetaCopy(
         module=copied,
         params={name: _wide(parameter) for name, parameter in trainable.items()},
@@ -101,6 +112,16 @@ def make_meta_copy(
     )
 
 
+def _deep_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A copy; modules that `fully_shard` keeps from being copied become what they were before."""
+    bare = bare_copies(module)
+    memo |= bare
+    live = {id(part): part for part in module.modules()}
+    for identity, empty in bare.items():
+        vars(empty).update(copy.deepcopy(attributes_of(live[identity]), memo))
+    return copy.deepcopy(module, memo)
+
+
 def original_of(module: nn.Module) -> nn.Module:
     """The module that `torch.compile` wrapped, or the module itself."""
     while isinstance(original := getattr(module, "_orig_mod", None), nn.Module):
@@ -108,8 +129,12 @@ def original_of(module: nn.Module) -> nn.Module:
     return module
 
 
-def refuse_unmeasurable(module: nn.Module) -> None:
+def refuse_unmeasurable(module: nn.Module, shards: Shards | None = None) -> None:
     """Check that the parameters have values here, whole and readable.
+
+    Args:
+        module: The live module.
+        shards: Where the parts of sharded parameters lie; without it they are refused.
 
     Raises:
         RefusedError: Says which parameter is sharded, lazy or on the meta device, and what to do.
@@ -126,7 +151,7 @@ def refuse_unmeasurable(module: nn.Module) -> None:
                 f"parameter {name!r} has no shape before the first forward pass; "
                 "run one batch through the model before training"
             )
-        if is_sharded(parameter):
+        if shards is None and is_sharded(parameter):
             raise RefusedError(
                 f"parameter {name!r} is sharded ({type(parameter).__name__}): no process holds "
                 "the whole model; losses and logged metrics are still observed"
@@ -134,7 +159,9 @@ def refuse_unmeasurable(module: nn.Module) -> None:
         if parameter.is_meta:
             raise RefusedError(f"parameter {name!r} is on the meta device: it has no values")
     for name, child in module.named_modules():
-        if _shards_itself(child):  # between a forward and a backward its parameters look whole
+        if shards is None and _shards_itself(
+            child
+        ):  # between a forward and a backward its parameters look whole
             raise RefusedError(
                 f"the parameters of module {name or type(child).__name__!r} are sharded: no "
                 "process holds the whole model; losses and logged metrics are still observed"
@@ -146,30 +173,20 @@ def refuse_unmeasurable(module: nn.Module) -> None:
             )
 
 
-def is_sharded(parameter: torch.Tensor) -> bool:
-    """Whether a parameter is one rank's part of a larger one."""
-    names = {cls.__name__ for cls in type(parameter).__mro__}
-    return (
-        bool(names & {"DTensor", "FlatParameter", "ShardedTensor"})
-        or hasattr(parameter, "ds_id")
-        or getattr(parameter, "_is_flat_param", False)
-    )
-
-
 def _shards_itself(module: nn.Module) -> bool:
     names = {cls.__name__ for cls in type(module).__mro__}
     return bool(names & {"FSDPModule", "FullyShardedDataParallel"})
 
 
 def split_parameters(
-    module: nn.Module,
+    module: nn.Module, shards: Shards | None = None
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The parameters that are trained, and those that are not, by name.
 
     Raises:
         RefusedError: As `refuse_unmeasurable`.
     """
-    refuse_unmeasurable(module)
+    refuse_unmeasurable(module, shards)
     trainable: dict[str, torch.Tensor] = {}
     frozen: dict[str, torch.Tensor] = {}
     for name, parameter in module.named_parameters():
@@ -189,15 +206,17 @@ class _Seeds:
     Args:
         module: The live module.
         substitutes: Stand-ins by the identity of the live object.
+        shards: Where the parts of sharded parameters lie.
     """
 
-    def __init__(self, module: nn.Module, substitutes: Mapping[int, object]) -> None:
+    def __init__(
+        self, module: nn.Module, substitutes: Mapping[int, object], shards: Shards | None
+    ) -> None:
         self._alive: list[Any] = []  # an identity means nothing once its object is gone
         self._copies: dict[int, Any] = dict(substitutes)
-        for parameter in module.parameters():
-            hollow = nn.Parameter(
-                torch.empty_like(parameter.detach(), device="meta"), is_trainable(parameter)
-            )
+        for name, parameter in module.named_parameters():
+            here = parameter.detach() if shards is None else shards.part_of(name, parameter)
+            hollow = nn.Parameter(torch.empty_like(here, device="meta"), is_trainable(parameter))
             self._add(parameter, hollow)
         for buffer in module.buffers():
             self._add(buffer, buffer.detach().clone())

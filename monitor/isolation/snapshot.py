@@ -20,6 +20,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from phasewatch.monitor.isolation.fully_sharded import is_dtensor, local_of
+
 MAX_BYTES = 256 * 2**20
 """Tensors and arrays beyond this total are watched by their version only, and not copied."""
 
@@ -124,6 +126,8 @@ class LiveSnapshot:
     def _watch_tensor(self, name: str, tensor: torch.Tensor) -> None:
         if tensor.is_meta or tensor.layout != torch.strided or hasattr(tensor, "materialize"):
             return
+        if is_dtensor(tensor):  # a shard: to compare the whole would wait for others
+            tensor = local_of(tensor.detach())
         version, shape = _version(tensor), tensor.shape
         if not self._spend(tensor.nbytes):
             self._add(f"{name} (too large to be put back)", lambda: _version(tensor) != version)

@@ -45,6 +45,7 @@ class WatchedStep:
         integrator: How the chains move.
         n_beta: nβ.
         localization: γ.
+        total: Adds up over the processes among which coordinates are spread.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class WatchedStep:
         integrator: Integrator,
         n_beta: float,
         localization: float,
+        total: Callable[[Tensor], Tensor] = lambda values: values,
     ) -> None:
+        self._total = total
         self._n_beta = n_beta
         self._localization = localization
         self._energy = self._potential(chains, found)
@@ -63,12 +66,12 @@ class WatchedStep:
 
     def arrive(self, chains: Chains, found: Evaluation) -> Tensor:
         """min(1, r) of each chain; call at the next points, before anything else changes."""
-        work = self._work(chains, self._force(chains, found))
+        work = self._total(self._work(chains, self._force(chains, found)))
         log_ratio = self._energy - self._potential(chains, found) + work
         return log_ratio.clamp_max(0.0).exp()
 
     def _potential(self, chains: Chains, found: Evaluation) -> Tensor:
-        squared: Tensor = torch.linalg.vecdot(chains.x, chains.x).cpu().double()
+        squared = self._total(torch.linalg.vecdot(chains.x, chains.x)).cpu().double()
         return found.loss.cpu().double() * self._n_beta + squared * (self._localization / 2)
 
     def _force(self, chains: Chains, found: Evaluation) -> Tensor:

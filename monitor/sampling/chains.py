@@ -83,7 +83,8 @@ class ChainGroup:
     Args:
         landscape: What is sampled.
         integrator: How the chains move.
-        generator: Own generator, on the device of the weights.
+        generator: Own generator, on the device of the weights, for the noise.
+        common: The generator of what all processes draw alike; None is the same.
         adaptive: Set the step from the measured sharpness. False where the step was given.
         num_chains: Chains.
         num_outside: How many of them, the last ones, start outside; see `outside`.
@@ -102,6 +103,7 @@ class ChainGroup:
         num_outside: int = 0,
         pick: Callable[[], Sequence[int]] | None = None,
         stopwatch: Stopwatch | None = None,
+        common: torch.Generator | None = None,
     ) -> None:
         self.landscape = landscape
         self.integrator = integrator
@@ -122,6 +124,7 @@ class ChainGroup:
         self.curvature = 0.0
         self.descent = Descent()
         self._generator = generator
+        self._common = common or generator
         self._all = landscape.all
         self._pick = pick
         self._partial = pick is not None
@@ -132,7 +135,7 @@ class ChainGroup:
         self._mass: Mass | None = None
         self._next_mass = FIRST_UPDATE
         if adaptive and isinstance(integrator, Baoab) and not self._partial:
-            self._mass = Mass(self.chains.x[0], landscape.mask)
+            self._mass = Mass(self.chains.x[0], landscape.mask, landscape.together)
 
     # -- before the first draw ---------------------------------------------------------------
 
@@ -157,7 +160,8 @@ class ChainGroup:
             shape = self.chains.x.shape
             vectors = torch.empty_like(self.chains.x).normal_(generator=self._generator)
             if warm is not None and warm.shape == shape[1:]:
-                vectors.mul_(0.1 / math.sqrt(shape[1])).add_(warm.to(vectors))
+                size = self.landscape.problem.num_parameters
+                vectors.mul_(0.1 / math.sqrt(size)).add_(warm.to(vectors))
             self.landscape.restrict(vectors)
             self.latest = yield from measure_sharpness(
                 lambda x: self.landscape.gradient(x, self._all),
@@ -168,6 +172,7 @@ class ChainGroup:
                 localization=self.localization,
                 guess=guess,
                 max_iterations=10,
+                norms=self.landscape.norms,
             )
             self.sharpness = self.latest.value
             self.curvature = self.sharpness * self._largest_metric()
@@ -193,7 +198,7 @@ class ChainGroup:
             chains,
             vectors,
             lambda x: self.landscape.evaluate(x, self._all),
-            scale=spread(self.landscape.problem.center(), self.localization),
+            scale=spread(self.landscape.problem.center(), self.localization, self.landscape.total),
             center_loss=self.landscape.baseline(self._all),
             n_beta=self.n_beta,
             localization=self.localization,
@@ -201,6 +206,8 @@ class ChainGroup:
             restrict=self.landscape.restrict,
             generator=self._generator,
             is_over=self.stopwatch.share_is_over(DESCENT_SHARE),
+            total=self.landscape.total,
+            norms=self.landscape.norms,
         )
         if met is None:
             self.outside = [False] * len(self.outside)
@@ -288,7 +295,12 @@ class ChainGroup:
             yield from self._check(found, indices, self.latest)
         if not self._partial and len(self.record) % EVERY == 0:
             self._watched = WatchedStep(
-                self.chains, found, self.integrator, self.n_beta, self.localization
+                self.chains,
+                found,
+                self.integrator,
+                self.n_beta,
+                self.localization,
+                self.landscape.total,
             )
         self.integrator.advance(self.chains, found.grad, self._generator)
         self.landscape.restrict(self.chains.x)
@@ -315,22 +327,22 @@ class ChainGroup:
                 pull=self.localization,
             )
             if heat is not None:
-                record.euler.add(draw, heat)
+                record.euler.add(draw, self.landscape.total(heat))
         if self._partial and draw % NOISE_EVERY == 0:
             record.noise.add(draw, self._noise_heat(found, indices))
-        # Single loss terms exist where a batch gives more than one number.
-        if draw % TERMS_EVERY == 0 and not self._partial and found.terms.shape[1] > len(self._all):
+        if draw % TERMS_EVERY == 0 and not self._partial and self.landscape.has_terms:
             self._keep_terms(draw, found.terms)
 
     def _noise_heat(self, found: Evaluation, indices: Sequence[int]) -> Tensor:
         """Look at the minibatch noise: the same points on other batches."""
         rest = [index for index in self._all if index not in indices]
-        device = self._generator.device
-        order = torch.randperm(len(rest), generator=self._generator, device=device).tolist()
+        device = self._common.device
+        order = torch.randperm(len(rest), generator=self._common, device=device).tolist()
         others = [rest[place] for place in order[: len(indices)]]
         gap = found.grad - self.landscape.evaluate(self.chains.x, others).grad
         share = noise_share(len(indices), len(others), len(self._all))
-        return noise_heat(gap, self.integrator, self.chains, n_beta=self.n_beta, share=share)
+        heat = noise_heat(gap, self.integrator, self.chains, n_beta=self.n_beta, share=share)
+        return self.landscape.total(heat)
 
     def _keep_terms(self, draw: int, terms: Tensor) -> None:
         sums = self.record.terms
@@ -374,6 +386,7 @@ class ChainGroup:
             allowed=0.0 if renewed else max(self.curvature, self._negligible()),
             max_iterations=5,
             root=None if metric is None else metric.sqrt_(),
+            norms=self.landscape.norms,
         )
         known = 0.0 if renewed else self.curvature
         self.curvature = max(known, SAFETY * met.value)
@@ -404,7 +417,9 @@ class ChainGroup:
 
     def _largest_metric(self) -> float:
         metric = self.integrator.metric(self.chains)
-        return 1.0 if metric is None else float(metric.max())
+        if metric is None:
+            return 1.0
+        return max(self.landscape.together.each(float(metric.max()) if metric.numel() else 0.0))
 
     def _lost(self, values: list[float], base: float) -> list[int]:
         """Chains that have left."""

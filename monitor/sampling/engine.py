@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -32,7 +32,7 @@ class Evaluation:
         loss: L_n, shape (chains,).
         grad: ∇L_n, shape (chains, d).
         terms: Loss terms, shape (chains, terms): single ones where the loss gives them, else one
-            mean a batch.
+            mean a batch. Where batches are spread over processes, those that are here.
         batch_losses: Mean loss of each batch, shape (batches, chains).
     """
 
@@ -200,7 +200,9 @@ class LoopEngine:
         problem = self._problem
         leaf = (self._center + x[0]).requires_grad_()
         values = {**problem.constants(), **problem.weights_of(leaf)}
-        losses, grad = problem.call(values, problem.batch(index), leaf, self.backward)
+        losses, grad = problem.call(
+            values, problem.batch(index), leaf, self.backward, None, False, problem.share(index)
+        )
         if grad is None:
             raise RefusedError(NO_GRADIENT)
         return checked_terms(losses).to(problem.layout.state_dtype)[None], grad[None]
@@ -256,7 +258,13 @@ class InPlaceEngine:
         values = {PREFIX + name: weight for name, weight in self._weights.items()}
         leaf = next(iter(values.values()))
         losses, _ = problem.call(
-            {**problem.constants(), **values}, problem.batch(index), leaf, True
+            {**problem.constants(), **values},
+            problem.batch(index),
+            leaf,
+            True,
+            None,
+            False,
+            problem.share(index),
         )
         self._parts = {}  # views, which would hold the gradient when its user has let it go
         if not self._reached:
@@ -318,10 +326,11 @@ def evaluate(engine: Engine, problem: Problem, x: Tensor, indices: Sequence[int]
 
     def some(first: int) -> Evaluation:
         rows = x[first : first + width]
-        return _joined((engine.batch(rows, index) for index in indices), shares)
+        batches = (engine.batch(rows, index) for index in indices)
+        return _joined(batches, shares, [problem.share(index) > 0.0 for index in indices])
 
     if len(x) <= width:
-        return some(0)
+        return _of_all(some(0), problem, indices, shares)
     grad = torch.empty_like(x)
     parts = []
     for first in range(0, len(x), width):
@@ -330,15 +339,18 @@ def evaluate(engine: Engine, problem: Problem, x: Tensor, indices: Sequence[int]
         parts.append((part.loss, part.terms, part.batch_losses))
         del part  # its gradient, before the next chains run
     loss, terms, batch_losses = zip(*parts, strict=True)
-    return Evaluation(torch.cat(loss), grad, torch.cat(terms), torch.cat(batch_losses, dim=1))
+    found = Evaluation(torch.cat(loss), grad, torch.cat(terms), torch.cat(batch_losses, dim=1))
+    return _of_all(found, problem, indices, shares)
 
 
-def _joined(batches: Iterator[tuple[Tensor, Tensor]], shares: Sequence[float]) -> Evaluation:
-    """Weighted mean over batches at the same points."""
+def _joined(
+    batches: Iterator[tuple[Tensor, Tensor]], shares: Sequence[float], counts: Sequence[bool]
+) -> Evaluation:
+    """Weighted mean over batches at the same points; terms of those that count."""
     terms, grad = next(batches)
     if len(shares) == 1:
         loss = terms.mean(dim=1)
-        return Evaluation(loss, grad, terms, loss[None])
+        return Evaluation(loss, grad, terms if counts[0] else terms[:, :0], loss[None])
     grad = grad.mul_(shares[0])
     found = [terms]
     for share in shares[1:]:
@@ -347,4 +359,20 @@ def _joined(batches: Iterator[tuple[Tensor, Tensor]], shares: Sequence[float]) -
         found.append(terms)
     batch_losses = torch.stack([terms.mean(dim=1) for terms in found])
     loss = torch.tensordot(batch_losses.new_tensor(shares), batch_losses, dims=1)
-    return Evaluation(loss, grad, torch.cat(found, dim=1), batch_losses)
+    kept = [terms if count else terms[:, :0] for terms, count in zip(found, counts, strict=True)]
+    return Evaluation(loss, grad, torch.cat(kept, dim=1), batch_losses)
+
+
+def _of_all(
+    found: Evaluation, problem: Problem, indices: Sequence[int], shares: Sequence[float]
+) -> Evaluation:
+    """The losses of whole batches, of which each process has evaluated a part.
+
+    The gradient is that of the whole already: it was added up where weights are gathered.
+    """
+    if not problem.shares:
+        return found
+    here = found.batch_losses.new_tensor([problem.share(index) for index in indices])
+    batch_losses = problem.together.total(found.batch_losses * here[:, None])
+    loss = torch.tensordot(batch_losses.new_tensor(shares), batch_losses, dims=1)
+    return replace(found, loss=loss, batch_losses=batch_losses)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from phasewatch.monitor.core.errors import RefusedError
+from phasewatch.monitor.core.together import in_all, in_any
 from phasewatch.monitor.core.work import Steps, T
 from phasewatch.monitor.isolation.places import told_with_place
 from phasewatch.monitor.sampling.batches import describe
@@ -92,7 +93,7 @@ class Verdicts:
                 and is not possible.
         """
         key = (*_key(problem), plan)
-        if key not in self._known:
+        if not in_all(problem.together, key in self._known):
             verdict = yield from _decide(problem, plan)
             self._known[key] = verdict
             logger.info("LLC chains run as %s: %s", verdict.engine, verdict.reason)
@@ -187,8 +188,9 @@ def check_gradient(problem: Problem, plan: Plan) -> None:
 
 def _perturbed(problem: Problem, num_chains: int) -> Tensor:
     """Displacements from w*, different for each chain; no generator is asked for them."""
-    squares = sum(float(part.double().square().sum()) for part in problem.params.values())
-    scale = 0.01 * math.sqrt(squares / problem.layout.num_parameters) + 1e-3
+    here = sum(float(part.double().square().sum()) for part in problem.params.values())
+    squares = math.fsum(problem.together.each(here))
+    scale = 0.01 * math.sqrt(squares / problem.num_parameters) + 1e-3
     x = problem.displacements(num_chains)
     index = torch.arange(x.numel(), device=x.device, dtype=x.dtype)
     return index.mul_(12.9898).add_(78.233).sin_().mul_(scale).view(x.shape)
@@ -198,7 +200,7 @@ def _check_reaction(engine: Engine, problem: Problem, x: Tensor) -> None:
     """Refuse a loss whose gradient is zero on every batch."""
     with engine.session():
         for index in range(len(problem.batches)):
-            if bool(engine.batch(x, index)[1].any()):
+            if in_any(problem.together, bool(engine.batch(x, index)[1].any())):
                 return
     raise RefusedError(
         "the gradient of the probe loss is zero beside the current weights: the loss does not "
@@ -226,7 +228,7 @@ def working_loop(problem: Problem, x: Tensor | None = None) -> LoopEngine:
         except RuntimeError as error:  # reentrant checkpointing refuses autograd.grad
             failure = error
         else:
-            if not bool(grad.any()):
+            if not in_any(problem.together, bool(grad.any())):
                 _check_reaction(loop, problem, x)
             return loop
     reason = told_with_place(failure)

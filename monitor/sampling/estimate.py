@@ -10,7 +10,9 @@ from torch import nn
 from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.core.context import LossFn
 from phasewatch.monitor.core.estimates import Estimate
+from phasewatch.monitor.core.together import ALONE
 from phasewatch.monitor.isolation import guard, measure_context
+from phasewatch.monitor.isolation.shards import shards_of
 from phasewatch.monitor.sampling.measure import measure_refined_llc
 from phasewatch.monitor.sampling.restrictions import Restriction, resolve
 
@@ -114,7 +116,8 @@ def estimate_refined_llc(
     """
     config = config or SamplerConfig()
     selections = {name: resolve(model, part) for name, part in restrictions.items()}
-    with guard(model, seed=config.seed):
+    shards = shards_of(model)
+    with (shards or ALONE).failing(), guard(model, seed=config.seed):
         context = measure_context(
             model,
             step=0,
@@ -123,5 +126,6 @@ def estimate_refined_llc(
             n_samples=n_samples,
             seed=config.seed,
             lend=True,
+            shards=shards,
         )
         return measure_refined_llc(context, config, selections)

@@ -7,6 +7,7 @@ every seed; a fault stands in the reason of each estimate, and none is OK with i
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 
 from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.core.context import MeasureContext
+from phasewatch.monitor.core.together import in_any
 from phasewatch.monitor.core.work import Steps
 from phasewatch.monitor.sampling import noise
 from phasewatch.monitor.sampling.batches import Draw
@@ -85,7 +87,7 @@ def examine(context: MeasureContext, config: SamplerConfig) -> Steps[Examination
     problem = pose(drawing)
     yield
     found = Examination()
-    is_noisy = noise.draws(problem)
+    is_noisy = in_any(problem.together, noise.draws(problem))
     yield
     if is_noisy:
         spread = yield from noise.spread_at_center(problem)
@@ -118,7 +120,7 @@ def _counted(problem: Problem, found: Examination) -> Steps[Examination]:
                 "or the loss of each sample"
             },
         )
-    plain = [_plain(batch) for batch in problem.batches]
+    plain = [_plain(batch) for batch in problem.probe]
     for count in candidates(plain):
         if cut.agrees_with(count):
             return replace(found, count=count, counted=f"{count.how}, tried on a cut")
@@ -147,10 +149,13 @@ def _cut(problem: Problem) -> Steps[Cut | None]:
     At w* itself, where a fit may be perfect and every loss zero, nothing could be told apart, so it
     is looked at a little beside.
     """
-    if any(isinstance(batch, Draw) for batch in problem.batches):
+    if any(isinstance(batch, Draw) for batch in problem.probe):
         return None  # parts draw other numbers than the whole
-    for pieces in cuts(problem.batches):
-        three = replace(problem, batches=pieces, weights=(1.0,) * 3)
+    together = problem.together
+    for pieces in cuts(problem.probe):
+        # Of these, all processes evaluate the same.
+        shares = (1.0 / together.size,) * 3 if problem.shares else ()
+        three = replace(problem, batches=pieces, weights=(1.0,) * 3, shares=shares)
         looks: list[Evaluation] = []
         try:
             loop = working_loop(three)
@@ -163,13 +168,15 @@ def _cut(problem: Problem) -> Steps[Cut | None]:
         if all(torch.isfinite(look.loss).all() for look in looks):
             losses = tuple(float(look.loss) for look in looks)
             grads = torch.cat([look.grad for look in looks])
-            return Cut(pieces[1:], (losses[0], losses[1], losses[2]), grads)
+            three_losses = (losses[0], losses[1], losses[2])
+            return Cut(pieces[1:], three_losses, grads, together.total)
     return None
 
 
 def _beside(problem: Problem) -> torch.Tensor:
     """A displacement of a hundredth of the weights' size; no generator is asked for it."""
     center = problem.center()
-    scale = 0.01 * float(center.double().square().mean().sqrt()) + 1e-3
+    squares = problem.together.total(center.double().square().sum())
+    scale = 0.01 * math.sqrt(float(squares) / problem.num_parameters) + 1e-3
     index = torch.arange(center.numel(), device=center.device, dtype=center.dtype)
     return index.mul_(12.9898).add_(78.233).sin_().mul_(scale)[None]

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from phasewatch.monitor.core.together import in_any
 from phasewatch.monitor.sampling.diagnostics import Descent
 from phasewatch.monitor.sampling.engine import Engine, Evaluation, evaluate
 from phasewatch.monitor.sampling.posterior import Problem
@@ -33,6 +34,8 @@ class Landscape:
         all: The numbers of all batches.
         num_sampled: Coordinates that are sampled.
         center_terms: Loss terms at w*.
+        has_terms: Whether a batch gives more than one number.
+        together: The processes among which the weights are spread.
     """
 
     def __init__(
@@ -51,9 +54,11 @@ class Landscape:
         self.localization = localization
         self.control = control
         self.all = range(len(problem.batches))
-        size = problem.layout.num_parameters
-        self.num_sampled = size if mask is None else int(mask.count_nonzero())
+        self.together = problem.together
+        here = problem.layout.num_parameters if mask is None else int(mask.count_nonzero())
+        self.num_sampled = round(math.fsum(self.together.each(here)))
         self.center_terms = torch.empty(0)
+        self.has_terms = False
         self.mask = mask
         self._center_losses: list[float] = []
         self._center_grad = torch.empty(0)
@@ -72,6 +77,7 @@ class Landscape:
         self._center_losses = whole.batch_losses.cpu().double().mean(dim=1).tolist()
         self._center_grad = whole.grad[0].clone()
         self.center_terms = whole.terms[0].clone()
+        self.has_terms = in_any(self.together, whole.terms.shape[1] > len(self.all))
         return whole
 
     def baseline(self, indices: Sequence[int]) -> float:
@@ -122,17 +128,28 @@ class Landscape:
         # ĝ(w*) − g(w*), shape (d,)
         correction = total.div_(share).sub_(self._center_grad)
         self.restrict(correction)
-        return replace(found, loss=found.loss - x @ correction, grad=found.grad.sub_(correction))
+        slope = self.total(x @ correction)
+        return replace(found, loss=found.loss - slope, grad=found.grad.sub_(correction))
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sums over coordinates, of those of all processes."""
+        return self.together.total(values)
+
+    def norms(self, vectors: Tensor) -> Tensor:
+        """Lengths of vectors, (chains, d) to (chains,)."""
+        if self.together.size == 1:
+            lengths: Tensor = vectors.norm(dim=1)
+            return lengths
+        return self.total(vectors.square().sum(dim=1)).sqrt_()
 
     def virial(self, x: Tensor, grad: Tensor) -> Tensor:
         """V = x·(nβ∇L + γx)/d of each chain."""
-        pull: Tensor = torch.linalg.vecdot(x, x) * self.localization
+        pull = self.total(torch.linalg.vecdot(x, x)) * self.localization
         return (self.work(x, grad) + pull) / self.num_sampled
 
     def work(self, x: Tensor, grad: Tensor) -> Tensor:
         """x·nβ∇L of each chain."""
-        work: Tensor = torch.linalg.vecdot(x, grad) * self.n_beta
-        return work
+        return self.total(torch.linalg.vecdot(x, grad)) * self.n_beta
 
     def descent(self, sharpness: float | None, num_chains: int) -> Descent:
         """How far the loss falls from w* along its gradient; by a step of the thermal length.
@@ -141,13 +158,14 @@ class Landscape:
             sharpness: The largest curvature of L at w*; without it nothing is known of the fall.
             num_chains: Points that an engine takes at a time.
         """
-        norm = float(self._center_grad.norm())
+        norm = float(self.norms(self._center_grad[None]))
         if not norm > 0.0 or sharpness is None:
             return Descent(norm)
         kappa = max(self.n_beta * sharpness + self.localization, 1e-30)
         length = 1.0 / math.sqrt(kappa)
         ahead = self.problem.displacements(num_chains).add_(self._center_grad, alpha=-length / norm)
-        slope = float(self.gradient(ahead, self.all)[0] @ self._center_grad) / norm
+        across = self.gradient(ahead, self.all)[0] @ self._center_grad
+        slope = float(self.total(across)) / norm
         bend = self.n_beta * (norm - slope) / length + self.localization
         fall = (self.n_beta * norm) ** 2 / (2 * bend) if bend > 0.0 else math.inf
         return Descent(norm, fall)

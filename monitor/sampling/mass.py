@@ -20,6 +20,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from phasewatch.monitor.core.together import ALONE, Together, in_all
+
 EVERY = 4
 """Draws from one look at the forces to the next: neighbours say the same."""
 
@@ -33,9 +35,14 @@ class Mass:
     Args:
         like: A vector of d numbers; gives dtype and device.
         mask: Which coordinates are sampled, shape (d,); None is all.
+        together: The processes among which coordinates are spread. c is then the mean of their
+            medians, by the number of their weights.
     """
 
-    def __init__(self, like: Tensor, mask: Tensor | None = None) -> None:
+    def __init__(
+        self, like: Tensor, mask: Tensor | None = None, together: Together = ALONE
+    ) -> None:
+        self._together = together
         self._squares = torch.zeros_like(like)
         self._mask = mask
         self._count = 0
@@ -60,7 +67,16 @@ class Mass:
             return None
         squares = self._squares.div_(self._count).add_(localization)
         sampled = squares if self._mask is None else squares[self._mask > 0]
-        middle = sampled.median()
+        middle = self._middle(sampled)
         root = (middle / squares.clamp_min(1e-30)).clamp_max_(1.0).sqrt_()
         self._squares, self._count = torch.zeros_like(squares), 0
-        return root if bool(torch.isfinite(root).all()) and float(root.min()) > 0.0 else None
+        is_good = bool((torch.isfinite(root) & (root > 0.0)).all())
+        return root if in_all(self._together, is_good) else None
+
+    def _middle(self, sampled: Tensor) -> Tensor:
+        if self._together.size == 1:
+            return sampled.median()
+        number = len(sampled)
+        here = sampled.median() if number else sampled.new_zeros(())
+        sums = self._together.total(torch.stack([here * number, sampled.new_tensor(number)]))
+        return sums[0] / sums[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.core.estimates import Estimate, EstimateStatus
+from phasewatch.monitor.core.together import in_all
 from phasewatch.monitor.core.work import Steps, Work, run_through
 from phasewatch.monitor.sampling import noise
 from phasewatch.monitor.sampling.chains import ChainGroup
@@ -28,6 +30,7 @@ from phasewatch.monitor.sampling.posing import pose
 from phasewatch.monitor.sampling.posterior import Problem
 from phasewatch.monitor.sampling.restrictions import (
     Selection,
+    here,
     mask_of,
     names_of,
 )
@@ -160,10 +163,22 @@ def refined_llc_steps(
     """
     if not selections:
         raise RefusedError("there are no restrictions; name at least one part of the model")
+    return (yield from context.together.joined(_refined(context, config, selections, memories)))
+
+
+def _refined(
+    context: MeasureContext,
+    config: SamplerConfig,
+    selections: Mapping[str, Selection],
+    memories: Mapping[str, Memory] | None,
+) -> Steps[dict[str, Estimate]]:
+    """The measurement, as all processes make it that hold a part of the model."""
+    together = context.together
+    selections = {name: here(part, together.shapes, together) for name, part in selections.items()}
     is_live = memories is not None
     if memories is None:
         memories = {name: Memory() for name in selections}
-    stopwatch = Stopwatch()
+    stopwatch = Stopwatch(clock=context.together.clock)
     examining = _examined(context, config, [memories[name] for name in selections])
     examination = yield from paced(examining, _pause_of(context), stopwatch.running)
     left = max(context.deadline_seconds - stopwatch.seconds, 0.0)
@@ -232,7 +247,7 @@ def _measured(
     fresh: MeasureContext | None,
 ) -> Steps[dict[str, Estimate]]:
     """All parts side by side."""
-    stopwatch = Stopwatch(context.deadline_seconds, context.over)
+    stopwatch = Stopwatch(context.deadline_seconds, context.over, context.together.clock)
     with stopwatch.running():
         problem, plan = _plan(context, config, list(selections.values()), examination)
     choosing = memories[next(iter(selections))].verdicts.engine_for(problem, plan)
@@ -286,6 +301,7 @@ def _sampled(
     n_beta = chosen_n_beta(context, config)
     localization = _localization(context, config, memories, is_live)
     pick = picker_of(problem, config, context.generator)
+    noise_of_own = context.together.noise(context.generator)
     runs = {
         name: (OneByOne if engine.name == "inplace" else ChainGroup)(
             Landscape(
@@ -293,11 +309,12 @@ def _sampled(
                 engine,
                 n_beta=n_beta,
                 localization=localization,
-                mask=mask_of(problem.layout, part, problem.device),
+                mask=mask_of(problem.layout, part, problem.device, problem.together),
                 control=config.scheme == "lm" and pick is not None,
             ),
             integrator_of(config, n_beta, localization),
-            generator=context.generator,
+            generator=noise_of_own,
+            common=context.generator,
             adaptive=config.step_size is None,
             num_chains=config.num_chains,
             num_outside=config.num_chains // 2,
@@ -345,7 +362,8 @@ def _localization(
         return config.localization
     known = next((m.localization for m in memories.values() if m.localization is not None), None)
     if known is None:
-        num_parameters = sum(p.numel() for p in context.params.values())
+        here = sum(p.numel() for p in context.params.values())
+        num_parameters = round(math.fsum(context.together.each(here)))
         known = chosen_localization(config, num_parameters, in_run=is_live)
     for memory in memories.values():
         memory.localization = known
@@ -356,6 +374,7 @@ def _sound(run: ChainGroup, estimate: Estimate) -> bool:
     """Whether the chains may serve the next measurement, and are small enough to be kept."""
     x = run.chains.x
     fits = len(x) == len(run.alive) and x.numel() * x.element_size() <= MAX_WARM_BYTES
+    fits = in_all(run.landscape.together, fits)
     return fits and all(run.alive) and estimate.status is not EstimateStatus.NEGATIVE
 
 
@@ -426,7 +445,7 @@ def _check_posed(
 ) -> None:
     problem, plan = _plan(context, config, [parameters], examination)
     chosen_n_beta(context, config)
-    mask_of(problem.layout, parameters, problem.device)
+    mask_of(problem.layout, parameters, problem.device, problem.together)
     picker_of(problem, config, context.generator)
     if config.engine == "vmap":  # demanded: whether it can be had is to be known now
         run_through(Verdicts().engine_for(problem, plan))

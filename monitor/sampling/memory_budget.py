@@ -31,6 +31,7 @@ import torch
 
 from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.core.errors import RefusedError
+from phasewatch.monitor.core.together import in_all
 from phasewatch.monitor.sampling.engine import Wanted
 from phasewatch.monitor.sampling.posterior import Problem
 
@@ -67,7 +68,7 @@ def plan_memory(problem: Problem, config: SamplerConfig, num_restrictions: int =
     Raises:
         RefusedError: Nothing that `config.engine` allows fits.
     """
-    wanted = config.engine
+    wanted, together = config.engine, problem.together
     hard = config.max_bytes or int(FREE_SHARE * free_bytes(problem.device))
     # What one chain takes is about what a training step takes: only more of them at a time would
     # raise the training's own peak, so only they stay below it.
@@ -80,7 +81,12 @@ def plan_memory(problem: Problem, config: SamplerConfig, num_restrictions: int =
     num_chains = num_restrictions * config.num_chains
     said = "the configuration asks for it" if wanted != "auto" else ""
     smallest = inplace_bytes(problem)
-    if wanted in ("auto", "vmap"):
+    if wanted == "vmap" and together.size > 1:
+        raise RefusedError(
+            "engine='vmap' runs all chains in one forward pass, and weights that are spread over "
+            "processes are gathered for one chain at a time; take engine='auto'"
+        )
+    if wanted in ("auto", "vmap") and together.size == 1:
         width = _widest(problem, num_chains, limit)
         if width == num_chains or width > 1 or (width and wanted == "vmap"):
             some = f"{width} of {num_chains} chains at a time stay below {mebibytes(limit)}"
@@ -89,12 +95,14 @@ def plan_memory(problem: Problem, config: SamplerConfig, num_restrictions: int =
         smallest = vmap_bytes(problem, num_chains, 1)
     if wanted in ("auto", "loop"):
         smallest = loop_bytes(problem, num_chains)
-        if smallest <= limit:
+        if in_all(together, smallest <= limit):
             few = f"more than one chain at a time would exceed {mebibytes(limit)}"
+            if together.size > 1:
+                few = f"the weights are spread over {together.size} processes"
             return Plan("loop", reason=said or few)
     if wanted in ("auto", "inplace"):
         smallest = inplace_bytes(problem)
-        if smallest <= hard:
+        if in_all(together, smallest <= hard):
             stacked = f"{num_chains} chains side by side would exceed {mebibytes(limit)}"
             return Plan("inplace", reason=said or stacked)
     raise RefusedError(

@@ -99,7 +99,9 @@ def spread_at_center(problem: Problem, looks: int = 16) -> Steps[float]:
     for seed in range(looks):
         rng.seed(seed)
         means = [float(part.double().mean()) for part in _look(problem)]
-        losses.append(math.fsum(map(math.prod, zip(shares, means, strict=True))))
+        means = [mean * problem.share(index) for index, mean in enumerate(means)]
+        here = math.fsum(map(math.prod, zip(shares, means, strict=True)))
+        losses.append(math.fsum(problem.together.each(here)))
         yield
     return float(torch.tensor(losses, dtype=torch.float64).std())
 

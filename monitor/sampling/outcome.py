@@ -89,7 +89,9 @@ def outcome(
     num_chains, num_diverged = len(run.alive), run.alive.count(False)
     faults = {**examination.faults, **_rounding(run, summary)}
     status, reason = judge(summary, context.n_samples, num_diverged, num_chains, faults)
-    terms = pointwise(run.record.terms, burnin, here.center_terms, run.n_beta, context.n_samples)
+    terms = pointwise(
+        run.record.terms, burnin, here.center_terms, run.n_beta, context.n_samples, here.total
+    )
     nan = math.nan
     init_loss = here.baseline(here.all)
     value = summary.value if summary else nan

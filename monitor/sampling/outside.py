@@ -48,14 +48,24 @@ MAX_HALVINGS = 8
 """How often a start at which the loss is not finite is drawn in by half."""
 
 
-def spread(center: Tensor, localization: float) -> float:
+def spread(
+    center: Tensor, localization: float, total: Callable[[Tensor], Tensor] = lambda values: values
+) -> float:
     """Standard deviation of a start outside, of each coordinate.
 
     Without a localization nothing says where outside is; the size of the weights stands for it.
+
+    Args:
+        center: w*, shape (d,).
+        localization: γ.
+        total: Adds up over the processes among which coordinates are spread.
     """
     if localization > 0.0:
         return 1.0 / math.sqrt(localization)
-    size = float(center.double().square().mean().sqrt())
+    sums = total(
+        torch.stack([center.double().square().sum(), center.new_tensor(len(center)).double()])
+    )
+    size = math.sqrt(float(sums[0] / sums[1]))
     return size or 1.0
 
 
@@ -72,6 +82,8 @@ def descend(
     restrict: Callable[[Tensor], None],
     generator: torch.Generator,
     is_over: Callable[[], bool],
+    total: Callable[[Tensor], Tensor],
+    norms: Callable[[Tensor], Tensor],
 ) -> Steps[tuple[float, float] | None]:
     """Put chains outside and cool them to nβ; a step is one evaluation.
 
@@ -87,6 +99,8 @@ def descend(
         restrict: Zeroes the others.
         generator: Own generator.
         is_over: Says when to give up.
+        total: Adds up over the processes among which coordinates are spread.
+        norms: Lengths of vectors, (chains, d) to (chains,), there.
 
     Returns:
         The sharpness of L_n and the largest K met at the end; None if no place was found, or no
@@ -110,6 +124,8 @@ def descend(
             restrict=restrict,
             generator=generator,
             is_over=is_over,
+            total=total,
+            norms=norms,
         )
         if found is not None:
             return found
@@ -154,6 +170,8 @@ def _cooled(
     restrict: Callable[[Tensor], None],
     generator: torch.Generator,
     is_over: Callable[[], bool],
+    total: Callable[[Tensor], Tensor],
+    norms: Callable[[Tensor], Tensor],
 ) -> Steps[tuple[float, float] | None]:
     """Cool the chains; None if one of them was lost, or the time was over."""
     found = evaluate(chains.x)
@@ -173,6 +191,7 @@ def _cooled(
             localization=localization,
             guess=sharpness,
             max_iterations=6 if sharpness is None else 2,
+            norms=norms,
         )
         sharpness = met.value
         integrator = Baoab(now, localization)
@@ -185,7 +204,7 @@ def _cooled(
             found = evaluate(chains.x)
             yield
         energies = (found.loss.double() - center_loss) * now
-        energies += torch.linalg.vecdot(chains.x, chains.x) * (localization / 2)
+        energies += total(torch.linalg.vecdot(chains.x, chains.x)) * (localization / 2)
         # Not finite fails the comparison, too.
         if not bool((energies < LOST_PER_PARAMETER * num_sampled + LOST).all()):
             return None

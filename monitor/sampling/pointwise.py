@@ -21,7 +21,7 @@ draws.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,7 +79,12 @@ class TermSums:
 
 
 def pointwise(
-    sums: Sequence[TermSums], burnin: int, center_terms: Tensor, n_beta: float, n_samples: int
+    sums: Sequence[TermSums],
+    burnin: int,
+    center_terms: Tensor,
+    n_beta: float,
+    n_samples: int,
+    total: Callable[[Tensor], Tensor] = lambda values: values,
 ) -> Pointwise | None:
     """The statistics; None without single loss terms, or with fewer than two draws.
 
@@ -92,6 +97,7 @@ def pointwise(
         center_terms: ℓ_i(w*), shape (terms,).
         n_beta: nβ.
         n_samples: n.
+        total: Adds up over the processes among which the terms are spread.
     """
     used = [part for part in sums if part.first >= burnin]
     count = sum(part.count for part in used)
@@ -102,13 +108,18 @@ def pointwise(
     likelihoods = torch.stack([part.log_likelihood for part in used]).cpu().double()
     counts = torch.tensor([part.count for part in used], dtype=torch.float64).unsqueeze(1)
     mean = totals.sum(0) / count
-    variance = float(((squares.sum(0) - count * mean.square()) / (count - 1)).mean())
+    num_terms = float(total(center_terms.new_tensor(len(center_terms)).double()))
+
+    def mean_of(values: Tensor) -> Tensor:
+        return total(values.sum(-1)) / num_terms
+
+    variance = float(mean_of((squares.sum(0) - count * mean.square()) / (count - 1)))
     mean_likelihood = likelihoods.logsumexp(0) - math.log(count)  # log E_w[e^(ℓ_i(w*) − ℓ_i(w))]
-    training_loss = float((center_terms.cpu().double() - mean_likelihood).mean())
+    training_loss = float(mean_of(center_terms.cpu().double() - mean_likelihood))
     beta = n_beta / n_samples
     # By block, shape (blocks,): what V / n and T_n are means of.
-    spread = ((squares - 2.0 * mean * totals) / counts + mean.square()).mean(1)
-    relative = -(likelihoods - counts.log() - mean_likelihood).exp().mean(1)
+    spread = mean_of((squares - 2.0 * mean * totals) / counts + mean.square())
+    relative = -mean_of((likelihoods - counts.log() - mean_likelihood).exp())
     return Pointwise(
         functional_variance=n_samples * variance,
         nu_hat=n_beta / 2.0 * variance,

@@ -24,7 +24,13 @@ from phasewatch.monitor.sampling.probe_loss import (
     checked_terms,
     is_sum_and_count,
 )
-from phasewatch.monitor.sampling.terms import GIVEN, GIVEN_COUNT, Count, candidates
+from phasewatch.monitor.sampling.terms import (
+    GIVEN,
+    GIVEN_COUNT,
+    Count,
+    candidates,
+    pieces_of,
+)
 
 MAX_TRIED_BYTES = 2**30
 """Frozen weights larger than this together are not looked at for whether the loss writes into them:
@@ -61,7 +67,7 @@ def pose(
     buffers = {PREFIX + name for name, _ in context.model.named_buffers()}
     num_bytes = sum(tensor.nbytes for name, tensor in fixed.items() if name not in buffers)
     problem = Problem(
-        loss=ProbeLoss(context.model, context.loss_fn),
+        loss=ProbeLoss(context.model, context.loss_fn, context.together),
         layout=Layout.of(context.model, chosen),
         params=chosen,
         fixed=fixed,
@@ -74,7 +80,11 @@ def pose(
         lent=context.lent,
         max_bytes=context.max_bytes,
         noise_is_shared=getattr(context.loss_fn, "noise_is_shared", False),
+        together=context.together,
+        probe=context.batches,
     )
+    if context.together.size > 1:
+        return _spread(problem, count)
     return _inspected(problem, count)
 
 
@@ -101,8 +111,9 @@ def _aliases(model: nn.Module) -> tuple[tuple[str, str], ...]:
 
 def _inspected(problem: Problem, count: Count | None) -> Problem:
     """Look at each batch once, on copies: terms, finiteness, memory, and what is written into."""
+    plain = [batch.batch if isinstance(batch, Draw) else batch for batch in problem.probe]
+    reading = count or candidates(plain)[0]
     batches = [batch.batch if isinstance(batch, Draw) else batch for batch in problem.batches]
-    reading = count or candidates(batches)[0]
     counts: list[int] = []
     kept, precision = 0, 0.0
     writes_batch = False
@@ -115,9 +126,14 @@ def _inspected(problem: Problem, count: Count | None) -> Problem:
         weights = problem.weights_of(leaf)
         result, size, coarsest = _tried(problem, index, batch, constants, leaf, weights)
         number, way = _number_of_terms(result, batches[index], reading)
-        if number == 0 and len(problem.batches) > 1:
+        if number == 0 and len(problem.batches) > 1 and not problem.shares:
             continue
         reading = way
+        if number == 0 and problem.share(index) > 0.0 and problem.shares:
+            raise RefusedError(
+                f"all terms are masked in the part of probe batch {index} that rank "
+                f"{problem.together.rank} evaluates; give the probe as fewer, larger batches"
+            )
         mean = float(checked_terms(averaged(result)).cpu().double().mean())
         if not math.isfinite(mean):
             raise MeasurementError(
@@ -125,8 +141,10 @@ def _inspected(problem: Problem, count: Count | None) -> Problem:
                 "coefficient needs a finite loss. Check the weights and the probe data"
             )
         used.append(pristine)
-        counts.append(max(number, 1))  # a batch alone has all the weight
-        kept, precision = max(kept, size), max(precision, coarsest)
+        # A batch alone has all the weight; a stand-in has none.
+        counts.append(max(number, 1) if problem.share(index) > 0.0 else 0)
+        kept = max(kept, problem.together.kept_bytes or size)
+        precision = max(precision, coarsest)
         writes_batch = writes_batch or not same(batch, pristine)
         written |= {n for n in problem.written if not same(constants[n], problem.fixed[n])}
         before = problem.layout.unflatten(leaf.detach())
@@ -136,10 +154,16 @@ def _inspected(problem: Problem, count: Count | None) -> Problem:
         raise RefusedError(
             "the loss has no terms on any probe batch: all of them are masked; give it samples"
         )
+    shares: tuple[float, ...] = ()
+    if problem.shares:
+        here = torch.tensor(counts, dtype=torch.float64)
+        whole = problem.together.total(here)
+        shares, counts = tuple((here / whole).tolist()), [round(c) for c in whole.tolist()]
     total = sum(counts)
     return replace(
         problem,
         batches=used,
+        shares=shares,
         weights=tuple(count / total for count in counts),
         kept_bytes=kept,
         precision=precision,
@@ -149,6 +173,44 @@ def _inspected(problem: Problem, count: Count | None) -> Problem:
         count=reading,
         left_out=len(problem.batches) - len(used),
     )
+
+
+def _spread(problem: Problem, count: Count | None) -> Problem:
+    """Give each process its part of the probe, and inspect it; all parts count from here on.
+
+    Whole batches where there are enough of them, else a piece of each batch. A process for which
+    nothing is left evaluates what another one does, and it does not count.
+    """
+    together, probe = problem.together, list(problem.probe)
+    size, rank = together.size, together.rank
+    pieces: list[list[Any]] = [pieces_of(batch, size) for batch in probe]
+    if len(probe) < size and all(len(some) == size for some in pieces):
+        parts = [some[rank] for some in pieces]
+        counted = [1.0] * len(parts)
+    else:
+        rounds = range(0, len(probe), size)
+        parts = [probe[min(first + rank, len(probe) - 1)] for first in rounds]
+        counted = [float(first + rank < len(probe)) for first in rounds]
+    spread = replace(problem, batches=parts, weights=(1.0,) * len(parts), shares=tuple(counted))
+    _check_alike(problem)
+    return _inspected(spread, count)
+
+
+def _check_alike(problem: Problem) -> None:
+    """Refuse probes that differ: each process takes a part of one and the same."""
+    sums = [
+        float(tensor.double().sum()) if tensor.numel() else 0.0
+        for batch in problem.probe
+        for tensor in tensors_in(batch.batch if isinstance(batch, Draw) else batch)
+        if not tensor.is_complex()
+    ]
+    own = math.fsum(value * (1 + index % 7) for index, value in enumerate(sums))
+    found = problem.together.each(own if math.isfinite(own) else 0.0)
+    if len(set(found)) > 1 or len(set(problem.together.each(len(problem.probe)))) > 1:
+        raise RefusedError(
+            "the processes have different probe batches; give each the same ones: it takes its "
+            "own part of them"
+        )
 
 
 def _number_of_terms(result: Any, batch: Any, reading: Count) -> tuple[int, Count]:

@@ -12,6 +12,7 @@ bf16.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from phasewatch.monitor.core.together import ALONE, Together
 from phasewatch.monitor.sampling.batches import (
     in_double,
 )
@@ -51,6 +53,11 @@ class Problem:
         count: How the terms of a batch were counted.
         left_out: Batches without a term, which are not among `batches`.
         noise_is_shared: All chains shall get the same draws of a loss that draws.
+        together: The processes among which weights and batches are spread. Of each batch this one
+            has a part.
+        shares: What the part of each batch counts in the mean of all its parts; they sum to one
+            over the processes. Empty where batches are whole.
+        probe: The whole batches.
     """
 
     loss: ProbeLoss
@@ -70,6 +77,9 @@ class Problem:
     count: Count = GIVEN
     left_out: int = 0
     noise_is_shared: bool = False
+    together: Together = ALONE
+    shares: tuple[float, ...] = ()
+    probe: Sequence[Any] = ()
 
     @property
     def gives_terms(self) -> bool:
@@ -85,6 +95,15 @@ class Problem:
     def state_bytes(self) -> int:
         """Bytes of one vector of state."""
         return self.layout.num_parameters * self.layout.state_dtype.itemsize
+
+    @property
+    def num_parameters(self) -> int:
+        """d, of all processes."""
+        return round(math.fsum(self.together.each(self.layout.num_parameters)))
+
+    def share(self, index: int) -> float:
+        """What the part of batch `index` here counts in the mean of all its parts."""
+        return self.shares[index] if self.shares else 1.0
 
     def center(self) -> Tensor:
         """w* as one new vector of shape (d,)."""
@@ -126,8 +145,9 @@ class Problem:
         """Call the loss module with `values` in place of its parameters and buffers."""
         tied = {alias: values[name] for alias, name in self.aliases if name in values}
         # All names of a tied weight are given, so that nothing has to be searched at each call.
+        sampled = {"sampled": self.layout.names}
         return torch.func.functional_call(
-            self.loss, {**values, **tied}, arguments, tie_weights=False
+            self.loss, {**values, **tied}, arguments, sampled, tie_weights=False
         )
 
     def constants(self) -> Mapping[str, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from phasewatch.monitor.core.context import LossFn
 from phasewatch.monitor.core.errors import RefusedError
+from phasewatch.monitor.core.together import ALONE, Together
 
 
 class ProbeLoss(nn.Module):
@@ -19,8 +20,9 @@ class ProbeLoss(nn.Module):
     module's own weights, silently.
     """
 
-    def __init__(self, model: nn.Module, loss_fn: LossFn) -> None:
+    def __init__(self, model: nn.Module, loss_fn: LossFn, together: Together = ALONE) -> None:
         super().__init__()
+        self._together = together
         self.model = model
         self._loss_fn = (loss_fn,)  # in a tuple: a loss that is a module must not become a child
 
@@ -31,6 +33,8 @@ class ProbeLoss(nn.Module):
         backward: bool = False,
         direction: Tensor | None = None,
         raw: bool = False,
+        share: float = 1.0,
+        sampled: tuple[str, ...] = (),
     ) -> Any:
         """Losses of `batch`; with the gradient for `leaf`, or the Hessian times `direction`.
 
@@ -40,14 +44,33 @@ class ProbeLoss(nn.Module):
             backward: Whether a gradient is wanted.
             direction: Shape (parameters,); the Hessian is multiplied with it.
             raw: Give what the loss returned, a sum and a count included.
+            share: Factor on the gradient: where other processes have other parts of the batch.
+            sampled: Names of the parameters that `leaf` is made of.
         """
+        # A backward pass gathers spread weights again, those that are sampled.
+        kind = (sampled, leaf is not None, backward, direction is not None)
+
+        def run() -> Any:
+            return self._evaluated(batch, leaf, backward, direction, raw, share)
+
+        return self._together.evaluated(kind, run)
+
+    def _evaluated(
+        self,
+        batch: Any,
+        leaf: Tensor | None,
+        backward: bool,
+        direction: Tensor | None,
+        raw: bool,
+        share: float,
+    ) -> Any:
         losses = self._loss_fn[0](self.model, batch)
         if raw:
             return losses
         losses = averaged(losses)
         if leaf is None:
             return losses
-        total = losses.mean()
+        total = losses.mean() if share == 1.0 else losses.mean() * share
         if not total.requires_grad:
             return losses.detach(), None
         if direction is not None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from phasewatch.monitor.core.errors import RefusedError
+from phasewatch.monitor.core.together import ALONE, Together, in_all, in_any
 from phasewatch.monitor.sampling.layout import Layout
 
 Selection = str | Sequence[str] | Mapping[str, Tensor] | None
@@ -85,13 +86,16 @@ def names_of(params: Iterable[str], selection: Selection) -> list[str]:
     return [name for name in known if name in chosen]
 
 
-def mask_of(layout: Layout, selection: Selection, device: torch.device) -> Tensor | None:
+def mask_of(
+    layout: Layout, selection: Selection, device: torch.device, together: Together = ALONE
+) -> Tensor | None:
     """Ones where a coordinate of the flat vector is sampled, zeros elsewhere; None for all ones.
 
     Args:
         layout: How the flat vector is cut.
         selection: What is sampled.
         device: Where the mask shall be.
+        together: The processes among which the coordinates are spread.
 
     Raises:
         RefusedError: A mask does not fit its parameter, or masks leave nothing.
@@ -105,11 +109,30 @@ def mask_of(layout: Layout, selection: Selection, device: torch.device) -> Tenso
             part *= _fitting(name, masks[name], shape).to(part)
         parts.append(part.reshape(-1))
     mask = torch.cat(parts)
-    if not mask.any():
+    if not in_any(together, bool(mask.any())):
         raise RefusedError(
             f"the masks of {', '.join(masks)} are zero everywhere: nothing is left to sample"
         )
-    return None if bool(mask.all()) else mask
+    return None if in_all(together, bool(mask.all())) else mask
+
+
+def here(selection: Selection, shapes: Mapping[str, torch.Size], together: Together) -> Selection:
+    """A selection of which the masks are cut as the parameters are.
+
+    Args:
+        selection: What is sampled.
+        shapes: Of the whole parameters.
+        together: The processes among which they are spread.
+
+    Raises:
+        RefusedError: A mask does not fit its parameter.
+    """
+    if not isinstance(selection, Mapping) or together.size == 1:
+        return selection
+    return {
+        name: together.part(name, _fitting(name, mask, shapes[name])) if name in shapes else mask
+        for name, mask in selection.items()
+    }
 
 
 def _fitting(name: str, mask: Tensor, shape: torch.Size) -> Tensor:

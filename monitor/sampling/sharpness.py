@@ -26,6 +26,11 @@ to six times the measured curvature, so more digits buy nothing."""
 _TINY = 1e-30
 
 
+def _norms(vectors: Tensor) -> Tensor:
+    lengths: Tensor = vectors.norm(dim=1)
+    return lengths
+
+
 @dataclass(frozen=True, slots=True)
 class Sharpness:
     """Result of a power iteration.
@@ -58,6 +63,7 @@ def measure_sharpness(
     allowed: float = 0.0,
     max_iterations: int = 10,
     root: Tensor | None = None,
+    norms: Callable[[Tensor], Tensor] = _norms,
 ) -> Steps[Sharpness]:
     """Largest curvature of L_n at the displacements `x`, a step for each gradient.
 
@@ -73,8 +79,9 @@ def measure_sharpness(
         max_iterations: Gradient evaluations at most.
         root: √P of a diagonal metric: the curvature is then that of √P ∇²L √P, whose vectors v
             are displacements √P v. None is the identity.
+        norms: Lengths of vectors, (chains, d) to (chains,), where coordinates are spread.
     """
-    _normalise(vectors)
+    vectors.div_(norms(vectors).clamp_min_(_TINY)[:, None])
     length = 1.0 if guess is None else 1.0 / _kappa(n_beta, guess, localization) ** 0.5
     if guess is None:
         length = min(length, 1.0 / math.sqrt(max(n_beta, localization, 1.0)))
@@ -89,7 +96,7 @@ def measure_sharpness(
         if root is not None:
             vectors.div_(root)
             products.mul_(root)
-        sizes = products.norm(dim=1)
+        sizes = norms(products)
         found, index = (float(part) for part in sizes.max(dim=0))
         if not math.isfinite(found):  # stepped over a cliff: look closer
             length /= 10.0
@@ -107,7 +114,3 @@ def measure_sharpness(
 
 def _kappa(n_beta: float, sharpness: float, localization: float) -> float:
     return max(n_beta * sharpness + localization, _TINY)
-
-
-def _normalise(vectors: Tensor) -> None:
-    vectors.div_(vectors.norm(dim=1, keepdim=True).clamp_min_(_TINY))

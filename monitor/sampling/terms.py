@@ -11,8 +11,10 @@ gradient,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -116,9 +118,21 @@ def counted(batches: Sequence[Any]) -> tuple[int, Count]:
 
 def halves(batch: Any) -> tuple[Any, Any] | None:
     """A batch cut in two along its samples; None where it cannot be cut."""
+    parts = pieces_of(batch, 2)
+    return (parts[0], parts[1]) if parts else None
+
+
+def pieces_of(batch: Any, number: int) -> list[Any]:
+    """A batch cut along its samples into pieces of about one size; none where it cannot be cut.
+
+    Args:
+        batch: The batch.
+        number: How many pieces.
+    """
     size = leading_size(batch)
-    if size < 2 or graphs_in(batch) is not None:
-        return None
+    if size < number or graphs_in(batch) is not None:
+        return []
+    ends = [size * piece // number for piece in range(number + 1)]
 
     def part(where: slice) -> Any:
         def cut(leaf: Any) -> Any:
@@ -127,9 +141,9 @@ def halves(batch: Any) -> tuple[Any, Any] | None:
 
         return tree_map(cut, batch)
 
-    parts = part(slice(None, size // 2)), part(slice(size // 2, None))
-    fits = leading_size(parts[0]) == size // 2 and leading_size(parts[1]) == size - size // 2
-    return parts if fits else None
+    parts = [part(slice(first, last)) for first, last in pairwise(ends)]
+    fits = [leading_size(part) for part in parts] == [b - a for a, b in pairwise(ends)]
+    return parts if fits else []
 
 
 def joined(first: Any, second: Any) -> Any:
@@ -173,20 +187,26 @@ class Cut:
         parts: The parts.
         losses: Of the whole and of each part.
         grads: Their gradients, shape (3, d).
+        total: Adds up over the processes among which coordinates are spread.
     """
 
     parts: tuple[Any, Any]
     losses: tuple[float, float, float]
     grads: Tensor
+    total: Callable[[Tensor], Tensor]
 
     def agrees(self, weights: tuple[float, float]) -> bool:
         """Whether the whole is this combination of the parts, up to rounding."""
+
+        def norm(vector: Tensor) -> float:
+            return math.sqrt(float(self.total(vector @ vector)))
+
         whole, *halves = self.losses
         size = abs(whole) + sum(abs(w * part) for w, part in zip(weights, halves, strict=True))
         made = sum(w * part for w, part in zip(weights, halves, strict=True))
         combined = self.grads[1] * weights[0] + self.grads[2] * weights[1]
-        reach = float(self.grads[1].norm()) * weights[0] + float(self.grads[2].norm()) * weights[1]
-        gap = float((self.grads[0] - combined).norm())
+        reach = norm(self.grads[1]) * weights[0] + norm(self.grads[2]) * weights[1]
+        gap = norm(self.grads[0] - combined)
         return abs(whole - made) <= ROUNDING * size and gap <= ROUNDING * max(reach, 1e-30)
 
     def agrees_with(self, count: Count) -> bool:

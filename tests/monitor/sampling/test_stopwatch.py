@@ -1,13 +1,13 @@
 """A measurement spread over the training is the same number, and counts only its own time."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
 
+from phasewatch.monitor.core.together import Alone
 from phasewatch.monitor.core.work import run_through
-from phasewatch.monitor.sampling import measure, measure_llc
+from phasewatch.monitor.sampling import measure_llc
 from phasewatch.monitor.sampling.measure import llc_steps
 from phasewatch.monitor.sampling.stopwatch import Stopwatch, paced
 
@@ -51,7 +51,7 @@ def test_without_a_pause_nothing_is_yielded(context_of, model, data, quick):
 
 def test_the_deadline_counts_no_pauses(context_of, model, data, quick, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(measure, "Stopwatch", partial(Stopwatch, clock=lambda: now[0]))
+    monkeypatch.setattr(Alone, "clock", lambda _: now[0])
 
     def an_hour() -> None:
         now[0] += 3600.0
