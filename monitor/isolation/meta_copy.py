@@ -129,6 +129,13 @@ def original_of(module: nn.Module) -> nn.Module:
     return module
 
 
+NO_WHOLE = (
+    "no process holds the whole model, and one measures here alone; losses and logged metrics are "
+    "still observed. A plain loop measures with estimate_llc on every process, and hands the "
+    "estimate to Watch.observe_estimate"
+)
+
+
 def refuse_unmeasurable(module: nn.Module, shards: Shards | None = None) -> None:
     """Check that the parameters have values here, whole and readable.
 
@@ -153,8 +160,7 @@ def refuse_unmeasurable(module: nn.Module, shards: Shards | None = None) -> None
             )
         if shards is None and is_sharded(parameter):
             raise RefusedError(
-                f"parameter {name!r} is sharded ({type(parameter).__name__}): no process holds "
-                "the whole model; losses and logged metrics are still observed"
+                f"parameter {name!r} is sharded ({type(parameter).__name__}): {NO_WHOLE}"
             )
         if parameter.is_meta:
             raise RefusedError(f"parameter {name!r} is on the meta device: it has no values")
@@ -163,8 +169,7 @@ def refuse_unmeasurable(module: nn.Module, shards: Shards | None = None) -> None
             child
         ):  # between a forward and a backward its parameters look whole
             raise RefusedError(
-                f"the parameters of module {name or type(child).__name__!r} are sharded: no "
-                "process holds the whole model; losses and logged metrics are still observed"
+                f"the parameters of module {name or type(child).__name__!r} are sharded: {NO_WHOLE}"
             )
         if isinstance(child, torch.jit.ScriptModule):
             raise RefusedError(

@@ -23,7 +23,7 @@ from phasewatch.monitor.core.context import LossFn, MeasureContext, MicroBatches
 from phasewatch.monitor.core.contracts import Observable, Sink
 from phasewatch.monitor.core.ending import RunState, ended_by, reason_for
 from phasewatch.monitor.core.errors import ConfigError, PhasewatchError, RefusedError, StoreError
-from phasewatch.monitor.core.estimates import Observation
+from phasewatch.monitor.core.estimates import Estimate, Observation
 from phasewatch.monitor.core.forecast import ForecastRow
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.history import History
@@ -31,6 +31,7 @@ from phasewatch.monitor.core.meaning import DENSITY
 from phasewatch.monitor.core.stray import let_through
 from phasewatch.monitor.core.transitions import Transition
 from phasewatch.monitor.isolation.guard import generators_kept
+from phasewatch.monitor.observables.llc.values import Moment, beside, observed_llc
 from phasewatch.monitor.run.buffer import ScalarBuffer
 from phasewatch.monitor.run.console import ensure_heard
 from phasewatch.monitor.run.failures import Failures
@@ -438,6 +439,26 @@ class Watch:
             step = self._count_on(counted)
         if self._buffer.append(step, scalars, epoch):
             self._hand_over()
+
+    def observe_estimate(self, step: int, estimate: Estimate, epoch: int | None = None) -> None:
+        """Take up λ̂ that the training loop measured by itself, as the stream "llc".
+
+        So it is watched where this process cannot measure alone: `estimate_llc` on every process
+        of a sharded model, this in the one that has the watch. It is stored, detected on and told
+        like what the watch measures. Measure within `spending`, so that it counts as overhead.
+
+        Args:
+            step: Optimizer steps completed at the weights that were measured.
+            estimate: What `estimate_llc` gave.
+            epoch: Epoch, if known.
+        """
+        with self.spending(), self.failures.surviving(step):
+            step = self._steps.at(step)
+            self._hand_over()
+            self.health.measured("llc", estimate.duration_seconds, step)
+            self.health.estimates[estimate.status] += 1
+            estimate, when = replace(estimate, step=step), Moment(step, epoch)
+            self._take_up([observed_llc(when, "llc", estimate), *beside(when, "llc", estimate)])
 
     def _count_on(self, step: int) -> int:
         """Say once that the steps of this loop repeat; the run's go on."""

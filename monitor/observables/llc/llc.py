@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.core.context import MeasureContext
-from phasewatch.monitor.core.estimates import Estimate, Observation
+from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.meaning import DERIVED, SUPPORTING
 from phasewatch.monitor.core.meaning import LLC as LLC_MEANING
 from phasewatch.monitor.core.work import Cost, Steps, Work, run_through
-from phasewatch.monitor.observables.llc.values import NU_HAT, derived, observed_llc, refusals
+from phasewatch.monitor.observables.llc.values import beside, observed_llc, refusals
 from phasewatch.monitor.sampling import Memory
 from phasewatch.monitor.sampling.measure import (
     check_llc,
@@ -103,7 +103,7 @@ class LLC:
         estimate = yield from llc_steps(
             context, config, parameters=self._parameters, memory=self._memory
         )
-        return [observed_llc(context, self.name, estimate), *self._beside(context, estimate)]
+        return [observed_llc(context, self.name, estimate), *beside(context, self.name, estimate)]
 
     def work(self, context: MeasureContext) -> Work:
         """Gradients of all chains to the first look at them, of the data it is measured on."""
@@ -113,19 +113,6 @@ class LLC:
     def _posed(self, context: MeasureContext) -> tuple[MeasureContext, SamplerConfig]:
         """On what data, and how, is sampled."""
         return context, self._config
-
-    def _beside(self, context: MeasureContext, estimate: Estimate) -> Iterator[Observation]:
-        """What else the chains tell; without single losses, nothing."""
-        if estimate.nu_hat is None:
-            return
-        nu_name = NU_HAT if self.name == "llc" else f"{self.name}/{NU_HAT}"
-        yield derived(context, nu_name, "1", estimate.nu_hat, estimate.nu_stderr, estimate)
-        if estimate.wbic is not None:
-            error = estimate.lambda_stderr * estimate.n_samples / estimate.n_beta
-            yield derived(context, f"{self.name}/wbic", "nats", estimate.wbic, error, estimate)
-        if estimate.waic is not None:
-            name, unit = f"{self.name}/waic", "nats per sample"
-            yield derived(context, name, unit, estimate.waic, estimate.waic_stderr, estimate)
 
     def state_dict(self) -> dict[str, Any]:
         """The last sharpness, and γ of the run; see `state_of`."""

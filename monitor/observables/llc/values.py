@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import NamedTuple, Protocol
 
-from phasewatch.monitor.core.context import MeasureContext
 from phasewatch.monitor.core.errors import MeasurementError, RefusedError
 from phasewatch.monitor.core.estimates import Estimate, EstimateStatus, Observation
 
@@ -32,7 +32,26 @@ def refusals() -> Iterator[None]:
         ) from error
 
 
-def observed_llc(context: MeasureContext, name: str, estimate: Estimate) -> Observation:
+class When(Protocol):
+    """What was measured at: a context, or less."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps completed."""
+
+    @property
+    def epoch(self) -> int | None:
+        """Epoch, if known."""
+
+
+class Moment(NamedTuple):
+    """A step, where there is no context of a measurement."""
+
+    step: int
+    epoch: int | None = None
+
+
+def observed_llc(context: When, name: str, estimate: Estimate) -> Observation:
     """λ̂ as a value of the stream `name`.
 
     Args:
@@ -55,8 +74,28 @@ def observed_llc(context: MeasureContext, name: str, estimate: Estimate) -> Obse
     )
 
 
+def beside(context: When, name: str, estimate: Estimate) -> Iterator[Observation]:
+    """What else the chains tell; without single losses, nothing.
+
+    Args:
+        context: The measurement's context.
+        name: Name of the stream of λ̂.
+        estimate: What was estimated.
+    """
+    if estimate.nu_hat is None:
+        return
+    nu_name = NU_HAT if name == "llc" else f"{name}/{NU_HAT}"
+    yield derived(context, nu_name, "1", estimate.nu_hat, estimate.nu_stderr, estimate)
+    if estimate.wbic is not None:
+        error = estimate.lambda_stderr * estimate.n_samples / estimate.n_beta
+        yield derived(context, f"{name}/wbic", "nats", estimate.wbic, error, estimate)
+    if estimate.waic is not None:
+        waic, unit = f"{name}/waic", "nats per sample"
+        yield derived(context, waic, unit, estimate.waic, estimate.waic_stderr, estimate)
+
+
 def derived(
-    context: MeasureContext,
+    context: When,
     name: str,
     unit: str,
     value: float,

@@ -18,6 +18,7 @@ from phasewatch.monitor.core.estimates import EstimateStatus, Observation
 from phasewatch.monitor.core.meaning import Meanings
 from phasewatch.monitor.core.transitions import TransitionStatus
 from phasewatch.monitor.run import watch as watch_module
+from phasewatch.monitor.sampling import estimate_llc
 from phasewatch.monitor.store.store import Store
 from support.scripted import Fall, Scripted
 
@@ -82,6 +83,34 @@ def test_numbers_and_tensors_arrive_in_the_store_with_their_exact_steps(settings
     np.testing.assert_allclose(values, [1.0 / step for step in range(1, 1001)], rtol=1e-6)
     assert np.isnan(stderrs).all()
     assert watch.history("accuracy")[0].size == 1000
+
+
+def test_an_estimate_made_outside_is_watched_as_the_watchs_own(settings) -> None:
+    model = torch.nn.Linear(2, 1)
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    batch = (x, model(x).detach())
+
+    def loss(model, batch):
+        return 0.5 * (model(batch[0]) - batch[1]).square().sum(dim=1)
+
+    sink = Collecting()
+    with Watch(settings, sinks=[sink]) as watch:
+        with watch.spending():
+            estimate = estimate_llc(model, [batch], loss, n_samples=200)
+        watch.observe_estimate(7, estimate, epoch=1)
+        watch.observe_estimate(8, replace(estimate, status=EstimateStatus.UNCONVERGED))
+        steps, values, stderrs = watch.history("llc")
+    assert steps.tolist() == [7, 8]
+    assert values[0] == estimate.lambda_hat
+    assert stderrs[0] == estimate.lambda_stderr
+    assert np.isnan(values[1])
+    by_name = {o.name: o for o in sink.observations if o.step == 7}
+    assert by_name["llc"].detail.step == 7
+    assert by_name["llc"].epoch == 1
+    assert by_name["nu_hat"].value == estimate.nu_hat
+    assert set(by_name) == {"llc", "nu_hat", "llc/wbic", "llc/waic"}
+    assert watch.health.measurements["llc"] == 2
+    assert watch.health.monitor_seconds_total >= estimate.duration_seconds
 
 
 def test_observing_reads_no_value_and_what_is_no_number_is_counted_at_the_drain(settings) -> None:
