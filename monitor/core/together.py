@@ -24,12 +24,14 @@ class Together(Protocol):
     """The processes that measure one model together.
 
     Attributes:
+        is_spread: Whether the weights are parts of a model that no process holds.
         size: How many they are.
         rank: Which of them this one is.
         kept_bytes: What the last evaluation kept for its backward pass beside gathered weights.
         shapes: Of the whole parameters, by name, where they are spread.
     """
 
+    is_spread: bool
     size: int
     rank: int
     kept_bytes: int
@@ -72,6 +74,7 @@ class Together(Protocol):
 class Alone:
     """A process that holds the whole model."""
 
+    is_spread = False
     size, rank, kept_bytes = 1, 0, 0
     shapes: Mapping[str, torch.Size] = MappingProxyType({})
 

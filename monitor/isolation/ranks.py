@@ -105,6 +105,19 @@ class Ranks:
             MeasurementError: One of them failed, has ended, or is about something else. All raise
                 errors of one class, so that all handle them alike.
         """
+        try:
+            return self._exchanged(about, values, error, ends)
+        except BaseException as told:
+            told.known_to = self  # type: ignore[attr-defined]
+            raise
+
+    def knows(self, error: BaseException) -> bool:
+        """Whether an error came out of a message, so that all processes have it."""
+        return getattr(error, "known_to", None) is self
+
+    def _exchanged(
+        self, about: str, values: Sequence[float], error: BaseException | None, ends: bool
+    ) -> list[float]:
         if self._is_over:
             raise MeasurementError("the processes that measure together have parted before")
         code = zlib.crc32(about.encode()) % 2**20  # small: sums of squares stay exact
@@ -186,4 +199,5 @@ class Ranks:
         try:
             self.exchange("end", error=error, ends=True)
         except MeasurementError as told:
-            error.add_note(str(told))
+            if str(told) != str(error):
+                error.add_note(str(told))

@@ -61,6 +61,8 @@ class Shards(Ranks):
         shapes: Of the whole parameters.
     """
 
+    is_spread = True
+
     def __init__(self, model: nn.Module) -> None:
         refuse_other_sharding(model)
         self._sharded = sharded_parameters(model)
@@ -249,7 +251,7 @@ class Shards(Ranks):
             self._is_evaluating, self._again = False, None
             for unit in self._units:
                 self._let_go(unit)
-        if error is not None and getattr(error, "told_by", None) is self:
+        if error is not None and self.knows(error):
             raise error
         if not self._is_careful:
             strayed = strayed or self._position < len(self._list)
@@ -258,21 +260,6 @@ class Shards(Ranks):
         any_strayed = self.exchange("evaluated", [float(strayed)], error)[0] > 0
         self.kept_bytes = sum(self._kept.values())
         return result, any_strayed
-
-    def exchange(
-        self,
-        about: str,
-        values: Sequence[float] = (),
-        error: BaseException | None = None,
-        *,
-        ends: bool = False,
-    ) -> list[float]:
-        """Add up some numbers over the processes; what it raises, all of them raise."""
-        try:
-            return super().exchange(about, values, error, ends=ends)
-        except BaseException as told:
-            told.told_by = self  # type: ignore[attr-defined]
-            raise
 
     def _next(self, what: str, unit: Unit) -> None:
         """Note what is gathered or scattered next, or find it on the list."""

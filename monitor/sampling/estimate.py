@@ -35,6 +35,10 @@ def estimate_llc(
     chains do not fit beside it do they run in the memory of its weights, which are put back bit
     for bit, also after an exception.
 
+    A model that `fully_shard` spread over processes is measured by all of them: call it on each,
+    with the same arguments. Chains run on the shards where they lie; all get the same estimate, or
+    the same error.
+
     Args:
         model: The model at w*.
         batches: The probe: batches as `loss_fn` takes them. All of them together are one data

@@ -81,12 +81,12 @@ def plan_memory(problem: Problem, config: SamplerConfig, num_restrictions: int =
     num_chains = num_restrictions * config.num_chains
     said = "the configuration asks for it" if wanted != "auto" else ""
     smallest = inplace_bytes(problem)
-    if wanted == "vmap" and together.size > 1:
+    if wanted == "vmap" and together.is_spread:
         raise RefusedError(
             "engine='vmap' runs all chains in one forward pass, and weights that are spread over "
             "processes are gathered for one chain at a time; take engine='auto'"
         )
-    if wanted in ("auto", "vmap") and together.size == 1:
+    if wanted in ("auto", "vmap") and not together.is_spread:
         width = _widest(problem, num_chains, limit)
         if width == num_chains or width > 1 or (width and wanted == "vmap"):
             some = f"{width} of {num_chains} chains at a time stay below {mebibytes(limit)}"
@@ -97,7 +97,7 @@ def plan_memory(problem: Problem, config: SamplerConfig, num_restrictions: int =
         smallest = loop_bytes(problem, num_chains)
         if in_all(together, smallest <= limit):
             few = f"more than one chain at a time would exceed {mebibytes(limit)}"
-            if together.size > 1:
+            if together.is_spread:
                 few = f"the weights are spread over {together.size} processes"
             return Plan("loop", reason=said or few)
     if wanted in ("auto", "inplace"):

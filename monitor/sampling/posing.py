@@ -83,7 +83,7 @@ def pose(
         together=context.together,
         probe=context.batches,
     )
-    if context.together.size > 1:
+    if context.together.is_spread:
         return _spread(problem, count)
     return _inspected(problem, count)
 

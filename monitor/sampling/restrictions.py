@@ -127,7 +127,7 @@ def here(selection: Selection, shapes: Mapping[str, torch.Size], together: Toget
     Raises:
         RefusedError: A mask does not fit its parameter.
     """
-    if not isinstance(selection, Mapping) or together.size == 1:
+    if not isinstance(selection, Mapping) or not together.is_spread:
         return selection
     return {
         name: together.part(name, _fitting(name, mask, shapes[name])) if name in shapes else mask

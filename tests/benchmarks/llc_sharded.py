@@ -1,8 +1,8 @@
-"""Chains on shards: λ̂, time and memory of a rank, in one process and in several that hold one model.
+"""Chains on shards: λ̂, time and memory of a rank, for a model in one process and in several.
 
 Each process is started apart, on one thread, over gloo on this machine. λ̂ is that of a deep linear
 net whose coefficient is known (13.5). Memory is that of a perceptron: the highest resident memory
-of a rank while few draws are taken (`VmHWM`, reset after the model was made), less what was resident
+of a rank while few draws are taken (`VmHWM`, reset after the model was made), less what was there
 before. Its probe grows with the number of processes, so that each has the same part: equal times
 would be perfect weak scaling. Linux only.
 """
@@ -79,7 +79,7 @@ def coefficient(size: int) -> dict[str, float | str]:
     net = linear_net()
     x = torch.randn(2000, 6, generator=generator)
     batch = (x, net(x).detach())
-    config = SamplerConfig(num_draws=256, max_draws=256, max_seconds=0.0)
+    config = SamplerConfig(num_draws=192, max_draws=192, max_seconds=0.0)
     begun = time.perf_counter()
     found = estimate_llc(spread(net, size), [batch], squares, n_samples=2000, config=config)
     return {
@@ -150,8 +150,8 @@ def main() -> None:
     """Print one line for each number of processes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--parameters", type=float, default=4e6)
-    parser.add_argument("--rows", type=int, default=64, help="probe samples of each process")
+    parser.add_argument("--parameters", type=float, default=2e6)
+    parser.add_argument("--rows", type=int, default=32, help="probe samples of each process")
     parser.add_argument("--work", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 from torch.utils.checkpoint import checkpoint
 
+from phasewatch.monitor import Watch
 from phasewatch.monitor.core.errors import MeasurementError, RefusedError
 from phasewatch.monitor.core.work import run_through
 from phasewatch.monitor.isolation import guard, measure_context
@@ -469,6 +471,44 @@ def schemes(_):
         estimate = estimate_llc(model, token_batches(4), tokens_loss, n_samples=120, config=config)
         found[str(change)] = [estimate.lambda_hat, estimate.engine, estimate.sampler]
     return found
+
+
+def watched(_):
+    """A plain loop with a watch on the first rank, as the docs show it."""
+    batches, rank = token_batches(2), dist.get_rank()
+    folder = Path(sys.argv[4])
+    settings = {"store": str(folder / "runs.db"), "exporter": {"enabled": False}}
+    told = {}
+
+    def loop(watch):
+        def between(model, where):
+            if not where.endswith("stepped"):
+                return
+            step = int(where[0]) + 1
+            with watch.spending() if watch else nullcontext():
+                estimate = estimate_llc(model, batches, tokens_loss, n_samples=60, config=QUICK)
+            told[step] = estimate.lambda_hat
+            if watch:
+                if step == 1:
+                    watch.check(model)
+                watch.observe(step, {"train_loss": 1.0})
+                watch.observe_estimate(step, estimate)
+
+        return train(Language, tokens_loss, batches, between, steps=2)
+
+    clean = train(Language, tokens_loss, batches, lambda *_: None, steps=2)
+    found = {}
+    with Watch(settings) if rank == 0 else nullcontext() as watch:
+        bits = loop(watch)
+        if watch:
+            steps, values, _ = watch.history("llc", include_unconverged=True)
+            found = {
+                "steps": steps.tolist(),
+                "values": values.tolist(),
+                "refused": dict(watch.health.skip_reasons),
+                "failures": sum(watch.health.measurement_failures.values()),
+            }
+    return {"equal": bits == clean, "told": list(told.values()), **found}
 
 
 def main():

@@ -24,6 +24,7 @@ THOROUGH = (
     "deadline",
     "noisy",
     "schemes",
+    "watched",
 )
 FOUR = ("llc:96", "gradients:language", "gradients:convolution")
 
@@ -170,6 +171,18 @@ def test_every_scheme_minibatches_and_chains_in_place(thorough):
     assert first == second
     assert [engine for _, engine, _ in first.values()] == ["loop", "loop", "loop", "inplace"]
     assert all(math.isfinite(value) for value, *_ in first.values())
+
+
+@pytest.mark.slow
+def test_a_plain_loop_is_watched_as_the_docs_show(thorough):
+    first, second = (rank["watched"] for rank in thorough)
+    assert first["equal"]
+    assert second["equal"]
+    assert first["told"] == second["told"]
+    assert first["steps"] == [1, 2]
+    assert first["values"] == first["told"]
+    assert "estimate_llc on every process" in first["refused"]["llc"]
+    assert first["failures"] == 0
 
 
 @pytest.mark.slow
