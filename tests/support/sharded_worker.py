@@ -42,7 +42,9 @@ from phasewatch.monitor.sampling.underdamped import Baoab
 torch.set_num_threads(1)
 warnings.filterwarnings("ignore", category=FutureWarning)  # names of collectives that FSDP uses
 
-QUICK = SamplerConfig(num_chains=2, num_draws=12, max_draws=12, max_seconds=0.0)
+QUICK = SamplerConfig(
+    num_chains=2, num_draws=12, max_draws=12, max_seconds=0.0, localization=300.0
+)
 """All processes share the machine's cores: draws enough to pass through every part of it."""
 
 
@@ -478,7 +480,7 @@ def watched(_):
     batches, rank = token_batches(2), dist.get_rank()
     folder = Path(sys.argv[4])
     settings = {"store": str(folder / "runs.db"), "exporter": {"enabled": False}}
-    told = {}
+    told, norms = {}, []
 
     def loop(watch):
         def between(model, where):
@@ -488,10 +490,13 @@ def watched(_):
             with watch.spending() if watch else nullcontext():
                 estimate = estimate_llc(model, batches, tokens_loss, n_samples=60, config=QUICK)
             told[step] = estimate.lambda_hat
+            grads = [p.grad for p in model.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(grads).full_tensor()
+            norms.append(float(norm))
             if watch:
                 if step == 1:
                     watch.check(model)
-                watch.observe(step, {"train_loss": 1.0})
+                watch.observe(step, {"train_loss": 1.0, "gradient_norm": norm})
                 watch.observe_estimate(step, estimate)
 
         return train(Language, tokens_loss, batches, between, steps=2)
@@ -505,10 +510,11 @@ def watched(_):
             found = {
                 "steps": steps.tolist(),
                 "values": values.tolist(),
+                "norms_kept": watch.history("gradient_norm")[1].tolist(),
                 "refused": dict(watch.health.skip_reasons),
                 "failures": sum(watch.health.measurement_failures.values()),
             }
-    return {"equal": bits == clean, "told": list(told.values()), **found}
+    return {"equal": bits == clean, "told": list(told.values()), "norms": norms, **found}
 
 
 def main():
