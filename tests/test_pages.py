@@ -24,6 +24,7 @@ BLOCKS = [
 NOT_RUN = {
     "MyDetector": "the detector is the reader's own, and judging one takes minutes",
     "TransitionCallback": "transformers is not installed here: `make hf` tests it",
+    "full_tensor": "takes several processes: tests/support/sharded_worker.py runs this loop",
 }
 """What a block may hold that keeps it from running; its imports are still tried."""
 
