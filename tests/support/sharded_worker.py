@@ -42,9 +42,7 @@ from phasewatch.monitor.sampling.underdamped import Baoab
 torch.set_num_threads(1)
 warnings.filterwarnings("ignore", category=FutureWarning)  # names of collectives that FSDP uses
 
-QUICK = SamplerConfig(
-    num_chains=2, num_draws=12, max_draws=12, max_seconds=0.0, localization=300.0
-)
+QUICK = SamplerConfig(num_chains=2, num_draws=12, max_draws=12, max_seconds=0.0, localization=300.0)
 """All processes share the machine's cores: draws enough to pass through every part of it."""
 
 
