@@ -173,6 +173,7 @@ class _Curve:
         Args:
             parameters: Those of the detector.
         """
+        from phasewatch.detectors.offline.both_ways import seen_both_ways
         from phasewatch.detectors.online.local_change import LocalChange
 
         detector = LocalChange(
@@ -180,12 +181,23 @@ class _Curve:
             min_effect=parameters["min_effect"],
             falls=parameters["falls"],
         )
-        alarms = map(detector.update, self.steps.tolist(), self.values.tolist())
-        return [
+        steps, values = self.steps.tolist(), self.values.tolist()
+        alarms = map(detector.update, steps, values)
+        found = [
             _Found(self.name, a.onset_step, a.detected_step, a.direction, a.score, False, self.gap)
-            for a in (*alarms, detector.finish())
+            for a in alarms
             if a is not None
         ]
+        agreed = [
+            _Found(
+                self.name, c.onset_step, c.end_step, c.direction, math.exp(c.log_odds), False,
+                self.gap,
+            )
+            for c in seen_both_ways(
+                steps, values, is_loss=self.meaning.is_loss, min_effect=parameters["min_effect"]
+            )
+        ]  # fmt: skip
+        return found + _uncovered(agreed, found)
 
     def stands_out(self, change: _Found) -> bool:
         """Whether a change that is narrow for this stream is more than the scatter around it."""

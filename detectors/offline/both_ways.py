@@ -1,0 +1,117 @@
+"""Changes that a whole history shows from both sides.
+
+Read backwards, a history has its future as its past: noise that a change ended is compared with the
+calm that followed it, and a change among the first points with the hundreds that came after. What
+`local_change` says backwards counts where it does not speak against it forwards: log-odds of both
+directions at the same place add up. Alone neither would do. Each decay is a sudden rise when read
+backwards, and much is faint when read forwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from phasewatch.detectors.online.local_change import FOLD, LocalChange, _Level
+from phasewatch.detectors.types import Alarm, Direction
+
+BACKWARDS = 1.0
+"""Log-odds that a change needs when read backwards."""
+
+TOGETHER, FALLS = 1.5, 4.3
+"""Log-odds that it needs in both directions together; a fall of a loss, whose decays bend."""
+
+NEAR = 0.25
+"""Both directions mean one place where they differ by less than this share of the values that
+spoke backwards,"""
+
+LEAST = 2
+"""or by so many points, or one value of the level."""
+
+
+MOST = 20_000
+"""Longer histories are read in robust means of `FOLD` points, as the rule's own levels are."""
+
+
+class Seen(NamedTuple):
+    """A change seen from both sides.
+
+    Attributes:
+        onset_step: Where it began.
+        end_step: The first step that belongs to what follows.
+        direction: Which way the stream moved.
+        log_odds: Of both directions together.
+    """
+
+    onset_step: int
+    end_step: int
+    direction: Direction
+    log_odds: float
+
+
+class _Witness(LocalChange):
+    """Writes down what each look says, and forgets nothing: it never alarms."""
+
+    def _reset(self) -> None:
+        super()._reset()
+        self.said: list[tuple[int, bool, float]] = []
+        self._whole = True
+
+    def _look(self, step: int, index: int, level: _Level, required: float) -> Alarm | None:  # noqa: ARG002
+        if (answer := self._ask(index, level)) is not None:
+            looks = answer.looks
+            for m, change, odds in zip(looks.sizes, looks.change, answer.log_odds, strict=True):
+                self.said.append((self._count - m * FOLD**index, bool(change > 0.0), float(odds)))
+        return None
+
+
+def seen_both_ways(
+    steps: Sequence[int], values: Sequence[float], *, is_loss: bool, min_effect: float = 0.0
+) -> list[Seen]:
+    """Changes that both directions agree on.
+
+    Args:
+        steps: Increasing, as many as values.
+        values: Finite.
+        is_loss: Whether its falls need more.
+        min_effect: Smallest change that counts, in the stream's own unit.
+    """
+    while len(values) > MOST:
+        means = np.sort(np.reshape(values[: len(values) // FOLD * FOLD], (-1, FOLD)), axis=1)
+        steps, values = steps[FOLD - 1 :: FOLD], means[:, 1:3].mean(axis=1).tolist()
+    forwards = _Witness(min_effect=min_effect)
+    backwards = LocalChange(certainty=BACKWARDS, min_effect=min_effect)
+    for index, value in enumerate(values):
+        forwards.update(index, value)
+    last = len(values) - 1
+    found = []
+    for index, value in enumerate(reversed(values)):
+        alarm = backwards.update(index, value)
+        if alarm is None or alarm.onset_interval is None or alarm.probability is None:
+            continue
+        after, before = (last - at for at in alarm.onset_interval)
+        rises = alarm.direction is Direction.DOWN
+        near = max(float(after - before), LEAST, NEAR * alarm.run_length)
+        agrees = [o for at, up, o in forwards.said if up is rises and abs(at - after) <= near]
+        odds = max(agrees, default=-math.inf) + math.log(
+            alarm.probability / (1 - alarm.probability)
+        )
+        if odds < (TOGETHER if rises or not is_loss else FALLS):
+            continue
+        onset = (before + after + 1) // 2
+        found.append(
+            Seen(
+                steps[onset],
+                steps[after],
+                Direction.UP if rises else Direction.DOWN,
+                odds,
+            )
+        )
+    return found[::-1]
+
+
+def _log_odds(probability: float) -> float:
+    return math.log(probability / (1.0 - probability))

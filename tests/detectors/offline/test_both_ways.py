@@ -1,0 +1,75 @@
+"""Changes that a history shows from both sides."""
+
+import numpy as np
+import pytest
+
+from phasewatch.detectors import Direction, create
+from phasewatch.detectors.offline import both_ways
+from phasewatch.detectors.offline.both_ways import seen_both_ways
+
+
+def seen(values, **settings):
+    settings.setdefault("is_loss", False)
+    return seen_both_ways(range(len(values)), [float(v) for v in values], **settings)
+
+
+def noise(count, sigma, seed=0):
+    return sigma * np.random.default_rng(seed).standard_normal(count)
+
+
+def calmer(seed):
+    """A score that becomes better and calmer: 2.5 noise units of what was, 20 of what follows."""
+    return np.concatenate([82.0 + noise(60, 3.0, seed), 90.0 + noise(80, 0.4, seed + 100)])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_change_that_ends_the_noise_is_seen_though_it_is_faint_when_it_comes(seed):
+    values = calmer(seed)
+    (change,) = seen(values)
+    assert change.direction is Direction.UP
+    assert abs(change.onset_step - 60) <= 3
+    assert change.onset_step <= change.end_step <= 64
+
+
+def test_among_live_rules_it_is_the_calm_after_the_change_that_tells():
+    missed = 0
+    for seed in range(4):
+        detector = create("local_change")
+        said = [detector.update(step, value) for step, value in enumerate(calmer(seed))]
+        missed += not any(said)
+    assert missed
+
+
+@pytest.mark.parametrize("is_loss", [True, False])
+@pytest.mark.parametrize(
+    "course",
+    [
+        lambda t: 4.0 * (1.0 + t / 30.0) ** -0.4,
+        lambda t: 0.2 + 3.0 * np.exp(-t / 40.0),
+        lambda t: 0.2 + 3.0 * np.exp(-t / 300.0),
+        lambda t: 0.9 - 0.8 * np.exp(-t / 60.0),
+        lambda t: np.full(t.shape, 2.0),
+    ],
+)
+def test_decays_and_plateaus_show_nothing(course, is_loss):
+    values = course(np.arange(1000.0)) * (1.0 + noise(1000, 0.02))
+    assert seen(values, is_loss=is_loss) == []
+
+
+def test_falls_of_losses_need_more(monkeypatch):
+    values = np.concatenate([3.0 + noise(80, 0.2), 2.2 + noise(80, 0.03)])
+    assert [c.direction for c in seen(values)] == [Direction.DOWN]
+    monkeypatch.setattr(both_ways, "FALLS", 99.0)
+    assert seen(values, is_loss=True) == []
+    assert [c.direction for c in seen(-values + 6.0, is_loss=True)] == [Direction.UP]
+
+
+def test_changes_below_the_smallest_that_counts_are_left_out():
+    assert seen(calmer(0), min_effect=5.0)
+    assert seen(calmer(0), min_effect=12.0) == []
+
+
+def test_a_long_history_is_read_in_means():
+    values = np.repeat([1.0, 2.0], 40_000) + noise(80_000, 0.3)
+    (change,) = seen(values)
+    assert abs(change.onset_step - 40_000) <= 200
