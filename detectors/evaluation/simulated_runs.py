@@ -20,9 +20,9 @@ from phasewatch.detectors.evaluation.scoring import Curve, Interval
 
 Array = NDArray[np.float64]
 
-BRIEF, LASTING = 10.0, 5.0
-"""Size in noise units from which on an event counts: one that comes back soon, and one that stays
-for `STAYS` points."""
+BRIEF, LASTING, LASTING_CALM, CALM = 10.0, 5.0, 3.0, 0.5
+"""Size in noise units from which on an event counts: one that comes back soon, one that stays
+for `STAYS` points, and one that stays and leaves less than the share `CALM` of the noise."""
 
 STAYS = 20
 RANGE = 0.5
@@ -51,20 +51,26 @@ def stream(seed: int, *, events: bool = True) -> Curve:
         sigma *= 0.01
     noise = _noise(rng, n, sigma)
     zones: list[tuple[int, int, float]] = []
-    total = course + noise
     if events:
-        for start, end, shape in _events(rng, n, kind):
+        for start, end, shape, calm in _events(rng, n, kind):
             recent = course[max(start - RECENT, 0) : max(start, 2)]
             base = max(5.0 * sigma, float(np.ptp(recent)), 0.02)
             size = base * log_uniform(rng, 0.2, 8.0)
             if kind == "score":
                 size = min(size, 0.9)
-            total = total + size * shape
             course = course + size * shape
             stays = abs(shape[min(end + STAYS, n - 1)]) > 0.5 and end + STAYS < n
-            smallest = max((LASTING if stays else BRIEF) * sigma, RANGE * base)
+            noise = np.where(np.arange(n) >= start, calm * noise, noise)
+            least = BRIEF if not stays else LASTING if calm > CALM else LASTING_CALM
+            smallest = max(least * sigma, RANGE * base)
             zones.append((start, end, size / smallest))
-    values = _logged(rng, total, kind)
+    if kind == "score" and rng.random() < 0.5:  # counted: the noise shrinks at both ends
+        share = np.clip(course, 0.0, 1.0)
+        noise = noise * np.clip(2.0 * np.sqrt(share * (1.0 - share)), 0.05, 1.0)
+    if kind in ("score", "reward") and rng.random() < 0.3:  # single bad evaluations
+        bad = rng.random(n) < rng.uniform(0.002, 0.03)
+        noise = noise - bad * sigma * log_uniform(rng, 5.0, 200.0) * rng.uniform(0.3, 1.0, n)
+    values = _logged(rng, course + noise, kind)
     burn_in = Interval(start=0, end=max(min(12, n // 5), 1))
     sure = tuple(Interval(start=a, end=b) for a, b, share in zones if share >= 1.0)
     likely = tuple(Interval(start=a, end=b) for a, b, share in zones if UNSURE <= share < 1.0)
@@ -154,11 +160,11 @@ def _noise(rng: np.random.Generator, n: int, sigma: float) -> Array:
     return np.asarray(sigma * noise, dtype=np.float64)
 
 
-def _events(rng: np.random.Generator, n: int, kind: str) -> Iterator[tuple[int, int, Array]]:
-    """Start, end and shape (a size of 1) of each event."""
+def _events(rng: np.random.Generator, n: int, kind: str) -> Iterator[tuple[int, int, Array, float]]:
+    """Start, end and shape (a size of 1) of each event, and what the noise is multiplied by."""
     t = np.arange(n, dtype=np.float64)
     count = int(rng.integers(1, 4)) if n > 120 else 1
-    which = rng.integers(6)
+    which = rng.integers(7)
     sign = (1.0, -1.0)[rng.integers(2)]
     places = np.sort(rng.uniform(0.15, 0.95, count)) * n
     last = 0
@@ -166,6 +172,7 @@ def _events(rng: np.random.Generator, n: int, kind: str) -> Iterator[tuple[int, 
         start = max(int(place), 10)
         if start <= last + 12 or start >= n - 3:
             continue
+        calm = 1.0
         after = np.maximum(t - start, 0.0)
         there = t >= start
         if which == 0:  # at once, and stays
@@ -187,11 +194,17 @@ def _events(rng: np.random.Generator, n: int, kind: str) -> Iterator[tuple[int, 
             width = max(int(log_uniform(rng, 2.0, 0.1 * n + 3.0)), 1)
             shape = sign * np.clip((t - start) / width, 0.0, 1.0)
             end = start + width
+        elif which == 5:  # a learning rate that is lowered: better, and calmer
+            calm = log_uniform(rng, 0.1, 1.0)
+            better = -1.0 if kind == "loss" else 1.0
+            width = log_uniform(rng, 0.3, 4.0)
+            shape = better * there * (1.0 - rng.uniform(0.0, 0.6) * np.exp(-after / width))
+            end = start + max(int(width), 1)
         else:  # an epoch cliff: down at once, then level
             shape = -1.0 * there
             end = start + 1
         last = min(end, n - 1)
-        yield start, last, np.asarray(shape, dtype=np.float64)
+        yield start, last, np.asarray(shape, dtype=np.float64), calm
 
 
 def _logged(rng: np.random.Generator, total: Array, kind: str) -> Array:

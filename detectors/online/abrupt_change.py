@@ -31,7 +31,7 @@ FIRST, STRICT = 1000, 1.4
 """From so many points on, `slope_shift` is as strict as was ever simulated; from the first on where
 fewer false alarms than usual are allowed."""
 
-FALLS = 2.0
+FALLS = 2.5
 """Further log-odds for a fall of positive values: most of losses `slope_shift` tells better."""
 
 SAME = 1.25
@@ -80,7 +80,7 @@ class AbruptChange(BaseDetector):
     def __init__(
         self,
         *,
-        certainty: float = 3.0,
+        certainty: float = 2.5,
         falls: float = FALLS,
         gate: float = 0.1,
         false_alarms: float = USUAL,
@@ -136,7 +136,7 @@ class AbruptChange(BaseDetector):
 
     def _observe(self, step: int, value: float, stderr: float | None) -> Alarm | None:
         self._positive = self._positive and value >= 0.0
-        sliding = self._positive and self._slopes.active
+        sliding = self._positive and self._sliding
         fall = self._slopes.update(step, value, stderr) if self._positive else None
         near = self._local.update(step, value, stderr)
         self._rise_told = self._rise_told and self._slopes.active

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from phasewatch.detectors.base import BaseDetector, require
 from phasewatch.detectors.statistics.boosted import BoostedTrees, shipped
@@ -34,6 +35,8 @@ from phasewatch.detectors.statistics.local_features import (
 )
 from phasewatch.detectors.statistics.packed import pack, unpack
 from phasewatch.detectors.types import Alarm, AlarmKind, Direction
+
+Array = NDArray[np.float64]
 
 MODEL = "local_change.json"
 
@@ -56,9 +59,8 @@ RUN_DECAY = 0.7
 AGES = sum(1 << age for age in (0, 1, 2, 3, 5, 8, 13))
 """Values after a surprise at which it is looked at, as bits."""
 
-LEAP, EARLY = 0.5, 64
-"""Among so many first values one outside of the range of those just before it, by this share of it,
-is worth one too."""
+LEAP = 0.5
+"""A value outside of the range of those just before it, by this share of it, is worth one too."""
 
 MARGIN, NEARBY = 0.25, 12
 """A look needs a mean of new values outside the range of so many before, by this share of it."""
@@ -86,9 +88,12 @@ times the points that took, and so many more, at most."""
 CAREFUL, STRICTER = 1000.0, 0.2
 """From so many points on, the log-odds must be higher: by so much for each e-fold of the length."""
 
-SINGLE = 2.0
+SINGLE = 2.5
 """Log-odds that a single point needs beyond that: noise with heavy tails has such points, and the
 next one will tell."""
+
+DIP = 4.0
+"""The same where it lies below: one bad evaluation among good ones is usual."""
 
 Z = NAMES.index("z_mean")
 
@@ -117,30 +122,29 @@ SUDDEN = 4
 """A change is sudden where it shows within so many points."""
 
 
-class _Level:
-    """One level: its latest values, and the forecast that says whether a look is due."""
+class _Answer(NamedTuple):
+    """What the model says of looks at a level: log-odds, and whether all values are above 0."""
+
+    looks: Looks
+    log_odds: Array
+    positive: bool
+
+
+class _Forecast:
+    """Holt's running forecast of a level, and how much each value surprised it."""
 
     __slots__ = (
-        "count", "due", "error", "fold", "keep", "latest", "recent", "run", "steps", "trend",
-        "usual_run", "usual_surprise", "values",
+        "count", "error", "latest", "recent", "run", "trend", "usual_run", "usual_surprise",
     )  # fmt: skip
 
-    def __init__(self, keep: int) -> None:
-        self.keep = keep
-        self.values: list[float] = []
-        self.steps: list[int] = []
-        self.fold: list[float] = []
+    def __init__(self) -> None:
         self.recent: list[tuple[float, float]] = []
-        self.count = self.due = 0
+        self.count = 0
         self.latest = self.trend = self.error = self.run = 0.0
         self.usual_surprise = self.usual_run = 0.0
 
-    def push(self, step: int, value: float) -> bool:
-        """Take a value; says whether a look is due."""
-        self.values.append(value)
-        self.steps.append(step)
-        if len(self.values) >= self.keep + SLACK:
-            del self.values[:SLACK], self.steps[:SLACK]
+    def push(self, value: float) -> bool:
+        """Take a value; says whether it surprises."""
         self.count += 1
         if self.count < 3:
             self.trend = 0.0 if self.count == 1 else value - self.latest
@@ -167,7 +171,59 @@ class _Level:
             surprise_then, run_then = recent.pop(0)
             self.usual_surprise = max(self.usual_surprise * FORGET, surprise_then)
             self.usual_run = max(self.usual_run * FORGET, run_then)
-        if run > RUN or surprise > SURPRISE or (self.count <= EARLY and self._leaps(value)):
+        return run > RUN or surprise > SURPRISE
+
+    def past(self) -> Past:
+        """How the values surprised, now and before."""
+        return Past(
+            max((surprise for surprise, _ in self.recent[-LATEST:]), default=0.0),
+            max((run for _, run in self.recent[-LATEST_RUNS:]), default=0.0),
+            self.usual_surprise,
+            self.usual_run,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes."""
+        return {
+            "recent": pack([number for pair in self.recent for number in pair]),
+            "count": self.count,
+            "forecast": [self.latest, self.trend, self.error, self.run],
+            "usual": [self.usual_surprise, self.usual_run],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        recent = unpack(state["recent"])
+        self.recent = list(zip(recent[::2], recent[1::2], strict=True))
+        self.count = state["count"]
+        self.latest, self.trend, self.error, self.run = state["forecast"]
+        self.usual_surprise, self.usual_run = state["usual"]
+
+
+class _Level:
+    """One level: its latest values, and the forecasts that say whether a look is due."""
+
+    __slots__ = ("count", "due", "fold", "keep", "linear", "log", "steps", "values")
+
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
+        self.values: list[float] = []
+        self.steps: list[int] = []
+        self.fold: list[float] = []
+        self.count = self.due = 0
+        self.linear, self.log = _Forecast(), _Forecast()
+
+    def push(self, step: int, value: float) -> bool:
+        """Take a value; says whether a look is due."""
+        self.values.append(value)
+        self.steps.append(step)
+        if len(self.values) >= self.keep + SLACK:
+            del self.values[:SLACK], self.steps[:SLACK]
+        self.count += 1
+        surprises = self.linear.push(value)
+        if value > 0.0:
+            surprises = self.log.push(math.log10(value)) or surprises
+        if surprises or (self.count > 3 and self._leaps(value)):
             self.due |= AGES
         due = self.due & 1
         self.due >>= 1
@@ -182,15 +238,6 @@ class _Level:
         low, high = min(near), max(near)
         beyond = LEAP * (high - low)
         return value > high + beyond or value < low - beyond
-
-    def past(self) -> Past:
-        """How the values surprised, now and before."""
-        return Past(
-            max((surprise for surprise, _ in self.recent[-LATEST:]), default=0.0),
-            max((run for _, run in self.recent[-LATEST_RUNS:]), default=0.0),
-            self.usual_surprise,
-            self.usual_run,
-        )
 
     def stands_out(self, usable: int) -> bool:
         """Whether a mean of the latest values lies clearly outside of what was just before."""
@@ -212,10 +259,9 @@ class _Level:
             "values": pack(self.values[-self.keep :]),
             "steps": pack(self.steps[-self.keep :]),
             "fold": list(self.fold),
-            "recent": pack([number for pair in self.recent for number in pair]),
             "counts": [self.count, self.due],
-            "forecast": [self.latest, self.trend, self.error, self.run],
-            "usual": [self.usual_surprise, self.usual_run],
+            "linear": self.linear.state_dict(),
+            "log": self.log.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -223,11 +269,9 @@ class _Level:
         self.values = unpack(state["values"])
         self.steps = [int(step) for step in unpack(state["steps"])]
         self.fold = [float(value) for value in state["fold"]]
-        recent = unpack(state["recent"])
-        self.recent = list(zip(recent[::2], recent[1::2], strict=True))
         self.count, self.due = state["counts"]
-        self.latest, self.trend, self.error, self.run = state["forecast"]
-        self.usual_surprise, self.usual_run = state["usual"]
+        self.linear.load_state_dict(state["linear"])
+        self.log.load_state_dict(state["log"])
 
 
 class LocalChange(BaseDetector):
@@ -356,11 +400,10 @@ class LocalChange(BaseDetector):
                     return alarm
         return None
 
-    def _look(self, step: int, index: int, level: _Level, required: float) -> Alarm | None:
-        """Whether the latest values of a level are a change."""
-        stride = FOLD**index
+    def _ask(self, index: int, level: _Level) -> _Answer | None:
+        """What the model says of the latest values of a level; None where nothing stands out."""
         # Values that lie wholly behind the last change.
-        usable = min(len(level.values), level.keep, level.count - -(-self._since // stride))
+        usable = min(len(level.values), level.keep, level.count - -(-self._since // FOLD**index))
         if usable <= MIN_OLD or not level.stands_out(usable):
             return None
         far = self._levels[index + 1].values[-FAR:-1] if index + 1 < len(self._levels) else []
@@ -370,21 +413,31 @@ class LocalChange(BaseDetector):
             level=index,
             seen=self._count,
             since=self._count - self._since,
-            past=level.past(),
+            past=level.linear.past(),
+            past_in_log=level.log.past(),
             whole=self._whole,
         )
         if looks is None:
             return None
         said = self._model.log_odds(looks.features)
         clear = np.asarray((looks.features >= CLEARLY).all(axis=1))
-        log_odds = np.where(clear, np.maximum(said, CLEAR), said)
-        log_odds[looks.change == 0.0] = -math.inf
+        said = np.where(clear, np.maximum(said, CLEAR), said)
+        said[looks.change == 0.0] = -math.inf
+        said[np.abs(looks.after - looks.before) < self._min_effect] = -math.inf
+        return _Answer(looks, said, min(level.values[-usable:]) > 0.0)
+
+    def _look(self, step: int, index: int, level: _Level, required: float) -> Alarm | None:
+        """Whether the latest values of a level are a change."""
+        answer = self._ask(index, level)
+        if answer is None:
+            return None
+        stride = FOLD**index
+        looks, log_odds = answer.looks, answer.log_odds.copy()
         log_odds[looks.features[:, Z] < math.log10(least_errors(looks.old))] = -math.inf
-        log_odds[np.abs(looks.after - looks.before) < self._min_effect] = -math.inf
-        if min(level.values[-usable:]) > 0.0:
+        if answer.positive:
             log_odds[looks.change < 0.0] -= self._falls
         if index == 0:
-            log_odds[0] -= SINGLE
+            log_odds[0] -= SINGLE if looks.change[0] > 0.0 else DIP
         best = int(log_odds.argmax())
         odds = float(log_odds[best])
         self._odds = max(self._odds, math.exp(min(odds - required, 20.0)))
@@ -397,20 +450,27 @@ class LocalChange(BaseDetector):
         self._since = began
         self._held_until, self._quiet_from = self._count + BRIEF, self._count + HOLD
         for one in self._levels:
-            one.recent.clear()
+            one.linear.recent.clear()
+            one.log.recent.clear()
         if again:
             return None
         self._farthest, self._size, self._in_log = float(looks.after[best]), size, looks.log
         self._last_until = self._count + LASTS[0] * looks.sizes[best] * stride + LASTS[1]
-        true = max(float(said[best]), CLEAR) if clear[best] else float(said[best])
-        return self._alarm(step, level, looks, best, true, stride)
+        return self._alarm(step, level, looks, best, float(answer.log_odds[best]), stride)
 
     def _alarm(
         self, step: int, level: _Level, looks: Looks, best: int, log_odds: float, stride: int
     ) -> Alarm:
+        # Values that are still old belong to no effect.
         m = looks.sizes[best] - self._still_old(level, looks, best)
         last_before, first = level.steps[-m - 1], level.steps[-m]
         before, after = float(looks.before[best]), float(looks.after[best])
+        sigmas = abs(looks.change[best])
+        if m < looks.sizes[best]:
+            new = np.array(level.values[-m:])
+            scaled = np.log10(new) if looks.log else new
+            after = float(10.0 ** scaled.mean() if looks.log else scaled.mean())
+            sigmas = abs(scaled.mean() - (math.log10(before) if looks.log else before))
         return Alarm(
             detected_step=step,
             onset_step=min(last_before + max((first - last_before) // (2 * stride), 1), step),
@@ -422,7 +482,7 @@ class LocalChange(BaseDetector):
             value_after=after,
             onset_interval=(last_before, first),
             effect=after - before,
-            effect_sigma=float(abs(looks.change[best]) / looks.sigma[best]),
+            effect_sigma=float(sigmas / looks.sigma[best]),
             probability=1.0 / (1.0 + math.exp(-log_odds)),
             rule=f"{m} of {stride} points, {'log10' if looks.log else 'linear'}",
         )

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
 import zlib
@@ -40,7 +41,7 @@ from phasewatch.monitor.transitions.streams import SCALARS
 from support.public_curves import PublicCurve, Tally, classes, judge, load, total
 
 PARTS = 5
-SIMULATED, NULLS = 400, 4
+SIMULATED, NULLS, BRIEF = 500, 4, 20
 TREES, RATE, WEIGHT, MOST = 60, 0.15, 60.0, 12
 COLUMN = {name: index for index, name in enumerate(NAMES)}
 Array = np.ndarray
@@ -123,6 +124,9 @@ def corpus(folder: Path) -> Iterator[PublicCurve]:
         if name not in null_streams.RISING:
             for seed in range(1, NULLS + 1):
                 yield from_curve(null_streams.curve(name, 500 * seed, seed), f"null/{name}")
+            for seed in range(BRIEF):
+                brief = null_streams.curve(name, 40 + 10 * seed, 100 + seed)
+                yield from_curve(brief, f"null/{name}")
     for index, simulated in enumerate(simulated_runs.streams(SIMULATED, 5)):
         yield from_curve(simulated, f"sim/{index % 10}")
 
@@ -206,6 +210,11 @@ def part_of(repository: str) -> int:
     return zlib.crc32(repository.encode()) % PARTS
 
 
+def left_out_of(looks: Sequence[Looks]) -> list[list[Looks]]:
+    """For each part what all others show."""
+    return [[one for one in looks if part_of(one.repository) != k] for k in range(PARTS)]
+
+
 def default_with(model: object, family: str) -> AbruptChange:
     """The default detector of a logged stream, with another model of its local rule."""
     detector = AbruptChange(**({} if family == "losses" else SCALARS))
@@ -276,13 +285,15 @@ def main() -> None:
     if not (arguments.left_out or arguments.write):
         return
     everything = list(corpus(Path(folder)))
-    first = [looks_at(curve, None) for curve in everything]
-    models = [fit([x for x in first if part_of(x.repository) != k]) for k in range(PARTS)]
-    # Again with alarms, after which what was before is forgotten, as it is live.
-    second = [looks_at(curve, models[part_of(curve.repository)]) for curve in everything]
-    looks = first + second
+    with multiprocessing.get_context("fork").Pool() as pool:
+        first = pool.starmap(looks_at, [(curve, None) for curve in everything], chunksize=8)
+        models = pool.map(fit, left_out_of(first), chunksize=1)
+        # Again with alarms, after which what was before is forgotten, as it is live.
+        again = [(curve, models[part_of(curve.repository)]) for curve in everything]
+        looks = first + pool.starmap(looks_at, again, chunksize=8)
+        if arguments.left_out:
+            models = pool.map(fit, left_out_of(looks), chunksize=1)
     if arguments.left_out:
-        models = [fit([x for x in looks if part_of(x.repository) != k]) for k in range(PARTS)]
         left_out = score(curves, lambda repository: models[part_of(repository)])
         console.print(table("each repository by a model without it", curves, left_out))
     if arguments.write:
