@@ -15,8 +15,8 @@ PARTS = ("detectors", "monitor", "callbacks", "phasewatch")
 ROOMS = {
     "detectors": 0,
     "detectors/statistics": 1,
-    "detectors/offline": 2,
     "detectors/online": 2,
+    "detectors/offline": 3,
     "detectors/error_control": 3,
     "detectors/__init__.py": 4,
     "detectors/evaluation": 4,
