@@ -96,22 +96,14 @@ def seen_both_ways(
         rises = alarm.direction is Direction.DOWN
         near = max(float(after - before), LEAST, NEAR * alarm.run_length)
         agrees = [o for at, up, o in forwards.said if up is rises and abs(at - after) <= near]
-        odds = max(agrees, default=-math.inf) + math.log(
-            alarm.probability / (1 - alarm.probability)
-        )
+        odds = max(agrees, default=-math.inf) + _log_odds(alarm.probability)
         if odds < (TOGETHER if rises or not is_loss else FALLS):
             continue
         onset = (before + after + 1) // 2
-        found.append(
-            Seen(
-                steps[onset],
-                steps[after],
-                Direction.UP if rises else Direction.DOWN,
-                odds,
-            )
-        )
+        direction = Direction.UP if rises else Direction.DOWN
+        found.append(Seen(steps[onset], steps[after], direction, odds))
     return found[::-1]
 
 
 def _log_odds(probability: float) -> float:
-    return math.log(probability / (1.0 - probability))
+    return math.log(probability / max(1.0 - probability, 1e-12))
