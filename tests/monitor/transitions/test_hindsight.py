@@ -26,7 +26,7 @@ from phasewatch.monitor.core.transitions import (
 from phasewatch.monitor.store.store import Store
 from phasewatch.monitor.transitions import hindsight as module
 from phasewatch.monitor.transitions.hindsight import MIN_POINTS, review, stored_history
-from phasewatch.monitor.transitions.streams import Stream
+from phasewatch.monitor.transitions.streams import SCALARS, Stream
 from support.curves import autoregressive, power_law, sigmoid_fall
 from support.needs import need_test_data
 
@@ -152,6 +152,23 @@ def test_a_jump_of_one_point_must_stand_out_of_its_neighbours(scatter, found) ->
     (change,) = find_changes(np.arange(400), values, gate=0.1)  # seen in the whole history
     assert change.end_step - change.onset_step <= 2
     assert len(look([], val_loss=values)) == found
+
+
+def test_a_change_that_is_plain_from_behind_alone_is_found(monkeypatch):
+    rng = np.random.default_rng(1)
+    noisy, calm = 79.0 + 3.0 * rng.standard_normal(60), 87.0 + 0.6 * rng.standard_normal(80)
+    values = np.concatenate([noisy, calm])
+    detector = detectors.create("abrupt_change", **SCALARS)
+    assert not any(detector.update(step, float(value)) for step, value in enumerate(values))
+    score = Stream("test_score", detector, Role.LEADING, guess("test_score"))
+    monkeypatch.setattr("phasewatch.detectors.offline.changes.find_changes", lambda *_, **__: [])
+    (found,) = look([], [score], test_score=values)
+    assert found.hindsight.verdict is HindsightVerdict.FOUND
+    assert abs(found.onset_step - 60) <= 3
+    assert found.evidence["test_score"].direction is Direction.UP
+    forwards = "phasewatch.detectors.offline.both_ways.seen_both_ways"
+    monkeypatch.setattr(forwards, lambda *_, **__: [])
+    assert look([], [score], test_score=values) == []
 
 
 def test_one_change_of_two_streams_is_one_transition():
