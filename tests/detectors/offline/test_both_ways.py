@@ -73,3 +73,10 @@ def test_a_long_history_is_read_in_means():
     values = np.repeat([1.0, 2.0], 40_000) + noise(80_000, 0.3)
     (change,) = seen(values)
     assert abs(change.onset_step - 40_000) <= 200
+
+
+def test_a_change_elsewhere_does_not_speak_for_one_that_is_plain_from_behind_alone():
+    t = np.arange(400.0)
+    decay = np.where(t < 250, 0.2, 0.1) + 3.0 * np.exp(-t / 25.0)  # and one fall in its calm
+    (change,) = seen(decay * (1.0 + noise(400, 0.02)))
+    assert abs(change.onset_step - 250) <= 2

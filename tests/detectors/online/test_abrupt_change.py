@@ -115,3 +115,13 @@ def test_fewer_false_alarms_ask_for_more():
     values = 85.0 + 8.0 * STEP + noise(240, 0.4)
     assert len(alarms(values)) == 1
     assert alarms(values, create("abrupt_change", false_alarms=1e-6)) == []
+
+
+def test_a_collapse_soon_after_a_rise_is_told_though_the_rise_was_one_of_half_a_decade():
+    rng = np.random.default_rng(0)
+    levels = np.repeat([10.0, 100.0, 8.0], [60, 30, 30])
+    detector = create("abrupt_change", certainty=2.0, falls=1.0)
+    said = [detector.update(i, float(v)) for i, v in enumerate(levels + rng.normal(0, 0.3, 120))]
+    assert [(a.onset_step, a.direction) for a in said if a] == [
+        (60, Direction.UP), (90, Direction.DOWN),
+    ]  # fmt: skip

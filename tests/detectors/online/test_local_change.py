@@ -123,6 +123,23 @@ def test_a_clear_look_counts_whatever_the_trees_say(size, found):
     assert all(0.9 < alarm.probability < 0.95 for alarm in said)
 
 
+class Single:
+    """A model that is as sure as can be of single points, and of nothing else."""
+
+    def log_odds(self, features):
+        alone = (features[:, NAMES.index("m")] == 1) & (features[:, NAMES.index("level")] == 0)
+        return np.where(alone, 5.0, -9.0)
+
+
+@pytest.mark.parametrize(("size", "found"), [(0.1, 1), (-0.1, 0)])
+def test_one_bad_value_must_be_more_likely_a_change_than_one_good(size, found):
+    detector = create("local_change")
+    detector._model = Single()
+    values = 0.8 + noise(200, 0.005)
+    values[120] += size
+    assert len(alarms(values, detector)) == found
+
+
 def test_one_wild_value_is_no_clear_look():
     detector = create("local_change")
     detector._model = Never()
