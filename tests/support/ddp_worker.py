@@ -1,4 +1,4 @@
-"""One of two processes that train together. Run as `python ddp_worker.py RANK PORT FOLDER MODES`.
+"""One of two processes that train together: `python ddp_worker.py RANK SIZE PORT FOLDER MODES`.
 
 Each mode is trained twice, without and with a monitor, and compared on this rank; what was found is
 written to FOLDER as JSON.
@@ -15,11 +15,11 @@ from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 
-rank, port, folder, modes = sys.argv[1:5]
+rank, size, port, folder, modes = sys.argv[1:6]
 os.environ |= {
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": port,
-    "WORLD_SIZE": "2",
+    "WORLD_SIZE": size,
     "RANK": rank,
     "LOCAL_RANK": rank,
     "NODE_RANK": "0",

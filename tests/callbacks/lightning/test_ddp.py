@@ -1,16 +1,12 @@
 """Two processes that train together: no rank notices, none hangs, and only rank 0 speaks."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from phasewatch.monitor.store.store import Store
+from support.workers import run_workers
 
 WORKER = Path(__file__).parents[2] / "support" / "ddp_worker.py"
 QUICK = ("plain", "raises on rank 0")
@@ -21,39 +17,13 @@ THOROUGH = (
 )
 
 
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 SHARDED = "sharded parameters"
 ACCUMULATED = "accumulated"
 
 
 def _train(folder, modes):
     """Results of both ranks, by mode."""
-    arguments = [str(_free_port()), str(folder), ",".join(modes)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), rank, *arguments],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        outputs = [worker.communicate(timeout=150)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-    for worker, output in zip(workers, outputs, strict=True):
-        assert worker.returncode == 0, output[-3000:]
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    return run_workers(WORKER, 2, folder, modes, seconds=150)
 
 
 @pytest.fixture(scope="module")
