@@ -23,8 +23,8 @@ class TrainerLoggers:
     Each fit may have a trainer of its own: `loggers` are those of the fit that goes on.
     """
 
-    latest_only = True
-    """Scalars are none of its business: it is not shown each of them."""
+    takes_scalars = False
+    """Scalars are none of its business: it is not shown them."""
 
     def __init__(self) -> None:
         self.loggers: Sequence[Any] = ()

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from phasewatch.detectors.online.local_change import FOLD, LocalChange, _Level
+from phasewatch.detectors.statistics.local_features import NEW
 from phasewatch.detectors.types import Alarm, Direction
 
 BACKWARDS = 1.0
@@ -52,8 +53,30 @@ class Seen(NamedTuple):
     log_odds: float
 
 
+class _Place(NamedTuple):
+    """Where a change was seen backwards.
+
+    Attributes:
+        before: Index of the last value before it.
+        after: Index of the first value after it.
+        rises: Which way the stream moves there, read forwards.
+        near: How far from `after` it may be seen forwards.
+        log_odds: Of the look backwards.
+    """
+
+    before: int
+    after: int
+    rises: bool
+    near: float
+    log_odds: float
+
+
 class _Witness(LocalChange):
-    """Writes down what each look says, and forgets nothing: it never alarms."""
+    """Writes down what each look near some places says, and forgets nothing: it never alarms."""
+
+    def __init__(self, places: Sequence[_Place], min_effect: float) -> None:
+        self._places = places
+        super().__init__(min_effect=min_effect)
 
     def _reset(self) -> None:
         super()._reset()
@@ -61,10 +84,18 @@ class _Witness(LocalChange):
         self._whole = True
 
     def _look(self, step: int, index: int, level: _Level, required: float) -> Alarm | None:  # noqa: ARG002
+        stride = FOLD**index
+        if not any(
+            place.after - place.near + stride
+            <= self._count
+            <= place.after + place.near + NEW[-1] * stride
+            for place in self._places
+        ):
+            return None  # no new values of this look begin near any of them
         if (answer := self._ask(index, level)) is not None:
             looks = answer.looks
             for m, change, odds in zip(looks.sizes, looks.change, answer.log_odds, strict=True):
-                self.said.append((self._count - m * FOLD**index, bool(change > 0.0), float(odds)))
+                self.said.append((self._count - m * stride, bool(change > 0.0), float(odds)))
         return None
 
 
@@ -82,27 +113,37 @@ def seen_both_ways(
     while len(values) > MOST:
         means = np.sort(np.reshape(values[: len(values) // FOLD * FOLD], (-1, FOLD)), axis=1)
         steps, values = steps[FOLD - 1 :: FOLD], means[:, 1:3].mean(axis=1).tolist()
-    forwards = _Witness(min_effect=min_effect)
-    backwards = LocalChange(certainty=BACKWARDS, min_effect=min_effect)
+    places = _seen_backwards(values, min_effect)
+    if not places:
+        return []
+    forwards = _Witness(places, min_effect)
     for index, value in enumerate(values):
         forwards.update(index, value)
-    last = len(values) - 1
     found = []
-    for index, value in enumerate(reversed(values)):
-        alarm = backwards.update(index, value)
-        if alarm is None or alarm.onset_interval is None or alarm.probability is None:
-            continue
-        after, before = (last - at for at in alarm.onset_interval)
-        rises = alarm.direction is Direction.DOWN
-        near = max(float(after - before), LEAST, NEAR * alarm.run_length)
+    for before, after, rises, near, log_odds in places:
         agrees = [o for at, up, o in forwards.said if up is rises and abs(at - after) <= near]
-        odds = max(agrees, default=-math.inf) + _log_odds(alarm.probability)
+        odds = max(agrees, default=-math.inf) + log_odds
         if odds < (TOGETHER if rises or not is_loss else FALLS):
             continue
         onset = (before + after + 1) // 2
         direction = Direction.UP if rises else Direction.DOWN
         found.append(Seen(steps[onset], steps[after], direction, odds))
     return found[::-1]
+
+
+def _seen_backwards(values: Sequence[float], min_effect: float) -> list[_Place]:
+    backwards = LocalChange(certainty=BACKWARDS, min_effect=min_effect)
+    last = len(values) - 1
+    places = []
+    for index, value in enumerate(reversed(values)):
+        alarm = backwards.update(index, value)
+        if alarm is None or alarm.onset_interval is None or alarm.probability is None:
+            continue
+        after, before = (last - at for at in alarm.onset_interval)
+        near = max(float(after - before), LEAST, NEAR * alarm.run_length)
+        rises = alarm.direction is Direction.DOWN
+        places.append(_Place(before, after, rises, near, _log_odds(alarm.probability)))
+    return places
 
 
 def _log_odds(probability: float) -> float:

@@ -151,26 +151,30 @@ class _Forecast:
             self.error = abs(self.trend)
             self.latest = value
             return False
+        # Every point of a run passes here, at both forecasts of each level: no further calls.
         off = value - self.latest - self.trend
-        size = abs(off)
+        size = off if off >= 0.0 else -off
         error = self.error
         if error > 0.0:
-            surprise = off / error
-            run = self.run = RUN_DECAY * self.run + min(max(surprise, -4.0), 4.0)
-            self.error += (min(size, 3.0 * error) - error) / ERROR_MEMORY
+            surprise = size / error
+            self.error = error + ((size if surprise < 3.0 else 3.0 * error) - error) / ERROR_MEMORY
         else:
-            surprise = 0.0 if size <= 1e-9 * abs(value) else math.copysign(30.0, off)
-            run = self.run = RUN_DECAY * self.run + min(max(surprise, -4.0), 4.0)
-            self.error += size / ERROR_MEMORY
-        surprise, run = abs(surprise), abs(run)
+            surprise = 0.0 if size <= 1e-9 * abs(value) else 30.0
+            self.error = error + size / ERROR_MEMORY
+        pull = surprise if surprise < 4.0 else 4.0
+        run = self.run = RUN_DECAY * self.run + (pull if off >= 0.0 else -pull)
+        if run < 0.0:
+            run = -run
         self.latest += self.trend + WEIGHT * off
         self.trend += TREND_WEIGHT * off
         recent = self.recent
         recent.append((surprise, run))
         if len(recent) > HELD:
-            surprise_then, run_then = recent.pop(0)
-            self.usual_surprise = max(self.usual_surprise * FORGET, surprise_then)
-            self.usual_run = max(self.usual_run * FORGET, run_then)
+            then, run_then = recent.pop(0)
+            usual = FORGET * self.usual_surprise
+            self.usual_surprise = then if then > usual else usual
+            usual = FORGET * self.usual_run
+            self.usual_run = run_then if run_then > usual else usual
         return run > RUN or surprise > SURPRISE
 
     def past(self) -> Past:
@@ -238,6 +242,10 @@ class _Level:
         low, high = min(near), max(near)
         beyond = LEAP * (high - low)
         return value > high + beyond or value < low - beyond
+
+    def past(self, in_log: bool) -> Past:
+        """How the values, or their logarithms, surprised a forecast, now and before."""
+        return (self.log if in_log else self.linear).past()
 
     def stands_out(self, usable: int) -> bool:
         """Whether a mean of the latest values lies clearly outside of what was just before."""
@@ -409,12 +417,11 @@ class LocalChange(BaseDetector):
         far = self._levels[index + 1].values[-FAR:-1] if index + 1 < len(self._levels) else []
         looks = look(
             np.array(level.values[-usable:]),
-            np.array(far),
+            far,
             level=index,
             seen=self._count,
             since=self._count - self._since,
-            past=level.linear.past(),
-            past_in_log=level.log.past(),
+            past_of=level.past,
             whole=self._whole,
         )
         if looks is None:

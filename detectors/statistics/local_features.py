@@ -11,6 +11,8 @@ again at each look.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -95,6 +97,52 @@ class Looks(NamedTuple):
     old: int
 
 
+class _Shape(NamedTuple):
+    """What follows from the number of values alone: where looks at each m of them read.
+
+    Attributes:
+        sizes: The numbers m.
+        ms: The same, as an array.
+        old: Values before them that a line is fitted to.
+        windows: Indices of these, shape (q, old).
+        begins: Where the m values begin.
+        ago: How long before the newest old value each of them lies.
+        ahead: How far beyond that the middle of the m values lies.
+        errors: Standard error of the difference, in units of the noise.
+        least: The smallest difference that counts, in the same.
+    """
+
+    sizes: tuple[int, ...]
+    ms: Array
+    old: int
+    windows: NDArray[np.intp]
+    begins: NDArray[np.intp]
+    ago: Array
+    ahead: Array
+    errors: Array
+    least: Array
+
+
+@lru_cache(maxsize=256)
+def _shape(n: int) -> _Shape:
+    sizes = tuple(m for m in NEW if 3 * m <= n and n - m >= MIN_OLD)
+    k = min(n - sizes[-1], MAX_OLD)
+    whole = np.array(sizes, dtype=np.intp)
+    ms = whole.astype(np.float64)
+    errors = np.sqrt(1.0 / ms + 4.0 / k * (1.0 + ms / k))
+    return _Shape(
+        sizes=sizes,
+        ms=ms,
+        old=k,
+        windows=(n - k) - whole[:, None] + np.arange(k),
+        begins=n - whole,
+        ago=np.arange(1.0 - k, 1.0),
+        ahead=(ms + 1.0) / 2.0,
+        errors=errors,
+        least=(1.0 - ROUNDING) * least_errors(k) * errors,
+    )
+
+
 def least_errors(old: int) -> float:
     """Standard errors that a change must have, with so many values before it."""
     return SIGNIFICANT * (1.0 + FEW / old)
@@ -102,13 +150,12 @@ def least_errors(old: int) -> float:
 
 def look(
     values: Array,
-    far: Array,
+    far: Sequence[float],
     *,
     level: int,
     seen: int,
     since: int,
-    past: Past,
-    past_in_log: Past,
+    past_of: Callable[[bool], Past],
     whole: bool = True,
 ) -> Looks | None:
     """Features of a change at each of the latest values.
@@ -120,53 +167,63 @@ def look(
         level: How often fours of points were joined to one value.
         seen: Points of the stream so far.
         since: Points since the last change.
-        past: How the level surprised a forecast, now and before.
-        past_in_log: The same of its logarithms, for where these are watched.
+        past_of: How the level surprised a forecast, now and before: that of the values, or, given
+            True, that of their logarithms.
         whole: Whether features are asked for also where no change has `least_errors`.
 
     Returns:
         None where they are not.
     """
     n = values.size
-    allowed = tuple(m for m in NEW if 3 * m <= n and n - m >= MIN_OLD)
-    longest = allowed[-1]
-    k = min(n - longest, MAX_OLD)
+    shape = _shape(n)
+    k, ms, allowed = shape.old, shape.ms, shape.sizes
     low, high = float(values.min()), float(values.max())
     positive = low > 0.0
     log = positive and high > LOG_SPAN * low
     y = np.log10(values) if log else values
-    usual = past_in_log if log else past
-    shift = float(y[-1 - longest])
+    shift = float(y[-1 - allowed[-1]])
     y = y - shift  # keeps the sums exact
     q = len(allowed)
-    ms = np.array(allowed)
-    old = y[(n - k) - ms[:, None] + np.arange(k)]
+    old = y[shape.windows]
     third = max(k // 3, 2)
     i, j = (third - 1) // 2, third // 2
-    first, last = np.sort(old[:, :third], axis=1), np.sort(old[:, k - third :], axis=1)
-    slope = 0.5 * (last[:, i] + last[:, j] - first[:, i] - first[:, j]) / (k - third)
-    rest = old - slope[:, None] * np.arange(1 - k, 1)
-    ordered = np.sort(rest, axis=1)
+    first, last = old[:, :third].copy(), old[:, k - third :].copy()
+    first.sort(axis=1)
+    last.sort(axis=1)
+    slope = (last[:, i] + last[:, j] - first[:, i] - first[:, j]) * (0.5 / (k - third))
+    rest = old - slope[:, None] * shape.ago
+    ordered = rest.copy()
+    ordered.sort(axis=1)
     i, j = (k - 1) // 2, k // 2
     base = 0.5 * (ordered[:, i] + ordered[:, j])
+    largest = np.maximum(ordered[:, -1] - base, base - ordered[:, 0])
+    sums = np.empty(n + 1)
+    sums[0] = 0.0
+    y.cumsum(out=sums[1:])
+    flat = (sums[n] - sums[shape.begins]) / ms - base
+    ahead = flat - slope * shape.ahead
+    far_off, farther_on = np.abs(flat), np.abs(ahead)
+    nearer = far_off < farther_on
+    much = np.minimum(far_off, farther_on)
+    much[flat * ahead <= 0.0] = 0.0
+    # The noise is no smaller than a quarter of the largest residual: most looks end here.
+    if not (whole or (much >= shape.least * (0.25 * largest)).any()):
+        return None
     rest -= base[:, None]
-    size = np.sort(np.abs(rest), axis=1)
-    rough = np.sort(np.abs(old[:, 1:] - old[:, :-1]), axis=1)[:, i]
-    largest = size[:, -1]
+    size = np.abs(rest)
+    size.sort(axis=1)
+    rough = np.abs(old[:, 1:] - old[:, :-1])
+    rough.sort(axis=1)
     height = np.ones(q) if log else np.abs(base + shift)
     sigma = np.maximum.reduce(
-        [1.4826 * size[:, j], 1.05 * rough, 0.25 * largest, 1e-7 * height + 1e-15]
+        [1.4826 * size[:, j], 1.05 * rough[:, i], 0.25 * largest, 1e-7 * height + 1e-15]
     )
-    sums = np.concatenate([[0.0], y.cumsum()])
-    flat = (sums[n] - sums[n - ms]) / ms - base
-    ahead = flat - slope * (ms + 1) / 2.0
-    nearer = np.abs(flat) < np.abs(ahead)
-    change = np.where(nearer, flat, ahead)
-    change[flat * ahead <= 0.0] = 0.0
-    much = np.abs(change)
-    error = sigma * np.sqrt(1.0 / ms + 4.0 / k * (1.0 + ms / k))
-    if not (whole or (much >= (1.0 - ROUNDING) * least_errors(k) * error).any()):
+    if not (whole or (much >= shape.least * sigma).any()):
         return None
+    error = sigma * shape.errors
+    change = np.where(nearer, flat, ahead)
+    change[much == 0.0] = 0.0
+    past = past_of(log)
     sign = np.sign(change)
     least, newest, jump = np.empty(q), np.empty(q), np.empty(q)
     gap, spread = np.empty(q), np.empty(q)
@@ -190,8 +247,10 @@ def look(
     phi = np.einsum("ij,ij->i", rest[:, 1:], rest[:, :-1]) / np.maximum(power, TINY)
     bend = sign * rest[:, k - max(k // 4, 2) :].mean(axis=1) / sigma
     far_jump = far_range = 0.0
-    if far.size > 1:
-        far_y = np.log10(np.maximum(far, low * 1e-3)) if log else far
+    if len(far) > 1:
+        far_y = np.array(far)
+        if log:
+            far_y = np.log10(np.maximum(far_y, low * 1e-3))
         far_jump = float(np.abs(far_y[1:] - far_y[:-1]).max())
         far_range = float(far_y.max() - far_y.min())
     top = np.array([much, least, much, much, much, much, much, much, sigma, largest, much])
@@ -226,10 +285,10 @@ def look(
     features[:, 19] = level
     features[:, 20] = math.log10(seen)
     features[:, 21] = math.log10(max(since, 1))
-    features[:, 22] = math.log10(usual.surprise + 0.1)
-    features[:, 23] = usual.run
-    features[:, 24] = math.log10((usual.surprise + 0.1) / (usual.usual_surprise + 0.1))
-    features[:, 25] = math.log10((usual.run + 0.1) / (usual.usual_run + 0.1))
+    features[:, 22] = math.log10(past.surprise + 0.1)
+    features[:, 23] = past.run
+    features[:, 24] = math.log10((past.surprise + 0.1) / (past.usual_surprise + 0.1))
+    features[:, 25] = math.log10((past.run + 0.1) / (past.usual_run + 0.1))
     features[:, 26] = np.arcsinh(np.clip(gap / sigma, -100.0, 100.0))
     features[:, 27] = np.clip(gap / np.maximum(bottom[5], TINY), -3.0, 3.0)
     features[:, 28] = np.log10(spread / sigma + 0.01)

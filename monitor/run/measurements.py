@@ -135,7 +135,9 @@ class Measuring:
         live = [name for name in names if registry.reads_live(self.roster.observables[name])]
         rest = [name for name in names if name not in live]
         if live:
+            begin = self.planner.ledger.clock()
             context = seen.added_to(subject.live_context(step, epoch))
+            self.planner.took(live[0], self.planner.ledger.clock() - begin)
             for name in live:
                 results += self._whole(name, step, context)
         if rest or self.planner.goes_on(step):

@@ -23,6 +23,9 @@ from phasewatch.monitor.store.store import Store
 
 log = logging.getLogger("phasewatch")
 
+_Item = Mapping[str, Column] | Observation | Transition
+"""What a sink may be shown."""
+
 
 class Sinks:
     """The store and the sinks of one fit.
@@ -54,7 +57,7 @@ class Sinks:
         self.store = store
         self._sinks = tuple(sinks)
         self._own_sinks = tuple(own_sinks)
-        self._waiting: deque[Mapping[str, Column] | Observation | Transition] = deque()
+        self._waiting: deque[_Item] = deque()
         self._health = health
         self._run_id = run_id
         self._attempt = attempt
@@ -77,18 +80,18 @@ class Sinks:
         """Store one observation and pass it on."""
         self.store.add_observation(self._run_id, self._attempt, observation)
         for sink in self._sinks:
-            self._call(sink, partial(_emit, observation))
-        if self._own_sinks:
-            self._waiting.append(observation)
+            if _takes(sink, observation):
+                self._call(sink, partial(_emit, observation))
+        self._wait(observation)
 
     def emit_columns(self, columns: Mapping[str, Column]) -> None:
         """Store many exact scalars and pass them on; a sink that shows the latest gets only it."""
         for name, column in columns.items():
             self.keep_column(name, column)
         for sink in self._sinks:
-            self._emit_columns(sink, columns)
-        if self._own_sinks:
-            self._waiting.append(columns)
+            if _takes(sink, columns):
+                self._emit_columns(sink, columns)
+        self._wait(columns)
 
     def keep_column(self, name: str, column: Column) -> None:
         """Store exact scalars of one stream; waits while the store has no room for them."""
@@ -105,8 +108,12 @@ class Sinks:
             self._guard("alerts", lambda: alerts.expect(transition))
         for sink in self._sinks:
             self._call(sink, partial(_notify, transition))
-        if self._own_sinks:
-            self._waiting.append(transition)
+        self._wait(transition)
+
+    def _wait(self, item: _Item) -> None:
+        """Keep for `deliver` what a sink of the user's takes: each delivery costs training time."""
+        if any(_takes(sink, item) for sink in self._own_sinks):
+            self._waiting.append(item)
 
     def deliver(self) -> None:
         """Call the user's sinks with what waits for them. For the training thread alone."""
@@ -116,8 +123,10 @@ class Sinks:
             while self._waiting:
                 self._deliver(self._waiting.popleft())
 
-    def _deliver(self, item: Mapping[str, Column] | Observation | Transition) -> None:
+    def _deliver(self, item: _Item) -> None:
         for sink in self._own_sinks:
+            if not _takes(sink, item):
+                continue
             if isinstance(item, Observation):
                 self._call(sink, partial(_emit, item))
             elif isinstance(item, Transition):
@@ -189,6 +198,13 @@ class Sinks:
                 type(error).__name__,
                 error,
             )
+
+
+def _takes(sink: Sink, item: _Item) -> bool:
+    """Whether a sink is shown this: one that takes no scalars sees what carries a detail alone."""
+    if isinstance(item, Transition) or getattr(sink, "takes_scalars", True):
+        return True
+    return isinstance(item, Observation) and item.detail is not None
 
 
 def _emit(observation: Observation, sink: Sink) -> None:

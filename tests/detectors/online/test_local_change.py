@@ -102,7 +102,7 @@ def test_small_values_after_large_ones_are_forecast_in_log10():
     assert level.linear.recent[-1][0] < local_change.SURPRISE < level.log.recent[-1][0]
 
 
-FRESH = {"past": Past(), "past_in_log": Past()}
+FRESH = {"past_of": lambda in_log: Past()}
 
 
 class Never:
