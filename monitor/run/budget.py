@@ -136,6 +136,15 @@ class Budget:
         self._spent += seconds
         self._level -= seconds
 
+    @contextmanager
+    def held_back(self, seconds: float) -> Iterator[None]:
+        """Keep so much for what comes after: inside, it is as if it were spent."""
+        self._level -= seconds
+        try:
+            yield
+        finally:
+            self._level += seconds
+
     def lift(self, seconds: float) -> None:
         """Of what is being spent, so much is not taken from the bucket: it was asked for."""
         self._free += seconds

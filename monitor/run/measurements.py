@@ -378,7 +378,11 @@ class Measuring:
         results: list[Observation] = []
         self._ending = True
         self.planner.expect(0.0)
-        with subject.guarded(step, self._num_turns), self.interrupts.listening():
+        with (
+            ledger.held_back(self.planner.closing_seconds),
+            subject.guarded(step, self._num_turns),
+            self.interrupts.listening(),
+        ):
             if (opened := self._open) is not None:
                 results += self._go_on(step)
                 if self._open is not None:

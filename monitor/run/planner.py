@@ -133,6 +133,7 @@ class Planner:
         self.ledger = budget
         self.density = density or Density(1)
         self.open: str | None = None
+        self.closing_seconds = 0.0  # what the end of the run will take, after the last measurement
         self._steps_at_end = math.inf
         self._seconds_left = math.inf
         self._common = 0.0
@@ -403,11 +404,11 @@ class Planner:
         """Seconds that what is not light may take until the end: the rest goes on as it did."""
         left = self._seconds_left
         if self._opening is None or math.isinf(left):
-            return self.ledger.left_until(left)
+            return self.ledger.left_until(left) - self.closing_seconds
         expensive = sum(a.seconds for a in self._accounts.values() if not a.light)
         spent = max(0.0, self.ledger.seconds - self._opening - expensive)
         rate = min(spent / max(self.ledger.elapsed, 1.0), self.ledger.share)
-        return self.ledger.left_until(left) - rate * left
+        return self.ledger.left_until(left) - rate * left - self.closing_seconds
 
     def never(self, name: str) -> bool:
         """Whether even a short measurement is more than the run has room for."""

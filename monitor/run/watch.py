@@ -76,6 +76,9 @@ log = logging.getLogger("phasewatch")
 DETECTION_SHARE = 0.5
 """Of the budget, what detection may take; beyond it, it sees fewer points."""
 
+CLOSING_SHARE = 0.6
+"""What looking back at the end takes, over what detection and the store took: measured .5 to .7."""
+
 STATE_SECONDS = 10.0
 """How long a checkpoint waits for detection."""
 
@@ -837,6 +840,7 @@ class Watch:
                 self._beside_before + self._road.cpu_seconds + store.writer_cpu_seconds
             )
             self._planner.ledger.spend_beside(health.beside_seconds_total - before)
+            self._planner.closing_seconds = CLOSING_SHARE * self._road.cpu_seconds
         health.overhead_ratio = self._planner.ledger.overhead_ratio
         health.monitor_seconds_total = self._planner.ledger.total_seconds
         health.store_queue_depth = store.queue_depth

@@ -91,3 +91,10 @@ def test_an_evaluation_that_takes_longer_than_the_grace_enlarges_the_bucket():
     assert math.isinf(budget.seconds_until(5.0))
     budget.enlarge(5.0)
     assert budget.seconds_until(5.0) == pytest.approx((5.0 - GRACE_SECONDS) / 0.05)
+
+
+def test_what_is_held_back_is_there_again_afterwards():
+    budget, _ = started(0.05)
+    with budget.held_back(0.5):
+        assert budget.level == pytest.approx(GRACE_SECONDS - 0.5)
+    assert budget.level == pytest.approx(GRACE_SECONDS)

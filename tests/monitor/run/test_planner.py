@@ -181,6 +181,15 @@ def test_what_even_the_end_has_no_room_for_is_known():
     assert loop.planner.never("llc")
 
 
+def test_what_the_end_itself_takes_is_not_given_away_before():
+    loop = Loop(llc(), budget=0.05, costs={"llc": 1.0}, steps=1_000)
+    loop.run(1)
+    loop.planner.expect(1.0)
+    assert not loop.planner.at_end("llc")
+    loop.planner.closing_seconds = GRACE_SECONDS
+    assert loop.planner.at_end("llc")
+
+
 def test_what_cannot_be_left_in_the_middle_begins_only_when_all_of_it_is_there():
     loop = Loop(Account("whole", expensive=True), budget=0.05, costs={"whole": 1.2}, steps=10_000)
     loop.run(10_000)

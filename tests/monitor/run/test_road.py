@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -26,6 +27,7 @@ from phasewatch.monitor.run.portions import split
 from phasewatch.monitor.store.store import Store
 from phasewatch.monitor.transitions import thinning
 from phasewatch.monitor.transitions.pipeline import Detection
+from support.records import make_estimate
 from support.scripted import Scripted
 
 THREAD = "phasewatch-road"
@@ -216,6 +218,28 @@ def test_a_sink_of_the_users_is_called_from_the_training_thread_in_order(setting
     confirmed = next(i for i, (what, _) in enumerate(sink.said) if what == "confirmed")
     before = [step for name, step in sink.said[:confirmed] if name == "train_loss"]
     assert sink.said[confirmed][1] <= max(before)
+
+
+class Estimates(Noting):
+    takes_scalars = False
+
+
+def test_a_sink_that_takes_no_scalars_is_shown_what_carries_a_detail_and_transitions(
+    settings, monkeypatch
+) -> None:
+    entered = []
+    monkeypatch.setattr(
+        "phasewatch.monitor.run.sinks.unfelt",
+        lambda: entered.append(None) or contextlib.nullcontext(),
+    )
+    sink = Estimates()
+    with Watch(settings, sinks=[sink]) as watched:
+        feed(watched, {"train_loss": curve(1500, (700,))}, drain_every=100)
+        watched.observe_estimate(1501, make_estimate())
+    names = {name for name, _ in sink.said}
+    assert "train_loss" not in names
+    assert {"llc", "confirmed"} <= names
+    assert len(entered) < 15  # fifteen hundred values cost training no delivery
 
 
 def test_a_detector_of_the_users_runs_in_the_training_thread(settings) -> None:
