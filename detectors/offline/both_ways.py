@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from phasewatch.detectors.online.local_change import FOLD, LocalChange, _Level
+from phasewatch.detectors.online.local_change import FOLD, LocalChange
 from phasewatch.detectors.statistics.local_features import NEW
+from phasewatch.detectors.statistics.watched_level import WatchedLevel
 from phasewatch.detectors.types import Alarm, Direction
 
 BACKWARDS = 1.0
@@ -83,7 +84,7 @@ class _Witness(LocalChange):
         self.said: list[tuple[int, bool, float]] = []
         self._whole = True
 
-    def _look(self, step: int, index: int, level: _Level, required: float) -> Alarm | None:  # noqa: ARG002
+    def _look(self, step: int, index: int, level: WatchedLevel, required: float) -> Alarm | None:  # noqa: ARG002
         stride = FOLD**index
         if not any(
             place.after - place.near + stride

@@ -11,7 +11,7 @@ import pytest
 from phasewatch.detectors import Direction, create
 from phasewatch.detectors.evaluation import simulated_runs
 from phasewatch.detectors.online import local_change
-from phasewatch.detectors.statistics import boosted
+from phasewatch.detectors.statistics import boosted, watched_level
 from phasewatch.detectors.statistics.boosted import BoostedTrees
 from phasewatch.detectors.statistics.local_features import NAMES, Past, least_errors, look
 
@@ -80,12 +80,12 @@ def test_a_turbulent_start_does_not_hide_a_spike_soon_after():
     assert [(a.onset_step, a.direction) for a in alarms(curve)] == [(38, Direction.UP)]
 
 
-@pytest.mark.parametrize("leap", [local_change.LEAP, math.inf])
+@pytest.mark.parametrize("leap", [watched_level.LEAP, math.inf])
 def test_a_value_outside_of_those_before_it_is_looked_at_while_forecasts_are_still_rough(
     leap, monkeypatch
 ):
-    monkeypatch.setattr(local_change, "LEAP", leap)
-    level = local_change._Level(keep=64)
+    monkeypatch.setattr(watched_level, "LEAP", leap)
+    level = watched_level.WatchedLevel(keep=64)
     turbulent, calm = [1.0, 100.0] * 10, [50.0, 50.1] * 14
     for step, value in enumerate(turbulent + calm):
         level.push(step, value)
@@ -94,12 +94,12 @@ def test_a_value_outside_of_those_before_it_is_looked_at_while_forecasts_are_sti
 
 
 def test_small_values_after_large_ones_are_forecast_in_log10():
-    level = local_change._Level(keep=64)
+    level = watched_level.WatchedLevel(keep=64)
     for step in range(60):
         level.push(step, 10.0 ** (3.0 - 0.1 * step) * (1.0 + 0.01 * (-1) ** step))
     level.due = 0
     assert level.push(60, 10.0**-2.0)  # tenfold where it was, nothing against the beginning
-    assert level.linear.recent[-1][0] < local_change.SURPRISE < level.log.recent[-1][0]
+    assert level.linear.recent[-1][0] < watched_level.SURPRISE < level.log.recent[-1][0]
 
 
 FRESH = {"past_of": lambda in_log: Past()}
