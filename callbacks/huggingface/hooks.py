@@ -176,15 +176,17 @@ class CallbackHooks(MonitorBase):
     def _keep_checkpoint(self, training: Training, trainer: Any, state: Any) -> None:
         """Have a checkpoint written, if one is wanted for what may be suspected."""
         watch = self._watch
-        if watch is None or (place := watch.checkpoint_place(state.global_step)) is None:
+        if watch is None or (kept := watch.checkpoints) is None:
+            return
+        if (place := kept.place(state.global_step)) is None:
             return
 
         def save(folder: Path) -> None:
             save_checkpoint(trainer, state, folder)
-            kept = {**training.state_dict(), "watch": watch.state_dict()}
-            save_state(folder, self._run_name, kept)
+            held = {**training.state_dict(), "watch": watch.state_dict()}
+            save_state(folder, self._run_name, held)
 
-        watch.write_checkpoint(place, save)
+        kept.write(place, save)
 
     # ---- what Lightning's Trainer calls
 

@@ -29,8 +29,8 @@ class Saves:
 
     def __init__(self, trainer: Any, watch: Watch | None) -> None:
         self._trainer = trainer
-        self._watch = watch
-        own = None if watch is None else watch.checkpoint_grid
+        self._kept = None if watch is None else watch.checkpoints
+        own = None if self._kept is None else self._kept.keeper.grid
         every, length = self._told((None, None) if own is None else (own.every, own.length))
         self._grid = None if length is None else Grid(every, length)
         self._next = 0 if self._grid is None else self._grid.after(trainer.global_step)
@@ -46,12 +46,12 @@ class Saves:
         if self._grid is None or at < self._next:
             return
         self._next = self._grid.after(at)
-        place = None if self._watch is None else self._watch.checkpoint_place(at)
+        place = None if self._kept is None else self._kept.place(at)
         told = self._told("" if place is None else str(place))
         if not told:
             return
-        if self._watch is not None:
-            self._watch.write_checkpoint(Path(told), self._save)
+        if self._kept is not None:
+            self._kept.write(Path(told), self._save)
             return
         try:
             self._save(Path(told))

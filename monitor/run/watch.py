@@ -30,14 +30,14 @@ from phasewatch.monitor.core.history import History
 from phasewatch.monitor.core.meaning import DENSITY
 from phasewatch.monitor.core.stray import let_through
 from phasewatch.monitor.core.transitions import Transition
-from phasewatch.monitor.isolation.guard import generators_kept
 from phasewatch.monitor.observables.llc.values import Moment, beside, observed_llc
 from phasewatch.monitor.run.buffer import ScalarBuffer
+from phasewatch.monitor.run.checkpoints import Checkpoints
 from phasewatch.monitor.run.console import ensure_heard
 from phasewatch.monitor.run.failures import Failures
 from phasewatch.monitor.run.forecast import headline_of, table_of
 from phasewatch.monitor.run.installed_sinks import open_installed
-from phasewatch.monitor.run.keeper import Grid, Keeper
+from phasewatch.monitor.run.keeper import Keeper
 from phasewatch.monitor.run.last_look import look_back, say_goodbye
 from phasewatch.monitor.run.measurements import Measuring
 from phasewatch.monitor.run.opening import (
@@ -157,7 +157,7 @@ class Watch:
         if save is not None and not callable(save):
             raise ConfigError(f"save: got {save!r}; give a function that writes to a path")
         self._save = save
-        self._keeper: Keeper | None = None
+        self.checkpoints: Checkpoints | None = None
         if save is not None:
             self.keep_checkpoints(".pt")
         self._given = (observables if observables is None else [*observables], detectors)
@@ -192,8 +192,8 @@ class Watch:
         )
         self._thinner = Thinner(self._detection.meanings)
         self._runs.make_fresh(*self._given)
-        if self._keeper is not None:
-            self.keep_checkpoints(self._keeper.suffix)
+        if self.checkpoints is not None:
+            self.keep_checkpoints(self.checkpoints.keeper.suffix)
 
     # ---- life cycle
 
@@ -212,7 +212,7 @@ class Watch:
         """
         if self._sinks is not None:
             return
-        if self.config.checkpoint_on is not None and self._keeper is None:
+        if self.config.checkpoint_on is not None and self.checkpoints is None:
             raise ConfigError(
                 f"checkpoint_on: got {self.config.checkpoint_on!r}, and this loop has not said how "
                 "a checkpoint is written; give Watch(save=lambda path: torch.save({'step': …, "
@@ -220,7 +220,7 @@ class Watch:
                 "leave checkpoint_on out"
             )
         ensure_heard()
-        if self._save is not None and self._keeper is None:
+        if self._save is not None and self.checkpoints is None:
             log.info("save is given and checkpoint_on is not set: no checkpoints are kept")
         if self.attempt and self._saved is None and step < self.health.step:
             self._begin_anew(step)
@@ -306,9 +306,9 @@ class Watch:
             look=self._measuring.look_at,
             tell=self._tell_around,
         )
-        if self._keeper is not None:
+        if self.checkpoints is not None:
             folder = (self._root or Path()) / self.config.around.folder / self.run_id
-            self._keeper.open(folder, step, self.attempt, expected_steps)
+            self.checkpoints.keeper.open(folder, step, self.attempt, expected_steps)
 
     def _begin_anew(self, step: int) -> None:
         """Steps have gone back: from here on it is another run."""
@@ -380,9 +380,10 @@ class Watch:
             for transition in self._detection.finish():
                 self._tell_around(transition)
                 sinks.notify(transition)
-            if self._keeper is not None:
-                self._keeper.close(is_over=state in (RunState.FINISHED, RunState.STOPPED))
-                self._enter_checkpoints(self._keeper)
+            if self.checkpoints is not None:
+                is_over = state in (RunState.FINISHED, RunState.STOPPED)
+                self.checkpoints.keeper.close(is_over=is_over)
+                self.checkpoints.enter_changed()
             for transition in self._detection.grown():
                 sinks.keep(transition)  # it grew since it was told: no news for a sink
             if state in (RunState.FINISHED, RunState.STOPPED):
@@ -480,7 +481,10 @@ class Watch:
         if step < self.failures.resumes_at:
             return False
         at = self._steps.at(step)
-        return self._planner.due(at) or (self._save is not None and self._saves_at(at))
+        if self._planner.due(at):
+            return True
+        kept = self.checkpoints  # adapters ask for these by themselves
+        return self._save is not None and kept is not None and kept.keeper.due(at)
 
     def before_step(
         self,
@@ -623,8 +627,8 @@ class Watch:
             log.warning("what the run will see is not kept: %s", error)
 
     def _around_in_words(self) -> str:
-        keeper = self._keeper
-        said = [self._planner.density.in_words, "" if keeper is None else keeper.in_words]
+        kept = self.checkpoints
+        said = [self._planner.density.in_words, "" if kept is None else kept.keeper.in_words]
         shown = "; ".join(filter(None, said))
         return f"around a suspected transition: {shown}" if shown else ""
 
@@ -676,8 +680,10 @@ class Watch:
         with self.spending(), self.failures.surviving(step, backs_off=True):
             subject = self._subject = self._as_subject(context)
             self._measure(step, subject, epoch)
-        if self._save is not None and (place := self.checkpoint_place(step)) is not None:
-            self.write_checkpoint(place, self._save)
+        if self._save is None or self.checkpoints is None:
+            return
+        if (place := self.checkpoints.place(step)) is not None:
+            self.checkpoints.write(place, self._save)
 
     def measure_last(
         self, step: int, context: MeasureContext | Subject | nn.Module, epoch: int | None = None
@@ -705,58 +711,18 @@ class Watch:
         """
         if self.config.checkpoint_on is not None:
             around, budget = self.config.around, self.config.budget
-            self._keeper = Keeper(around, self.health, budget=budget, suffix=suffix)
+            keeper = Keeper(around, self.health, budget=budget, suffix=suffix)
+            self.checkpoints = Checkpoints(keeper, self.spending, self._enter_checkpoints)
 
-    @property
-    def checkpoint_grid(self) -> Grid | None:
-        """The steps at which a checkpoint may be written; None where none is."""
-        return None if self._keeper is None else self._keeper.grid
-
-    def _saves_at(self, step: int) -> bool:
-        return self._keeper is not None and self._keeper.due(step)
-
-    def checkpoint_place(self, step: int) -> Path | None:
-        """Where a checkpoint is to be written at `step`; None where none is. Never raises."""
-        if self._keeper is None or not self._keeper.due(step):
-            return None
-        with self.spending():
-            place = self._keeper.wants(step)
-            self._enter_checkpoints(self._keeper)
-        return place
-
-    def write_checkpoint(self, place: Path, save: Callable[[Path], object]) -> None:
-        """Have a checkpoint written, and keep account of it. A failure is counted and said.
-
-        Args:
-            place: As `checkpoint_place` gave it.
-            save: Writes it.
-        """
-        keeper = self._keeper
-        if keeper is None:
-            return
-        with self.spending():
-            begin = time.perf_counter()
-            try:
-                with generators_kept():
-                    save(place)
-            except Exception as error:
-                keeper.failed(place, error)
-            else:
-                keeper.wrote(place, time.perf_counter() - begin)
-            self._enter_checkpoints(keeper)
-
-    def _enter_checkpoints(self, keeper: Keeper) -> None:
-        """Enter into the record of transitions which checkpoints are kept for them."""
-        changed, keeper.changed = keeper.changed, set()
-        for transition in sorted(changed):
-            if self._road is not None:
-                self._road.enter_checkpoints(transition, keeper.paths_of(transition))
+    def _enter_checkpoints(self, transition: str, paths: tuple[str, ...]) -> None:
+        if self._road is not None:
+            self._road.enter_checkpoints(transition, paths)
 
     def _tell_around(self, transition: Transition) -> None:
         """A transition has changed; told by the thread that detects."""
         self._planner.density.told(transition)
-        if self._keeper is not None:
-            self._keeper.told(transition)
+        if self.checkpoints is not None:
+            self.checkpoints.keeper.told(transition)
 
     # ---- measuring
 
@@ -958,7 +924,7 @@ class Watch:
             "detection": detection,
             "thinning": thinning,
             "durable": dict(self._durable),
-            "keeping": None if self._keeper is None else self._keeper.state_dict(),
+            "keeping": None if self.checkpoints is None else self.checkpoints.keeper.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -970,5 +936,5 @@ class Watch:
         self._measuring.load_state_dict(state["measuring"])
         self._detection.load_state_dict(state["detection"])
         self._thinner.load_state_dict(state["thinning"])
-        if self._keeper is not None and state.get("keeping"):
-            self._keeper.load_state_dict(state["keeping"])
+        if self.checkpoints is not None and state.get("keeping"):
+            self.checkpoints.keeper.load_state_dict(state["keeping"])
