@@ -30,6 +30,7 @@ from phasewatch.monitor.sampling.recorder import Recorder
 from phasewatch.monitor.sampling.sharpness import Sharpness, measure_sharpness
 from phasewatch.monitor.sampling.stopwatch import Stopwatch
 from phasewatch.monitor.sampling.underdamped import Baoab
+from phasewatch.monitor.sampling.witness import Witness
 
 BLOW_UP_PER_PARAMETER, BLOW_UP = 5.0, 50.0
 """A chain has left when nβ K exceeds 5 d + 50 nats; in equilibrium it is about d/2 or less. A
@@ -90,6 +91,7 @@ class ChainGroup:
         num_outside: How many of them, the last ones, start outside; see `outside`.
         pick: Which batches the next step uses.
         stopwatch: Says when to stop; None never does.
+        witness: What else is recorded of the draws.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class ChainGroup:
         pick: Callable[[], Sequence[int]] | None = None,
         stopwatch: Stopwatch | None = None,
         common: torch.Generator | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self.landscape = landscape
         self.integrator = integrator
@@ -127,6 +130,7 @@ class ChainGroup:
         self._common = common or generator
         self._all = landscape.all
         self._pick = pick
+        self._witness = witness
         self._partial = pick is not None
         self._watched: WatchedStep | None = None
         self._next_check = FIRST_CHECK
@@ -332,6 +336,11 @@ class ChainGroup:
             record.noise.add(draw, self._noise_heat(found, indices))
         if draw % TERMS_EVERY == 0 and not self._partial and self.landscape.has_terms:
             self._keep_terms(draw, found.terms)
+        if self._witness is not None and draw % record.witness_every == 0:
+            record.witnessed.add(draw, self._witness.look(x, found))
+            if len(record.witnessed) > self._witness.room:
+                record.witnessed.thin()
+                record.witness_every *= 2
 
     def _noise_heat(self, found: Evaluation, indices: Sequence[int]) -> Tensor:
         """Look at the minibatch noise: the same points on other batches."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from phasewatch.monitor.core.errors import RefusedError
+from phasewatch.monitor.core.work import T
 from phasewatch.monitor.sampling.layout import PREFIX
 from phasewatch.monitor.sampling.posterior import Problem
 from phasewatch.monitor.sampling.probe_loss import checked_terms
@@ -74,6 +75,10 @@ class Engine(Protocol):
         """Terms (width, terms) and gradient (width, d) of batch `index` at displacements `x`."""
         ...
 
+    def losses(self, x: Tensor, index: int) -> Tensor:
+        """Terms (width, terms) of batch `index` at displacements `x`, without the gradient."""
+        ...
+
 
 class VmapEngine:
     """Chains in one vectorised forward pass; one ordinary backward pass through it.
@@ -101,9 +106,19 @@ class VmapEngine:
 
     def batch(self, x: Tensor, index: int) -> tuple[Tensor, Tensor]:
         """Terms and gradients of batch `index` at the displacements `x` (width, d)."""
-        problem = self.problem
         leaf = (self._center + x).requires_grad_()
-        swapped = {**problem.weights_of(leaf), **self._own_buffers(len(x))}
+        terms = self._terms(leaf, index)
+        (grad,) = torch.autograd.grad(terms.mean(dim=1).sum(), leaf)
+        return terms.detach(), grad
+
+    def losses(self, x: Tensor, index: int) -> Tensor:
+        """Terms of batch `index` at the displacements `x` (width, d)."""
+        # With a graph, though none is needed: some losses differentiate inside.
+        return self._terms((self._center + x).requires_grad_(), index).detach()
+
+    def _terms(self, points: Tensor, index: int) -> Tensor:
+        problem = self.problem
+        swapped = {**problem.weights_of(points), **self._own_buffers(len(points))}
         names, batch = tuple(swapped), problem.batch(index)
 
         def one(*tensors: Tensor) -> Tensor:
@@ -112,9 +127,7 @@ class VmapEngine:
 
         randomness = "same" if problem.noise_is_shared else "different"
         terms = torch.func.vmap(one, randomness=randomness)(*swapped.values())
-        terms = terms.to(problem.layout.state_dtype)
-        (grad,) = torch.autograd.grad(terms.mean(dim=1).sum(), leaf)
-        return terms.detach(), grad
+        return terms.to(problem.layout.state_dtype)
 
     def _own_buffers(self, num_chains: int) -> dict[str, Tensor]:
         """Buffers that the model writes into, one set for each chain."""
@@ -160,12 +173,22 @@ class FallingBack:
 
     def batch(self, x: Tensor, index: int) -> tuple[Tensor, Tensor]:
         """Terms and gradients of batch `index` at the displacements `x` (chains, d)."""
+        return self._tried(lambda: self._engine.batch(x, index), lambda: self._one_by_one(x, index))
+
+    def losses(self, x: Tensor, index: int) -> Tensor:
+        """Terms of batch `index` at the displacements `x` (chains, d)."""
+        return self._tried(
+            lambda: self._engine.losses(x, index),
+            lambda: torch.cat([self._loop.losses(row, index) for row in x.split(1)]),
+        )
+
+    def _tried(self, vmapped: Callable[[], T], looped: Callable[[], T]) -> T:
         if self._engine is self._loop:
-            return self._one_by_one(x, index)
+            return looped()
         try:
-            return self._engine.batch(x, index)
+            return vmapped()
         except Exception as error:
-            found = self._one_by_one(x, index)
+            found = looped()
             self._engine = self._loop
             self._told(error)
             return found
@@ -206,6 +229,14 @@ class LoopEngine:
         if grad is None:
             raise RefusedError(NO_GRADIENT)
         return checked_terms(losses).to(problem.layout.state_dtype)[None], grad[None]
+
+    def losses(self, x: Tensor, index: int) -> Tensor:
+        """Terms of batch `index` at the displacement `x` (1, d)."""
+        problem = self._problem
+        leaf = (self._center + x[0]).requires_grad_()
+        values = {**problem.constants(), **problem.weights_of(leaf)}
+        losses = checked_terms(problem.call(values, problem.batch(index))).detach()
+        return losses.to(problem.layout.state_dtype)[None]
 
 
 class InPlaceEngine:
@@ -270,6 +301,15 @@ class InPlaceEngine:
         if not self._reached:
             raise RefusedError(NO_GRADIENT)
         return checked_terms(losses).to(layout.state_dtype)[None], grad
+
+    def losses(self, x: Tensor, index: int) -> Tensor:
+        """Terms of batch `index` at the displacement `x` (1, d)."""
+        problem, layout = self._problem, self._problem.layout
+        self._move(layout.cut(x[0]))
+        torch.clear_autocast_cache()
+        values = {PREFIX + name: weight for name, weight in self._weights.items()}
+        losses = problem.call({**problem.constants(), **values}, problem.batch(index))
+        return checked_terms(losses).detach().to(layout.state_dtype)[None]
 
     def _move(self, displacements: Mapping[str, Tensor]) -> None:
         """Put the weights at w* + x; at w* itself without displacements."""
@@ -341,6 +381,21 @@ def evaluate(engine: Engine, problem: Problem, x: Tensor, indices: Sequence[int]
     loss, terms, batch_losses = zip(*parts, strict=True)
     found = Evaluation(torch.cat(loss), grad, torch.cat(terms), torch.cat(batch_losses, dim=1))
     return _of_all(found, problem, indices, shares)
+
+
+def evaluate_losses(engine: Engine, problem: Problem, x: Tensor) -> list[Tensor]:
+    """Loss terms of each batch, shape (chains, terms), without any gradient.
+
+    Args:
+        engine: How they are computed; its session is in force.
+        problem: Whose loss.
+        x: Displacements of the chains from w*, shape (chains, d).
+    """
+    parts = x.split(engine.width)
+    return [
+        torch.cat([engine.losses(rows, index) for rows in parts])
+        for index in range(len(problem.batches))
+    ]
 
 
 def _joined(

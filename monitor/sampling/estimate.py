@@ -9,12 +9,15 @@ from torch import nn
 
 from phasewatch.monitor.config.measuring import SamplerConfig
 from phasewatch.monitor.core.context import LossFn
+from phasewatch.monitor.core.errors import RefusedError
 from phasewatch.monitor.core.estimates import Estimate
 from phasewatch.monitor.core.together import ALONE
+from phasewatch.monitor.core.work import run_through
 from phasewatch.monitor.isolation import guard, measure_context
 from phasewatch.monitor.isolation.shards import shards_of
-from phasewatch.monitor.sampling.measure import measure_refined_llc
+from phasewatch.monitor.sampling.measure import refined_llc_steps
 from phasewatch.monitor.sampling.restrictions import Restriction, resolve
+from phasewatch.monitor.sampling.witness import Further
 
 
 def estimate_llc(
@@ -118,9 +121,42 @@ def estimate_refined_llc(
         >>> abs(bias.lambda_hat - 0.5) < 4 * bias.lambda_stderr
         True
     """
+    return measured(model, batches, loss_fn, restrictions, n_samples=n_samples, config=config)
+
+
+def measured(
+    model: nn.Module,
+    batches: Sequence[Any],
+    loss_fn: LossFn,
+    restrictions: Mapping[str, Restriction],
+    *,
+    n_samples: int,
+    config: SamplerConfig | None,
+    further: Further | None = None,
+) -> dict[str, Estimate]:
+    """Parts of a model where it stands, measured on a copy within a guard.
+
+    Args:
+        model: The model at w*; see `estimate_llc`.
+        batches: The probe.
+        loss_fn: `loss_fn(model, batch)`.
+        restrictions: Parts by name.
+        n_samples: n.
+        config: How to sample.
+        further: What is asked for beside λ̂.
+
+    Raises:
+        RefusedError: It cannot be measured safely; says why and what to do.
+        MeasurementError: The loss at w* is not finite.
+    """
     config = config or SamplerConfig()
     selections = {name: resolve(model, part) for name, part in restrictions.items()}
     shards = shards_of(model)
+    if shards is not None and further is not None:
+        raise RefusedError(
+            "the weights are spread over processes, each of which has only a part of the losses of "
+            "each batch; give a model that one process holds"
+        )
     with (shards or ALONE).failing(), guard(model, seed=config.seed):
         context = measure_context(
             model,
@@ -132,4 +168,4 @@ def estimate_refined_llc(
             lend=True,
             shards=shards,
         )
-        return measure_refined_llc(context, config, selections)
+        return run_through(refined_llc_steps(context, config, selections, further=further))

@@ -41,10 +41,17 @@ from phasewatch.monitor.sampling.schemes import (
     picker_of,
 )
 from phasewatch.monitor.sampling.stopwatch import Stopwatch, paced
+from phasewatch.monitor.sampling.witness import Beside, Further
 
 DEAR_SECONDS = 0.25
 """Where a check of the gradient takes longer, the first measurement finds out what the loss is,
 which the budget spreads over the training."""
+
+AVERAGED_ALONE = (
+    "the loss draws random numbers, and is averaged over draws of them; covariances of losses are "
+    "not those of such means. Take the randomness out (dropout, for one), or take one draw of it "
+    "with SamplerConfig(noise='frozen')"
+)
 
 MAX_WARM_BYTES = 2**28
 """Chains larger than this are not kept between two measurements."""
@@ -150,6 +157,7 @@ def refined_llc_steps(
     config: SamplerConfig,
     selections: Mapping[str, Selection],
     memories: Mapping[str, Memory] | None = None,
+    further: Further | None = None,
 ) -> Steps[dict[str, Estimate]]:
     """`measure_refined_llc` in steps: it waits where `context.pause` says so.
 
@@ -160,10 +168,12 @@ def refined_llc_steps(
         config: How the posterior is sampled.
         selections: Names, modules or masks, by part.
         memories: What earlier measurements told, by part.
+        further: What is asked for beside λ̂.
     """
     if not selections:
         raise RefusedError("there are no restrictions; name at least one part of the model")
-    return (yield from context.together.joined(_refined(context, config, selections, memories)))
+    measuring = _refined(context, config, selections, memories, further)
+    return (yield from context.together.joined(measuring))
 
 
 def _refined(
@@ -171,6 +181,7 @@ def _refined(
     config: SamplerConfig,
     selections: Mapping[str, Selection],
     memories: Mapping[str, Memory] | None,
+    further: Further | None,
 ) -> Steps[dict[str, Estimate]]:
     """The measurement, as all processes make it that hold a part of the model."""
     together = context.together
@@ -184,19 +195,27 @@ def _refined(
     left = max(context.deadline_seconds - stopwatch.seconds, 0.0)
     context = replace(context, deadline_seconds=left)
     fresh = examination.afresh(context, config)
+    beside = None
+    if further is not None:
+        if fresh is not None:
+            raise RefusedError(AVERAGED_ALONE)
+        other = replace(context, batches=further.batches)
+        beside = Beside(further, examination.apply(other, config))
     context = examination.apply(context, config)
     if len(selections) > 1 and not _fit_together(context, config, selections, examination):
         found: dict[str, Estimate] = {}
         for name, part in selections.items():
             own = replace(context, deadline_seconds=left / (len(selections) - len(found)))
             one = yield from _measured(
-                own, config, {name: part}, memories, is_live, examination, fresh
+                own, config, {name: part}, memories, is_live, examination, fresh, beside
             )
             left = max(left - one[name].duration_seconds, 0.0)
             found |= one
         return found
     return (
-        yield from _measured(context, config, selections, memories, is_live, examination, fresh)
+        yield from _measured(
+            context, config, selections, memories, is_live, examination, fresh, beside
+        )
     )
 
 
@@ -245,6 +264,7 @@ def _measured(
     is_live: bool,
     examination: Examination,
     fresh: MeasureContext | None,
+    beside: Beside | None,
 ) -> Steps[dict[str, Estimate]]:
     """All parts side by side."""
     stopwatch = Stopwatch(context.deadline_seconds, context.over, context.together.clock)
@@ -265,6 +285,7 @@ def _measured(
         stopwatch,
         examination,
         fresh,
+        beside,
     )
 
     @contextmanager
@@ -296,11 +317,18 @@ def _sampled(
     stopwatch: Stopwatch,
     examination: Examination,
     fresh: MeasureContext | None,
+    beside: Beside | None,
 ) -> Steps[dict[str, Estimate]]:
     """The chains of all parts; steps are taken within the engine's session."""
     n_beta = chosen_n_beta(context, config)
     localization = _localization(context, config, memories, is_live)
     pick = picker_of(problem, config, context.generator)
+    witness = None
+    if beside is not None:
+        witness = beside.witness(
+            problem, engine, config, examination.count, len(selections), whole=pick is None
+        )
+        yield
     noise_of_own = context.together.noise(context.generator)
     runs = {
         name: (OneByOne if engine.name == "inplace" else ChainGroup)(
@@ -320,6 +348,7 @@ def _sampled(
             num_outside=config.num_chains // 2,
             pick=pick,
             stopwatch=stopwatch,
+            witness=witness,
         )
         for name, part in selections.items()
     }
@@ -330,13 +359,13 @@ def _sampled(
     pace = Pace(config, context.n_samples, stopwatch, is_live)
     judged = yield from draw(list(runs.values()), pace)
     if fresh is not None:
-        beside = pose(fresh, problem.layout.names, examination.count)
+        redrawn = pose(fresh, problem.layout.names, examination.count)
         yield
         verdicts = memories[next(iter(selections))].verdicts
-        fresh_engine = yield from verdicts.engine_for(beside, plan)
+        fresh_engine = yield from verdicts.engine_for(redrawn, plan)
         for index, run in enumerate(runs.values()):
             summary, burnin = judged[index]
-            judged[index] = (yield from paid(run, summary, fresh_engine, beside)), burnin
+            judged[index] = (yield from paid(run, summary, fresh_engine, redrawn)), burnin
     seconds = stopwatch.seconds / len(runs)
     estimates = {}
     for (name, run), (summary, burnin) in zip(runs.items(), judged, strict=True):
@@ -348,6 +377,9 @@ def _sampled(
             memories[name].sharpest = run.latest.top.clone()
             memories[name].sharpness = run.sharpness
         estimates[name] = estimate
+        if beside is not None and witness is not None:
+            seen = witness.drawn(run.record.witnessed, burnin, run.alive, estimate)
+            beside.asked.take(name, seen)
     return estimates
 
 

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from phasewatch.monitor.sampling.pointwise import TermSums
 from phasewatch.monitor.sampling.traces import Trace
 
+WITNESS_EVERY = 4
+"""Neighbouring draws would say the same, and further data take a forward pass each time."""
+
 
 class Recorder:
     """What is kept of each draw.
@@ -25,6 +28,8 @@ class Recorder:
         euler: `inflation.euler_heat`.
         noise: `inflation.noise_heat`.
         terms: Sums of the loss terms, `TERM_BLOCK` draws each.
+        witnessed: Losses that were asked for beside λ̂; see `witness`.
+        witness_every: Draws from one of these records to the next.
     """
 
     def __init__(self) -> None:
@@ -36,6 +41,8 @@ class Recorder:
         self.euler = Trace()
         self.noise = Trace()
         self.terms: list[TermSums] = []
+        self.witnessed = Trace()
+        self.witness_every = WITNESS_EVERY
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -68,5 +75,8 @@ class Recorder:
         for name in ("virial", "work", "acceptance", "euler", "noise"):
             traces = [getattr(record, name) for record in records]
             setattr(joined, name, Trace.beside(traces, length))
+        joined.witness_every = max(record.witness_every for record in living)
+        witnessed = [record.witnessed for record in records]
+        joined.witnessed = Trace.beside(witnessed, length, joined.witness_every)
         joined.terms = [sums for record in living for sums in record.terms]
         return joined

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 
 class Trace:
-    """One number of each chain at some draws; read from the device only at the end."""
+    """One number of each chain, or one row, at some draws; read from the device only at the end."""
 
     def __init__(self) -> None:
         self._records: list[tuple[int, Tensor]] = []
@@ -20,9 +21,33 @@ class Trace:
     def __bool__(self) -> bool:
         return bool(self._records)
 
+    def __len__(self) -> int:
+        return len(self._records)
+
     def add(self, draw: int, values: Tensor) -> None:
-        """`values` of shape (chains,) at `draw`."""
+        """`values` of shape (chains,), or (chains, columns), at `draw`."""
         self._records.append((draw, values))
+
+    def thin(self) -> None:
+        """Forget every second record."""
+        self._records = self._records[::2]
+
+    def rows(self, burnin: int, alive: Sequence[bool], columns: int) -> NDArray[Any]:
+        """As `after`, of records that are rows; in their own dtype.
+
+        Args:
+            burnin: The first draw.
+            alive: Which chains live.
+            columns: Of a row.
+
+        Returns:
+            Shape (living chains, records, columns).
+        """
+        kept = [values[list(alive)].cpu() for draw, values in self._records if draw >= burnin]
+        if not kept:
+            return np.empty((sum(alive), 0, columns))
+        table: NDArray[Any] = torch.stack(kept, dim=1).numpy()
+        return table
 
     def after(self, burnin: int, alive: Sequence[bool]) -> NDArray[np.float64]:
         """What living chains have from draw `burnin` on, shape (chains, records)."""
@@ -38,12 +63,18 @@ class Trace:
         return float(kept.mean()) if kept.size else math.nan
 
     @classmethod
-    def beside(cls, traces: Sequence[Trace], length: int) -> Trace:
-        """Traces of single chains as one over the first `length` draws; NaN where one ended."""
+    def beside(cls, traces: Sequence[Trace], length: int, every: int = 1) -> Trace:
+        """Traces of single chains as one; NaN where one ended.
+
+        Args:
+            traces: One of each chain.
+            length: Only of the first so many draws.
+            every: Only of draws that are a multiple of it.
+        """
         found = [dict(trace._records) for trace in traces]
         joined = cls()
         for draw in sorted(set().union(*found)):
-            if draw < length:
+            if draw < length and draw % every == 0:
                 known = next(values[draw] for values in found if draw in values)
                 missing = torch.full_like(known, math.nan)
                 joined.add(draw, torch.cat([values.get(draw, missing) for values in found]))
