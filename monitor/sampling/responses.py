@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -91,14 +92,17 @@ def estimate_susceptibility(
             f"components is {_shown(components)}; it must map at least one name, not the empty "
             'one, to the part of the weights it stands for, as {"attention": "blocks.*.attn.*"}'
         )
-    drawn: dict[str, _Moments] = {}
+    wholes: list[_Whole] = []
     found: dict[str, Susceptibility] = {}
 
     def take(name: str, seen: Drawn) -> None:
-        if name == WHOLE:
-            drawn[name] = _Moments(seen)
-        else:
-            found[name] = _susceptibility(name, _Moments(seen), drawn[WHOLE])
+        if name != WHOLE:
+            found[name] = _susceptibility(name, seen, wholes[0])
+            return
+        wholes.append(_whole(seen))
+        for alias, part in components.items():
+            if part is None:
+                found[alias] = _susceptibility(alias, seen, None)
 
     asked = Further("second_batches", tuple(second_batches), single=False, take=take)
     parts = {name: part for name, part in components.items() if part is not None}
@@ -111,8 +115,7 @@ def estimate_susceptibility(
         config=config,
         further=asked,
     )
-    wholes = {n: _susceptibility(n, None, drawn[WHOLE]) for n, p in components.items() if p is None}
-    return {name: (wholes | found)[name] for name in components}
+    return {name: found[name] for name in components}
 
 
 def estimate_influence(
@@ -180,62 +183,75 @@ def estimate_influence(
     return found[0]
 
 
-class _Moments:
-    """What the chains of one component say of L and of ΔL.
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """What is kept of the chains that move all weights.
 
     Attributes:
-        seen: What was seen of them.
-        phi: L − L(w*), shape (chains, records).
-        mean: E[ΔL] of each term of the second data, and last of their mean; ΔL is taken from w*.
+        mean: E[ΔL] from w* on, of each term of the second data, and last of their mean.
         error: Standard errors of `mean`.
-        is_enough: Whether there is anything to reckon with.
+        said: What they say of themselves; see `_judged`.
     """
 
-    def __init__(self, seen: Drawn) -> None:
-        self.seen = seen
-        self.estimate = seen.estimate
-        self.phi = seen.probe[:, :, 0].astype(np.float64)
-        self.num_looks = self.phi.shape[1]
-        self.num_columns = seen.further.shape[2] + 1
-        self.mean = np.full(self.num_columns, math.nan)
-        self.error = np.full(self.num_columns, math.nan)
-        self.is_enough = _lack(seen) is None
-        if self.is_enough:
-            for columns in blocks(self.num_columns, self.phi.size):
-                shift = self.shift(columns)
-                self.mean[columns] = shift.mean(axis=(0, 1))
-                self.error[columns] = standard_errors(shift)
-
-    def shift(self, columns: slice) -> NDArray[np.float64]:
-        """ΔL of these columns at the draws, shape (chains, records, columns)."""
-        further = self.seen.further
-        parts = [further[:, :, columns].astype(np.float64)]
-        if columns.stop == self.num_columns:
-            parts.append((further.astype(np.float64) @ self.seen.weights)[:, :, None])
-        shift: NDArray[np.float64] = np.concatenate(parts, axis=2) - self.phi[:, :, None]
-        return shift
+    mean: NDArray[np.float64]
+    error: NDArray[np.float64]
+    said: list[tuple[EstimateStatus, str]]
 
 
-def _susceptibility(name: str, part: _Moments | None, whole: _Moments) -> Susceptibility:
-    """χ of one component; of the whole model where there are no chains of a part."""
-    own = part or whole
-    value, error = np.full((2, own.num_columns), math.nan)
-    held, held_error = value.copy(), error.copy()
-    if own.is_enough and whole.is_enough:
-        level = float(own.phi.mean())
-        for columns in blocks(own.num_columns, own.phi.size):
-            shift = own.shift(columns)
-            together, spread = covariances(own.phi[:, :, None], shift)
+def _whole(seen: Drawn) -> _Whole:
+    num = seen.further.shape[2] + 1
+    mean, error = np.full((2, num), math.nan)
+    if _lack(seen) is None:
+        for columns in blocks(num, seen.probe.size):
+            shift = _shift(seen, columns)
+            mean[columns], error[columns] = shift.mean(axis=(0, 1)), standard_errors(shift)
+    return _Whole(mean, error, _said(seen))
+
+
+def _shift(seen: Drawn, columns: slice) -> NDArray[np.float64]:
+    """ΔL of single terms of the second data, and last of their mean; from w* on.
+
+    Args:
+        seen: What was seen of some chains.
+        columns: Which of them.
+
+    Returns:
+        Shape (chains, records, columns).
+    """
+    parts = [seen.further[:, :, columns].astype(np.float64)]
+    if columns.stop > seen.further.shape[2]:
+        parts.append((seen.further @ seen.weights)[:, :, None])
+    shift: NDArray[np.float64] = np.concatenate(parts, axis=2) - seen.probe
+    return shift
+
+
+def _susceptibility(name: str, seen: Drawn, whole: _Whole | None) -> Susceptibility:
+    """χ of one component.
+
+    Args:
+        name: What it is called.
+        seen: What was seen of the chains that move it alone.
+        whole: What is known of those that move everything; None where these do.
+    """
+    num = seen.further.shape[2] + 1
+    value, error, held, held_error = np.full((4, num), math.nan)
+    if _lack(seen) is None:
+        phi = seen.probe.astype(np.float64)
+        for columns in blocks(num, phi.size):
+            shift = _shift(seen, columns)
+            together, spread = covariances(phi, shift)
             held[columns], held_error[columns] = -together[0], spread[0]
-            products = own.phi[:, :, None] * (shift - whole.mean[columns])
-            value[columns] = -products.mean(axis=(0, 1))
-            error[columns] = np.hypot(standard_errors(products), level * whole.error[columns])
-    if part is None:
+            if whole is not None:
+                products = phi * (shift - whole.mean[columns])
+                value[columns] = -products.mean(axis=(0, 1))
+                from_whole = float(phi.mean()) * whole.error[columns]
+                error[columns] = np.hypot(standard_errors(products), from_whole)
+    if whole is None:
         value, error = held, held_error
-    seen = {"the chains of the whole model": whole.seen}
-    if part is not None:
-        seen[f"the chains of {name!r}"] = part.seen
-    status, reason = _judged(seen)
+    said = [(status, f"the chains of {name!r}: {reason}") for status, reason in _said(seen)]
+    if whole is not None:
+        said += [(status, f"those of the whole model: {reason}") for status, reason in whole.said]
+    status, reason = _judged(said)
     return Susceptibility(
         component=name,
         value=float(value[-1]),
@@ -244,8 +260,8 @@ def _susceptibility(name: str, part: _Moments | None, whole: _Moments) -> Suscep
         held_stderr=float(held_error[-1]),
         terms=value[:-1],
         terms_stderr=error[:-1],
-        num_looks=own.num_looks,
-        estimate=own.estimate,
+        num_looks=seen.probe.shape[1],
+        estimate=seen.estimate,
         status=status,
         reason=reason,
     )
@@ -260,7 +276,7 @@ def _influence(seen: Drawn) -> Influence:
         value, error = covariances(seen.probe, queries)
         value = -value
         sample_sd, query_sd = _deviation(seen.probe), _deviation(queries)
-    status, reason = _judged({"": seen})
+    status, reason = _judged(_said(seen))
     return Influence(
         values=value,
         stderr=error,
@@ -300,21 +316,17 @@ def _lack(seen: Drawn) -> tuple[EstimateStatus, str] | None:
     return None
 
 
-def _judged(seen: Mapping[str, Drawn]) -> tuple[EstimateStatus, str]:
-    """Status and reason from those of the chains, the gravest status first.
+def _said(seen: Drawn) -> list[tuple[EstimateStatus, str]]:
+    """What speaks against these chains: a status other than OK and its reason, each time."""
+    own = (seen.estimate.status, seen.estimate.reason)
+    found = [own, _lack(seen)]
+    return [one for one in found if one is not None and one[0] is not EstimateStatus.OK]
 
-    Args:
-        seen: What was seen of the chains, by what they are called in a reason.
-    """
-    status, reasons = EstimateStatus.OK, []
-    for name, drawn in seen.items():
-        lack = _lack(drawn)
-        found = [(drawn.estimate.status, drawn.estimate.reason)]
-        for one, reason in [*found, lack] if lack else found:
-            status = max(status, one, key=GRAVE.index)
-            if one is not EstimateStatus.OK:
-                reasons.append(f"{name}: {reason}" if name else reason)
-    return status, "; ".join(reasons)
+
+def _judged(said: Sequence[tuple[EstimateStatus, str]]) -> tuple[EstimateStatus, str]:
+    """The gravest status, and all reasons."""
+    status = max((one for one, _ in said), key=GRAVE.index, default=EstimateStatus.OK)
+    return status, "; ".join(reason for _, reason in said)
 
 
 def _shown(value: object) -> str:

@@ -330,7 +330,7 @@ def test_the_status_is_the_gravest_of_the_chains_and_the_reason_names_them():
     found = susceptibility(**SHORT, seed=1)
     for name, one in found.items():
         assert one.status is EstimateStatus.UNCONVERGED
-        assert "the chains of the whole model: relative standard error" in one.reason
+        assert "those of the whole model: relative standard error" in one.reason
         assert (f"the chains of {name!r}" in one.reason) == (one.estimate.reason != "")
 
 
