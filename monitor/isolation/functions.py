@@ -35,17 +35,28 @@ def rebind_functions(root: nn.Module, copies: Mapping[int, Any]) -> None:
                 attributes[name] = _rebound(value, copies)
 
 
-def _rebound(value: Any, copies: Mapping[int, Any]) -> Any:
+def _rebound(value: Any, copies: Mapping[int, Any], path: frozenset[int] = frozenset()) -> Any:
+    """A function or method that holds on to copies, or the value itself where nothing is live.
+
+    Args:
+        value: Anything.
+        copies: What each live object became.
+        path: Functions that are being rebuilt: closures may be circular.
+    """
     if isinstance(value, types.FunctionType):
         # What torch.compile made carries the original; the copy runs that, uncompiled.
         original = getattr(value, "_torchdynamo_orig_callable", None)
         if original is not None:
-            return _rebound(original, copies)
-        return _rebound_function(value, copies)
-    if isinstance(value, types.MethodType) and id(value.__self__) in copies:
-        return types.MethodType(value.__func__, copies[id(value.__self__)])
+            return _rebound(original, copies, path)
+        return value if id(value) in path else _rebound_function(value, copies, path | {id(value)})
+    if isinstance(value, types.MethodType):
+        # A patched forward is a method whose function closes over the method it stands for.
+        owner, function = _of(value.__self__, copies), _rebound(value.__func__, copies, path)
+        if owner is value.__self__ and function is value.__func__:
+            return value
+        return types.MethodType(function, owner)
     if type(value) is functools.partial:
-        function = _rebound(value.func, copies)
+        function = _rebound(value.func, copies, path)
         return (
             value
             if function is value.func
@@ -55,9 +66,9 @@ def _rebound(value: Any, copies: Mapping[int, Any]) -> Any:
 
 
 def _rebound_function(
-    function: types.FunctionType, copies: Mapping[int, Any]
+    function: types.FunctionType, copies: Mapping[int, Any], path: frozenset[int]
 ) -> types.FunctionType:
-    cells = tuple(_rebound_cell(cell, copies) for cell in function.__closure__ or ())
+    cells = tuple(_rebound_cell(cell, copies, path) for cell in function.__closure__ or ())
     defaults = tuple(_of(value, copies) for value in function.__defaults__ or ())
     keywords = {key: _of(value, copies) for key, value in (function.__kwdefaults__ or {}).items()}
     old = (*(function.__closure__ or ()), *(function.__defaults__ or ()))
@@ -73,7 +84,9 @@ def _rebound_function(
     return rebuilt
 
 
-def _rebound_cell(cell: types.CellType, copies: Mapping[int, Any]) -> types.CellType:
+def _rebound_cell(
+    cell: types.CellType, copies: Mapping[int, Any], path: frozenset[int]
+) -> types.CellType:
     try:
         content = cell.cell_contents
     except ValueError:  # an empty cell: the variable is not assigned yet
@@ -83,8 +96,9 @@ def _rebound_cell(cell: types.CellType, copies: Mapping[int, Any]) -> types.Cell
     if isinstance(content, types.FunctionType):
         rebuilt = _shallow(content, copies)
         return cell if rebuilt is content else types.CellType(rebuilt)
-    if isinstance(content, types.MethodType) and id(content.__self__) in copies:
-        return types.CellType(_rebound(content, copies))
+    if isinstance(content, types.MethodType):
+        method = _rebound(content, copies, path)
+        return cell if method is content else types.CellType(method)
     return cell
 
 

@@ -1,5 +1,6 @@
 import copy
 import threading
+import types
 
 import pytest
 import torch
@@ -177,6 +178,46 @@ def test_functions_that_close_over_the_module_are_rebuilt_to_hold_the_copy():
     assert copied.module.calls == 1
     assert copied.module.bound() is copied.module
     torch.testing.assert_close(call(copied, inputs), net(inputs))
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_patched_forward_that_closes_over_the_one_before_runs_the_copy(times):
+    """What libraries do to a model that they generate with; some do it twice."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+
+    def patched(before):
+        def forward(self, x):
+            return before(2 * x)
+
+        return forward
+
+    for _ in range(times):
+        net.forward = types.MethodType(patched(net.forward), net)
+    held = net.forward
+    copied = make_meta_copy(net)
+    x = torch.randn(2, 3)
+    params = {name: torch.ones_like(value) for name, value in copied.params.items()}
+    wanted = functional_call(
+        nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1)), params, (x * 2**times,)
+    )
+    torch.testing.assert_close(call(copied, x, params=params), wanted)
+    assert net.forward is held
+
+
+def test_functions_that_close_over_one_another_in_a_circle_are_copied():
+    net = nn.Linear(3, 1)
+
+    def first(self, x):
+        return second_method(x) if x.sum() > 100 else nn.Linear.forward(self, x)
+
+    def second(self, x):
+        return first_method(x)
+
+    first_method, second_method = types.MethodType(first, net), types.MethodType(second, net)
+    net.forward = first_method
+    copied = make_meta_copy(net)
+    params = {name: torch.zeros_like(value) for name, value in copied.params.items()}
+    assert not call(copied, torch.randn(2, 3), params=params).any()
 
 
 @pytest.mark.parametrize(
