@@ -10,7 +10,15 @@ from torch import nn
 
 from phasewatch.callbacks.huggingface.losses import TrainerLoss
 from phasewatch.callbacks.shared.subject import Subject
+from phasewatch.monitor.core.errors import RefusedError
+from phasewatch.monitor.isolation.batches import tensors_in
 from phasewatch.monitor.run.watch import Watch
+
+NO_TENSORS = (
+    "a batch holds no tensor: what the Trainer takes its loss of is made while it trains, as of "
+    "completions that the model generates (GRPO), and is no loss on fixed data. To measure on data "
+    "of your own give the callback probe=, batches of tokens, and loss_fn="
+)
 
 
 class TrainerSubject(Subject):
@@ -53,6 +61,8 @@ class TrainerSubject(Subject):
         return () if self._optimizer is None else (self._optimizer,)
 
     def _as_training_sees(self, batch: Any) -> Any:
+        if self._given_loss is None and next(iter(tensors_in(batch)), None) is None:
+            raise RefusedError(NO_TENSORS)
         return self._to_device(batch)
 
     def _to_device(self, batch: Any) -> Any:

@@ -17,7 +17,14 @@ from phasewatch.monitor.run.watch import Watch
 
 TRAIN_LOSS = "train_loss"
 
-ABOUT_THE_MACHINE = ("_runtime", "_per_second", "_compilation_time", "total_flos", "epoch")
+ABOUT_THE_MACHINE = (
+    "_runtime",
+    "_per_second",
+    "_compilation_time",
+    "step_time",
+    "total_flos",
+    "epoch",
+)
 """What the Trainer logs of time and of work: by how the names end."""
 
 
