@@ -16,7 +16,8 @@ matters; the longer the stream, the more certain an alarm must be.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,6 +98,25 @@ class _Answer(NamedTuple):
     looks: Looks
     log_odds: Array
     positive: bool
+
+
+def _repeats(values: Sequence[float]) -> bool:
+    """Whether most values are the one before again: how they scatter cannot be known then.
+
+    Rewards that are rarely above zero are such a stream, and each would be a change by itself.
+    """
+    return 2 * sum(a == b for a, b in pairwise(values)) >= len(values) - 1
+
+
+def _settled(values: Sequence[float], looks: Looks) -> NDArray[np.bool_]:
+    """Whether two new values or more, and most of them, lie beyond all old ones."""
+    beyond = []
+    for m, change in zip(looks.sizes, looks.change, strict=True):
+        old, new = values[-m - looks.old : -m], values[-m:]
+        low, high = min(old), max(old)
+        count = sum(value > high if change > 0.0 else value < low for value in new)
+        beyond.append(count >= 2 and 2 * count > m)
+    return np.array(beyond)
 
 
 class LocalChange(BaseDetector):
@@ -262,6 +282,8 @@ class LocalChange(BaseDetector):
             log_odds[looks.change < 0.0] -= self._falls
         if index == 0:
             log_odds[0] -= SINGLE if looks.change[0] > 0.0 else DIP
+        if log_odds.max() >= required and _repeats(level.values[-1 - looks.old : -1]):
+            log_odds[~_settled(level.values, looks)] = -math.inf
         best = int(log_odds.argmax())
         odds = float(log_odds[best])
         self._odds = max(self._odds, math.exp(min(odds - required, 20.0)))

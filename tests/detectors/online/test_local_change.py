@@ -262,3 +262,26 @@ def test_simulated_runs_are_the_same_for_a_seed_and_know_their_transitions():
         assert 30 <= len(curve.values) <= 3000
         assert np.isfinite(curve.values).all()
         assert all(t.end < len(curve.values) for t in curve.transitions)
+
+
+def rare(rate, num_points, seed):
+    """Rewards of 100 to 300 in a share of the episodes, and none in the others."""
+    rng = np.random.default_rng(seed)
+    return (rng.random(num_points) < rate) * 100.0 * rng.integers(1, 4, num_points)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.05, 0.2])
+def test_rewards_that_are_rare_are_no_changes_one_by_one(rate):
+    assert sum(len(alarms(rare(rate, 1000, seed))) for seed in range(8)) <= 8  # several each before
+
+
+def test_the_first_of_many_rewards_is_a_change():
+    curve = np.concatenate([np.zeros(80), rare(0.9, 40, seed=0)])
+    assert [(80 <= a.onset_step <= 82, a.direction) for a in alarms(curve)] == [
+        (True, Direction.UP)
+    ]
+
+
+def test_a_step_of_a_stream_without_noise_is_told_at_its_second_value():
+    curve = np.concatenate([np.zeros(40), np.ones(10)])
+    assert [(a.onset_step, a.detected_step) for a in alarms(curve)] == [(40, 41)]
