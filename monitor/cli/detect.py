@@ -57,7 +57,7 @@ def detect(
         str | None,
         typer.Option(
             "--step",
-            help="Column of the steps; else step, global_step, iteration or epoch. "
+            help="Column of the steps; else step, global_step, iteration, epoch or episode. "
             '"row" counts rows.',
         ),
     ] = None,

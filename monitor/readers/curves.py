@@ -22,7 +22,7 @@ from phasewatch.monitor.readers.formats import Row, find_file, open_rows
 
 STEP_NAMES = (
     "step", "global_step", "trainer/global_step", "_step", "iteration", "iter", "total_timesteps",
-    "timesteps", "timestep", "num_timesteps", "batch", "update", "epoch",
+    "timesteps", "timestep", "num_timesteps", "batch", "update", "epoch", "episode",
 )  # fmt: skip
 """Names of the step column, the best first; case, spaces and what precedes a "/" do not matter."""
 

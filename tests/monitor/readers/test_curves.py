@@ -78,6 +78,7 @@ def test_the_epoch_of_a_row_goes_with_its_values(write) -> None:
         ("epoch,step,global_step,loss", "step"),
         ("epoch,global_step,loss", "global_step"),
         ("Epoch,Iteration,loss", "Iteration"),
+        ("Episode,loss", "Episode"),
         ("epoch,trainer/global_step,loss", "trainer/global_step"),
         ("_step,epoch,loss", "_step"),
         ("loss,epoch", "epoch"),
