@@ -93,7 +93,7 @@ class _Witness(LocalChange):
             for place in self._places
         ):
             return None  # no new values of this look begin near any of them
-        if (answer := self._ask(index, level)) is not None:
+        for answer in self._ask(index, level):
             looks = answer.looks
             for m, change, odds in zip(looks.sizes, looks.change, answer.log_odds, strict=True):
                 self.said.append((self._count - m * stride, bool(change > 0.0), float(odds)))

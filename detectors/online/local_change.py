@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from phasewatch.detectors.base import BaseDetector, require
 from phasewatch.detectors.statistics.boosted import BoostedTrees, shipped
 from phasewatch.detectors.statistics.local_features import (
+    LOG_SPAN,
     MIN_OLD,
     NAMES,
     Looks,
@@ -66,6 +67,11 @@ DIP = 4.0
 """The same where it lies below: one bad evaluation among good ones is usual."""
 
 Z = NAMES.index("z_mean")
+
+UNFIT = 2.0
+"""Log-odds less where values are watched as they are though log10 fits them: so are scores that
+begin near 0, of whose first decades little follows. On curves of repositories that the model never
+saw, three more changes of 96 are found in this way, with no more false alarms."""
 
 CLEAR = 2.7
 """Log-odds that a clear look has at least, whatever the trees say, who saw few long streams: on the
@@ -245,50 +251,77 @@ class LocalChange(BaseDetector):
                     return alarm
         return None
 
-    def _ask(self, index: int, level: WatchedLevel) -> _Answer | None:
-        """What the model says of the latest values of a level; None where nothing stands out."""
+    def _ask(self, index: int, level: WatchedLevel) -> list[_Answer]:
+        """What the model says of the latest values of a level; nothing where none stands out.
+
+        On the scale that fits them, and as they are where that is log10.
+        """
         # Values that lie wholly behind the last change.
         usable = min(len(level.values), level.keep, level.count - -(-self._since // FOLD**index))
         if usable <= MIN_OLD or not level.stands_out(usable):
-            return None
+            return []
+        values = np.array(level.values[-usable:])
+        low, high = float(values.min()), float(values.max())
+        fits_log = low > 0.0 and high > LOG_SPAN * low
+        answers = []
+        for as_they_are in (False, True) if fits_log else (False,):
+            looks = self._looks(index, level, values, as_they_are=as_they_are)
+            if looks is None:
+                continue
+            said = self._model.log_odds(looks.features)
+            clear = np.asarray((looks.features >= CLEARLY).all(axis=1))
+            said = np.where(clear, np.maximum(said, CLEAR), said)
+            if as_they_are:
+                said -= UNFIT
+            said[looks.change == 0.0] = -math.inf
+            said[np.abs(looks.after - looks.before) < self._min_effect] = -math.inf
+            answers.append(_Answer(looks, said, low > 0.0))
+        return answers
+
+    def _looks(
+        self, index: int, level: WatchedLevel, values: Array, *, as_they_are: bool
+    ) -> Looks | None:
         far = self._levels[index + 1].values[-FAR:-1] if index + 1 < len(self._levels) else []
-        looks = look(
-            np.array(level.values[-usable:]),
+        return look(
+            values,
             far,
             level=index,
             seen=self._count,
             since=self._count - self._since,
             past_of=level.past,
             whole=self._whole,
+            as_they_are=as_they_are,
         )
-        if looks is None:
-            return None
-        said = self._model.log_odds(looks.features)
-        clear = np.asarray((looks.features >= CLEARLY).all(axis=1))
-        said = np.where(clear, np.maximum(said, CLEAR), said)
-        said[looks.change == 0.0] = -math.inf
-        said[np.abs(looks.after - looks.before) < self._min_effect] = -math.inf
-        return _Answer(looks, said, min(level.values[-usable:]) > 0.0)
+
+    def _likeliest(
+        self, index: int, level: WatchedLevel, required: float
+    ) -> tuple[_Answer, int] | None:
+        """The look at a level that is the likeliest change, if one is likely enough."""
+        found: tuple[_Answer, int] | None = None
+        highest = -math.inf
+        for answer in self._ask(index, level):
+            looks, log_odds = answer.looks, answer.log_odds.copy()
+            log_odds[looks.features[:, Z] < math.log10(least_errors(looks.old))] = -math.inf
+            if answer.positive:
+                log_odds[looks.change < 0.0] -= self._falls
+            if index == 0:
+                log_odds[0] -= SINGLE if looks.change[0] > 0.0 else DIP
+            if log_odds.max() >= required and _repeats(level.values[-1 - looks.old : -1]):
+                log_odds[~_settled(level.values, looks)] = -math.inf
+            best = int(log_odds.argmax())
+            odds = float(log_odds[best])
+            self._odds = max(self._odds, math.exp(min(odds - required, 20.0)))
+            if odds >= required and odds > highest:
+                found, highest = (answer, best), odds
+        return found
 
     def _look(self, step: int, index: int, level: WatchedLevel, required: float) -> Alarm | None:
         """Whether the latest values of a level are a change."""
-        answer = self._ask(index, level)
-        if answer is None:
+        found = self._likeliest(index, level, required)
+        if found is None:
             return None
-        stride = FOLD**index
-        looks, log_odds = answer.looks, answer.log_odds.copy()
-        log_odds[looks.features[:, Z] < math.log10(least_errors(looks.old))] = -math.inf
-        if answer.positive:
-            log_odds[looks.change < 0.0] -= self._falls
-        if index == 0:
-            log_odds[0] -= SINGLE if looks.change[0] > 0.0 else DIP
-        if log_odds.max() >= required and _repeats(level.values[-1 - looks.old : -1]):
-            log_odds[~_settled(level.values, looks)] = -math.inf
-        best = int(log_odds.argmax())
-        odds = float(log_odds[best])
-        self._odds = max(self._odds, math.exp(min(odds - required, 20.0)))
-        if odds < required:
-            return None
+        answer, best = found
+        looks, stride = answer.looks, FOLD**index
         began = self._count - looks.sizes[best] * stride
         size = float(looks.change[best])
         onward = size * self._size > 0.0

@@ -5,7 +5,7 @@ values before are carried on along a robust line; how far the m values lie from 
 the noise around that line, against the largest jumps nearby, against the recent range, the level
 and the trend. All of these are ratios: neither unit, nor name, nor length of a run matters. Values
 that are positive and span a factor are watched in log10, all others as they are: the values decide,
-again at each look.
+again at each look, unless the caller asks for them as they are.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ known from many values, twice that where it is from so few. With 6 and 6 one cha
 thinned curves is lost; with 4 and 2 noise that remembers alarms twice as often."""
 
 ROUNDING = 1e-6
+
+LEAST = 1e-12
+"""Noise is no smaller where values are watched as they are: sums that should be 0 are about 1e-15.
+"""
 
 NAMES = (
     "up", "log", "m", "old", "z_mean", "z_least", "over_residual", "over_jump", "over_far_jump",
@@ -157,6 +161,7 @@ def look(
     since: int,
     past_of: Callable[[bool], Past],
     whole: bool = True,
+    as_they_are: bool = False,
 ) -> Looks | None:
     """Features of a change at each of the latest values.
 
@@ -170,6 +175,7 @@ def look(
         past_of: How the level surprised a forecast, now and before: that of the values, or, given
             True, that of their logarithms.
         whole: Whether features are asked for also where no change has `least_errors`.
+        as_they_are: Whether the values are watched so also where log10 fits them.
 
     Returns:
         None where they are not.
@@ -179,7 +185,7 @@ def look(
     k, ms, allowed = shape.old, shape.ms, shape.sizes
     low, high = float(values.min()), float(values.max())
     positive = low > 0.0
-    log = positive and high > LOG_SPAN * low
+    log = positive and high > LOG_SPAN * low and not as_they_are
     y = np.log10(values) if log else values
     shift = float(y[-1 - allowed[-1]])
     y = y - shift  # keeps the sums exact
@@ -216,7 +222,7 @@ def look(
     rough.sort(axis=1)
     height = np.ones(q) if log else np.abs(base + shift)
     sigma = np.maximum.reduce(
-        [1.4826 * size[:, j], 1.05 * rough[:, i], 0.25 * largest, 1e-7 * height + 1e-15]
+        [1.4826 * size[:, j], 1.05 * rough[:, i], 0.25 * largest, 1e-7 * height + LEAST]
     )
     if not (whole or (much >= shape.least * sigma).any()):
         return None

@@ -27,7 +27,9 @@ def test_it_memorises_and_much_later_generalises(seed: int) -> None:
     assert abs(first.detected_step - known) <= 0.01 * STEPS
     assert first.end_step < half / 2
     assert half / 2 < second.onset_step < half
-    assert abs(second.detected_step - half) <= 0.1 * STEPS
+    # Seen once it has begun, and not much later than when it is half done.
+    assert accuracy[second.detected_step] > 0.1
+    assert second.detected_step <= half + 0.1 * STEPS
     assert "val_loss" in second.evidence
 
 

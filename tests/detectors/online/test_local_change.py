@@ -285,3 +285,24 @@ def test_the_first_of_many_rewards_is_a_change():
 def test_a_step_of_a_stream_without_noise_is_told_at_its_second_value():
     curve = np.concatenate([np.zeros(40), np.ones(10)])
     assert [(a.onset_step, a.detected_step) for a in alarms(curve)] == [(40, 41)]
+
+
+def test_a_score_that_begins_near_zero_is_also_watched_as_it_is():
+    curve = [0.005, 0.008, 0.008, 0.006, 0.003, 0.08, 0.09, 0.94, 0.96, 0.97, 0.99, 0.99]
+    (alarm,) = alarms(curve)
+    assert (alarm.onset_step, alarm.direction) == (7, Direction.UP)
+    assert "linear" in alarm.rule
+
+
+def test_in_log10_it_would_be_less_than_what_was_before():
+    score = [0.005, 0.008, 0.008, 0.006, 0.003, 0.08, 0.09, 0.94]
+    settings = {"level": 0, "seen": 8, "since": 8, **FRESH}
+    in_log = look(np.array(score), [], **settings)
+    as_it_is = look(np.array(score), [], as_they_are=True, **settings)
+    assert (in_log.log, as_it_is.log) == (True, False)
+    z = NAMES.index("over_jump")
+    assert in_log.features[0, z] < 0.0 < as_it_is.features[0, z]
+
+
+def test_rounding_of_sums_that_should_be_zero_is_no_change():
+    assert alarms(np.where(np.arange(80) < 50, -2.8e-15, 1.3e-14)) == []
