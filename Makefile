@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 HF     := .venv-hf
 RAY    := .venv-ray
+TRACKERS := .venv-trackers
 PEERS  := .venv-peers
 SITE   := .venv-site
 PEER   := $(PEERS)/.installed
@@ -13,7 +14,7 @@ EXAMPLES := $(filter-out examples/common.py examples/terminal.py,$(wildcard exam
 SEEDS  := 0 1 2
 SOURCES := callbacks deploy detectors docs monitor phasewatch examples tests
 
-.PHONY: browser chaos chaos-short hf postgres ray dashboards demo docs site layout examples test check lint types mypy slow bench bench-detection \
+.PHONY: browser chaos chaos-short hf postgres ray trackers dashboards demo docs site layout examples test check lint types mypy slow bench bench-detection \
 	bench-observables bench-peers false-alarms clean
 
 $(STAMP): pyproject.toml constraints.txt
@@ -50,7 +51,7 @@ browser: $(STAMP)
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || $(BIN)/playwright install chromium
 	$(BIN)/python -m pytest -m browser -q tests/browser
 
-# transformers, Ray and what they bring live in environments of their own, over that of the others.
+# transformers, Ray, trackers and what they bring live in environments of their own, over that of the others.
 define over-the-others
 	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
 	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
@@ -66,12 +67,19 @@ $(HF)/.installed: $(STAMP)
 $(RAY)/.installed: $(STAMP)
 	$(call over-the-others,$(RAY),".[ray]")
 
+$(TRACKERS)/.installed: $(STAMP)
+	$(call over-the-others,$(TRACKERS),"." "wandb>=0.19" "mlflow-skinny>=2.20" ipykernel nbclient)
+
 hf: $(HF)/.installed
 	$(HF)/bin/python -m pytest -m hf -q -n 2 tests/callbacks/huggingface tests/examples tests/monitor/backfill
 
 # A cluster of two workers on this machine, started and stopped by the tests.
 ray: $(RAY)/.installed
 	$(RAY)/bin/python -m pytest -m ray -q tests/monitor/backfill
+
+# The loggers of W&B and MLflow, writing on this machine alone, and a kernel of Jupyter.
+trackers: $(TRACKERS)/.installed
+	$(TRACKERS)/bin/python -m pytest -m trackers -q tests/callbacks tests/monitor/run
 
 # Kills trainings at random and counts what is lost: see docs/reliability.md. About an hour.
 chaos: $(STAMP)
@@ -100,7 +108,7 @@ mypy: $(STAMP) layout
 dashboards: $(STAMP)
 	$(BIN)/python deploy/grafana/build.py
 
-check: lint mypy test slow postgres chaos-short hf ray site
+check: lint mypy test slow postgres chaos-short hf ray trackers site
 
 # Pages that are made from code; a test holds them equal.
 docs: $(STAMP)
@@ -158,4 +166,4 @@ false-alarms: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/false_alarms.py --points 100000
 
 clean:
-	rm -rf $(VENV) $(HF) $(RAY) $(PEERS) $(SITE) build dist *.egg-info phasewatch-demo phasewatch-examples
+	rm -rf $(VENV) $(HF) $(RAY) $(TRACKERS) $(PEERS) $(SITE) build dist *.egg-info phasewatch-demo phasewatch-examples

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from phasewatch.callbacks import TransitionMonitor
 from phasewatch.callbacks.lightning.loggers import TrainerLoggers
+from phasewatch.monitor.core.errors import PhasewatchError
 from phasewatch.monitor.core.estimates import EstimateStatus, Observation
 from phasewatch.monitor.core.transitions import TransitionKind, TransitionStatus
 from support.bitwise import quietly, seed_everything
@@ -196,27 +197,64 @@ def test_what_did_not_pass_its_checks_has_a_name_of_its_own():
     assert list(values) == ["phasewatch/llc_not_ok"]
 
 
+class Run:
+    """Counts rows as the run of wandb does: a call moves its step unless it is told not to."""
+
+    def __init__(self):
+        self.step, self.row, self.rows, self.axes = 0, {}, [], []
+
+    def define_metric(self, name, step_metric=None):
+        self.axes.append((name, step_metric))
+
+    def log(self, values, commit=True):
+        self.row |= values
+        if commit:
+            self.rows.append(self.row)
+            self.row, self.step = {}, self.step + 1
+
+
+class WandbLogger:
+    def __init__(self):
+        self.experiment = Run()
+
+
+def measured(step, value):
+    detail = estimate(step, value)
+    return Observation(name="llc", step=step, value=value, stderr=0.1, detail=detail)
+
+
 def test_the_step_of_weights_and_biases_is_not_moved():
-    class Run:
-        """Counts rows as the run of wandb does: a call moves its step unless it is told not to."""
-
-        def __init__(self):
-            self.step, self.rows, self.axes = 0, [], {}
-
-        def define_metric(self, name, step_metric=None):
-            self.axes[name] = step_metric
-
-        def log(self, values, commit=True):
-            self.rows.append((self.step, values))
-            self.step += commit
-
-    class WandbLogger:
-        def __init__(self):
-            self.experiment = Run()
-
-    logger = WandbLogger()
-    made_for(logger).notify(transition())
-    run = logger.experiment
+    sink, run = made_for(logger := WandbLogger()), logger.experiment
+    sink.notify(transition())
+    sink.emit(measured(580, 3.0))
     assert run.step == 0
-    assert run.axes == {"phasewatch/*": "phasewatch/step"}
-    assert run.rows[0][1]["phasewatch/step"] == 600
+    run.log({"loss": 1.0})
+    assert run.rows == [
+        {
+            "phasewatch/transition_generalisation": 1.25,
+            "phasewatch/transition_onset": 500.0,
+            "phasewatch/transition_step": 600,
+            "phasewatch/llc": 3.0,
+            "phasewatch/llc_stderr": 0.1,
+            "phasewatch/llc_step": 580,
+            "loss": 1.0,
+        }
+    ]
+    sink.emit(measured(620, 2.0))
+    assert run.axes == [
+        ("phasewatch/transition_generalisation", "phasewatch/transition_step"),
+        ("phasewatch/transition_onset", "phasewatch/transition_step"),
+        ("phasewatch/llc", "phasewatch/llc_step"),
+        ("phasewatch/llc_stderr", "phasewatch/llc_step"),
+    ]
+
+
+def test_what_weights_and_biases_cannot_take_is_said_and_other_loggers_have_it():
+    first, second = WandbLogger(), Memory()
+    sink = TrainerLoggers()
+    sink.loggers = [first, second]
+    sink.emit(measured(580, 3.0))
+    with pytest.raises(PhasewatchError, match="that of step 590 stands for both"):
+        sink.emit(measured(590, 2.0))
+    assert first.experiment.row["phasewatch/llc"] == 2.0
+    assert [step for step, _ in second.rows] == [580, 590]
