@@ -170,7 +170,11 @@ class MonitorBase:
         config = self._config
         if not leaves_traces:
             config = config.replace(
-                store="sqlite://", exporter={"enabled": False}, alerts=(), checkpoint_on=None
+                store="sqlite://",
+                exporter={"enabled": False},
+                alerts=(),
+                checkpoint_on=None,
+                notebook=False,
             )
         return Watch(
             config,

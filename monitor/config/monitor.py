@@ -68,6 +68,8 @@ class MonitorConfig(Settings):
         sinks: Further places that results go to, installed by other packages, by name.
         loggers: Whether λ̂ and transitions go into the loggers of Lightning's Trainer, too, as
             `phasewatch/…`.
+        notebook: Whether a run in a Jupyter notebook shows a table of its latest values and
+            transitions there while it trains.
         alerts: Direct alerts. A list of URLs will do.
         sampler: How the LLC is sampled.
         probe: The data on which the model is measured.
@@ -101,6 +103,7 @@ class MonitorConfig(Settings):
     pushgateway: PushgatewayConfig | None = None
     sinks: Mapping[str, SinkConfig] = Field(default_factory=dict)
     loggers: bool = True
+    notebook: bool = True
     alerts: AlertsConfig = AlertsConfig()
     sampler: SamplerConfig = SamplerConfig()
     probe: ProbeConfig = ProbeConfig()

@@ -6,7 +6,8 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from phasewatch.monitor.core.explanation import explain
+from phasewatch.monitor.core.estimates import EstimateStatus, Observation
+from phasewatch.monitor.core.explanation import clean, explain
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.history import History
 from phasewatch.monitor.core.transitions import Transition, TransitionStatus
@@ -53,3 +54,47 @@ def as_card(
     cards = "".join(explain(t, config=config).html for t in transitions)
     none = "" if transitions else "<p>No transition was found.</p>"
     return f"<h3>{html.escape(name)}</h3><dl>{rows}</dl>{cards}{none}"
+
+
+def as_table(
+    name: str,
+    health: Health,
+    latest: Iterable[Observation],
+    transitions: Iterable[Transition],
+    *,
+    num_more: int = 0,
+) -> str:
+    """Where a run stands while it trains, as HTML: short enough to be sent every second.
+
+    Args:
+        name: Name of the run.
+        health: Where it stands.
+        latest: The latest value of each stream that is shown.
+        transitions: What was found so far.
+        num_more: Streams that are not shown.
+    """
+    head = [f"{health.state}", f"step {health.step:,}"]
+    if health.steps_per_second:
+        head.append(f"{health.steps_per_second:,.3g} steps a second")
+    head.append(f"monitoring takes {100 * health.overhead_ratio:.2g} % of the time")
+    rows = "".join(_row(observation) for observation in latest)
+    more = f"<p>and {num_more:,} more</p>" if num_more else ""
+    found = "".join(
+        f"<li>{html.escape(explain(t).title)}; severity {t.severity:.3g}</li>" for t in transitions
+    )
+    return (
+        f"<h3>{html.escape(clean(name))}</h3><p>{html.escape(', '.join(head))}</p>"
+        "<table><thead><tr><th>Stream</th><th>Value</th><th>Step</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table>{more}"
+        + (f"<ul>{found}</ul>" if found else "<p>No transition was found so far.</p>")
+    )
+
+
+def _row(observation: Observation) -> str:
+    value = f"{observation.value:.4g}"
+    if observation.stderr is not None:
+        value += f" ± {observation.stderr:.2g}"
+    if observation.status is not EstimateStatus.OK:
+        value += f" ({observation.status})"
+    name = html.escape(clean(observation.name))
+    return f"<tr><td>{name}</td><td>{html.escape(value)}</td><td>{observation.step:,}</td></tr>"

@@ -40,6 +40,7 @@ from phasewatch.monitor.run.installed_sinks import open_installed
 from phasewatch.monitor.run.keeper import Keeper
 from phasewatch.monitor.run.last_look import look_back, say_goodbye
 from phasewatch.monitor.run.measurements import Measuring
+from phasewatch.monitor.run.notebook import open_notebook
 from phasewatch.monitor.run.opening import (
     open_alerts,
     open_annotations,
@@ -267,6 +268,7 @@ class Watch:
             ]
             own_sinks = [
                 *open_installed(self.config, self.run_name, self.health),
+                *self._open_notebook(),
                 *self._user_sinks,
             ]
         except BaseException as error:
@@ -309,6 +311,13 @@ class Watch:
         if self.checkpoints is not None:
             folder = (self._root or Path()) / self.config.around.folder / self.run_id
             self.checkpoints.keeper.open(folder, step, self.attempt, expected_steps)
+
+    def _open_notebook(self) -> Sequence[Sink]:
+        """The table of this fit where it is called from a notebook, if it is wanted there."""
+        if not self.config.notebook:
+            return ()
+        key = f"phasewatch-{self.run_id}-{self.attempt}"
+        return open_notebook(self.run_name, self.health, self._detection.meanings, key=key)
 
     def _begin_anew(self, step: int) -> None:
         """Steps have gone back: from here on it is another run."""
