@@ -5,13 +5,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from phasewatch.callbacks.huggingface.checkpoints import load_state, save_state
+from phasewatch.callbacks.huggingface.loggers import Board, boards_of
 from phasewatch.callbacks.huggingface.saves import refusal, save_checkpoint
 from phasewatch.callbacks.huggingface.trainers import AroundTraining, calling_trainer
 from phasewatch.callbacks.huggingface.training import Training
+from phasewatch.callbacks.shared.loggers import TrainerLoggers
 from phasewatch.callbacks.shared.monitor import MonitorBase
 from phasewatch.monitor.core.ending import RunState, ended_by, reason_for
 from phasewatch.monitor.core.errors import ConfigError
@@ -50,6 +53,8 @@ class CallbackHooks(MonitorBase):
         exporter: The Prometheus endpoint; False for none, a number for its port.
         alerts: Direct alerts: URLs of targets, or all settings.
         sinks: Further places that results go to.
+        loggers: Whether λ̂ and transitions go into the Trainer's TensorBoard, too, as
+            `phasewatch/…`. Its log history and other trackers get none of them.
 
     Raises:
         ConfigError: A value is wrong; says which, what was received, what is allowed.
@@ -60,6 +65,8 @@ class CallbackHooks(MonitorBase):
     _around: AroundTraining | None = None
     _writer: Any = None
     """The trainer that checkpoints around a suspicion are written by, where it can."""
+    _loggers: TrainerLoggers | None = None
+    _boards: Sequence[Board] = ()
 
     # ---- life cycle
 
@@ -77,9 +84,13 @@ class CallbackHooks(MonitorBase):
         trainer, checkpoint = calling_trainer()
         if trainer is not None:
             self._refuse_twins(trainer.callback_handler.callbacks)
+        self._check_loggers(trainer)
         root = Path(args.output_dir)
         if self._watch is None:
-            self._watch = self._make_watch(root)
+            self._loggers = TrainerLoggers()
+            self._watch = self._make_watch(
+                root, sinks=[self._loggers] if self._config.loggers else []
+            )
             self._watch.keep_checkpoints("")
         saved: dict[str, Any] = {}
         if state.global_step:
@@ -137,13 +148,35 @@ class CallbackHooks(MonitorBase):
             log.exception(
                 "ending run %s failed; what was stored before is safe", self._watch.run_name
             )
+        boards, self._boards = self._boards, ()
+        for board in boards:
+            with self._watch.failures.surviving(self._watch.health.step):
+                board.close()
+
+    def _check_loggers(self, trainer: Any) -> None:
+        """Refuse a wish for loggers where there is none to write to."""
+        config = self._config
+        if not (config.loggers and "loggers" in config.model_fields_set):
+            return
+        if trainer is None or not boards_of(trainer.callback_handler.callbacks):
+            raise ConfigError(
+                "loggers: got True, and this Trainer reports to no TensorBoard, the only one of "
+                'its trackers that is written to; give it report_to="tensorboard", or leave '
+                "loggers out and see the run with `phasewatch serve`"
+            )
 
     # ---- training
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Note which epoch begins."""
-        if self._training is not None:
-            self._training.epoch_started(state.epoch)
+        if self._training is None:
+            return
+        if self._loggers is not None and not self._boards:  # by now every callback has begun
+            trainer, _checkpoint = calling_trainer()
+            if trainer is not None:
+                self._boards = boards_of(trainer.callback_handler.callbacks)
+                self._loggers.loggers = self._boards
+        self._training.epoch_started(state.epoch)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """After the last epoch measure what waits for the end, before other weights are loaded."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from phasewatch.callbacks.lightning.fit import Fit
-from phasewatch.callbacks.lightning.loggers import TrainerLoggers
 from phasewatch.callbacks.lightning.saves import Saves
 from phasewatch.callbacks.lightning.stages import renamed_state, stopped_early
+from phasewatch.callbacks.shared.loggers import TrainerLoggers
 from phasewatch.callbacks.shared.monitor import MonitorBase
 from phasewatch.monitor.core.ending import RunState, ended_by, reason_for
 from phasewatch.monitor.core.errors import ConfigError
@@ -63,7 +63,6 @@ class MonitorHooks(MonitorBase):
     _fit: Fit | None = None
     _loggers: TrainerLoggers | None = None
     _saves: Saves | None = None
-    _has_loggers = True
 
     # ---- life cycle
 

@@ -36,9 +36,6 @@ class MonitorBase:
     Args and errors: see `phasewatch.callbacks.TransitionMonitor`.
     """
 
-    _has_loggers = False
-    """Whether the framework's loggers can be written to by their own step."""
-
     @named_arguments
     def __init__(
         self,
@@ -67,11 +64,6 @@ class MonitorBase:
             )
         if n_samples is not None and n_samples < 1:
             raise ConfigError(f"n_samples: got {n_samples!r}; give a number of at least 1")
-        if loggers and not self._has_loggers:
-            raise ConfigError(
-                f"loggers: got {loggers!r}; the loggers of this framework take nothing from a "
-                "callback; leave it out, and see the run with `phasewatch serve`"
-            )
         self._config, self._observables, self._detectors = settle_config(
             config,
             observables=observables,

@@ -66,8 +66,8 @@ class MonitorConfig(Settings):
         grafana: A Grafana that transitions are written into; None writes into none.
         pushgateway: A Pushgateway to push to; None pushes nowhere.
         sinks: Further places that results go to, installed by other packages, by name.
-        loggers: Whether λ̂ and transitions go into the loggers of Lightning's Trainer, too, as
-            `phasewatch/…`.
+        loggers: Whether λ̂ and transitions go into the loggers of Lightning's Trainer and the
+            TensorBoard of Hugging Face's, too, as `phasewatch/…`.
         notebook: Whether a run in a Jupyter notebook shows a table of its latest values and
             transitions there while it trains.
         alerts: Direct alerts. A list of URLs will do.

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from phasewatch.callbacks import TransitionMonitor
-from phasewatch.callbacks.lightning.loggers import TrainerLoggers
+from phasewatch.callbacks.shared.loggers import TrainerLoggers
 from phasewatch.monitor.core.errors import PhasewatchError
 from phasewatch.monitor.core.estimates import EstimateStatus, Observation
 from phasewatch.monitor.core.transitions import TransitionKind, TransitionStatus
