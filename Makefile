@@ -45,11 +45,19 @@ postgres: $(STAMP)
 	$(BIN)/python -m pytest -m postgres -q tests/postgres
 
 # The live page in a real browser: Debian's package `chromium`, or the one that playwright brings.
-# With PHASEWATCH_PICTURES=FOLDER it leaves pictures of what it saw.
+# With PHASEWATCH_PICTURES=FOLDER it leaves pictures of what it saw. Where npm is, the dashboards are
+# drawn, too, with Grafana's own components.
 browser: $(STAMP)
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory build/grafana/page.js; \
+		else echo "npm is not here: the dashboards are not drawn" >&2; fi
 	@$(BIN)/python -c "import playwright" 2>/dev/null || $(BIN)/pip install --quiet "playwright>=1.45"
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || $(BIN)/playwright install chromium
 	$(BIN)/python -m pytest -m browser -q tests/browser
+
+build/grafana/page.js: tests/browser/grafana/page.jsx tests/browser/grafana/package.json
+	@mkdir -p build/grafana
+	@cp $^ build/grafana
+	@cd build/grafana && npm install --silent --no-audit --no-fund --ignore-scripts && npm run --silent build
 
 # transformers, Ray, trackers and what they bring live in environments of their own, over that of the others.
 define over-the-others

@@ -7,7 +7,7 @@ from panels import (
     EACH,
     GREEN,
     SPLIT_COLORS,
-    STATE_COLORS,
+    STATE_BACKGROUNDS,
     VERMILLION,
     Built,
     assemble,
@@ -15,6 +15,7 @@ from panels import (
     curves,
     last_seen,
     latest,
+    list_of_transitions,
     new_dashboard,
     number,
     prop,
@@ -105,9 +106,11 @@ def _runs() -> Built:
         hidden=("is",),
     )
     colours = {
-        state.value: {"color": color, "text": state.value} for state, color in STATE_COLORS.items()
+        state.value: {"color": color, "text": state.value}
+        for state, color in STATE_BACKGROUNDS.items()
     }
     mapping = [{"type": "value", "options": colours}]
+    filled = {"type": "color-background", "mode": "basic"}
     link = {
         "title": "Open the run",
         "url": "/d/phasewatch-run?var-run=${__value.raw:percentencode}"
@@ -116,14 +119,14 @@ def _runs() -> Built:
     }
     return (
         panel.override_by_name("run", [prop("links", [link])])
-        .override_by_name(
-            "state", [prop("mappings", mapping), prop("custom.cellOptions", {"type": "color-text"})]
-        )
+        .override_by_name("state", [prop("mappings", mapping), prop("custom.cellOptions", filled)])
         .override_by_name("step", [prop("unit", "locale"), prop("decimals", 0)])
         .override_by_name("λ̂", [prop("decimals", 2)])
         .override_by_name("±", [prop("decimals", 2)])
         .override_by_name("overhead", [prop("unit", "percentunit"), prop("decimals", 1)])
-        .override_by_name("last step at", [prop("unit", "dateTimeFromNow")])
+        .override_by_name(
+            "last step at", [prop("unit", "dateTimeFromNow"), prop("custom.minWidth", 130)]
+        )
     )
 
 
@@ -151,9 +154,9 @@ def _curves() -> list[Built]:
 
 
 def _found() -> Built:
-    return rows_of(
-        "Transitions by kind",
-        "Confirmed transitions of each run, by kind, in this time range.",
-        {"count": f"{standing(lambda one: total_seen(one, f'{EACH}, kind', RUNS))} > 0"},
-        height=7,
-    ).override_by_name("count", [prop("decimals", 0)])
+    return list_of_transitions(
+        "Transitions told",
+        "Each transition that was told in this time range, and each that was told again as another "
+        "kind. Severity 1 is tenfold.",
+        RUNS,
+    )

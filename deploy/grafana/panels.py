@@ -30,6 +30,8 @@ TAG = "phasewatch"
 SOURCE = common_models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 EACH = "run, run_id"
 """What tells runs apart: two may have the same name."""
+NARROWEST = 80
+"""Least width of a column, in pixels; Grafana's own is 150, and a laptop has room for nine."""
 REFERENCES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # Okabe and Ito's colours, told apart with any common colour vision.
@@ -57,6 +59,15 @@ STATE_COLORS = {
     RunState.FAILED: VERMILLION,
     RunState.INTERRUPTED: ORANGE,
 }
+
+STATE_BACKGROUNDS = {
+    RunState.RUNNING: "#0072B2",
+    RunState.FINISHED: "#00734F",
+    RunState.STOPPED: "#00734F",
+    RunState.FAILED: "#B04A00",
+    RunState.INTERRUPTED: "#8F6200",
+}
+"""The same, dark enough for white letters on them: small ones in those colours are too faint."""
 
 Built = stat.Panel | table.Panel | timeseries.Panel | xychart.Panel
 PanelT = TypeVar("PanelT", stat.Panel, table.Panel, timeseries.Panel, xychart.Panel)
@@ -100,6 +111,11 @@ def passed(expr: str, by: str, where: str) -> str:
 def total_seen(metric: m.Metric, by: str, where: str) -> str:
     """A counter's last value within the dashboard's time range, summed over its other labels."""
     return f"sum by ({by}) (last_over_time({metric.name}{{{where}}}[$__range]))"
+
+
+def rising(metric: m.Metric, by: str, where: str) -> str:
+    """By how much a counter rises from one point of a curve to the next."""
+    return f"sum by ({by}) (increase({metric.name}{{{where}}}[$__rate_interval]))"
 
 
 def standing(total: Callable[[m.Metric], str]) -> str:
@@ -172,10 +188,14 @@ def curves(
     unit: str = "",
     label: str = "",
     log: bool = False,
+    linear_below: float = 0.0,
     points: bool = False,
     colors: Mapping[str, str] | None = None,
 ) -> timeseries.Panel:
-    """Curves over time. `colors` are those of series known by name."""
+    """Curves over time. `colors` are those of series known by name.
+
+    A logarithmic axis is linear below `linear_below`, where that is given: for values around zero.
+    """
     panel = _dressed(
         timeseries.Panel(), title, description, targets, width=width, height=height, unit=unit
     )
@@ -201,8 +221,12 @@ def curves(
     if label:
         panel = panel.axis_label(label)
     if log:
+        scale = common.ScaleDistributionConfig().log(10)
+        kinds = common_models.ScaleDistribution
         panel = panel.scale_distribution(
-            common.ScaleDistributionConfig().type(common_models.ScaleDistribution.LOG).log(10)
+            scale.type(kinds.SYMLOG).linear_threshold(linear_below)
+            if linear_below
+            else scale.type(kinds.LOG)
         )
     for name, color in (colors or {}).items():
         panel = panel.override_by_name(name, [fixed(color)])
@@ -220,6 +244,7 @@ def number(
     decimals: int | None = None,
     thresholds: Sequence[tuple[float | None, str]] = ((None, BLUE),),
     names: bool = False,
+    nothing: str = "–",
 ) -> stat.Panel:
     """One figure; with `names`, the name of the series in place of its value."""
     panel = _dressed(
@@ -236,7 +261,7 @@ def number(
         panel.text_mode(text)
         .graph_mode(common_models.BigValueGraphMode.NONE)
         .color_mode(common_models.BigValueColorMode.VALUE)
-        .no_value("–")
+        .no_value(nothing)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .thresholds(
             dashboard.ThresholdsConfig()
@@ -280,7 +305,7 @@ def rows_of(
     if len(titles) == 1:
         names = {"Value": titles["A"]}
     excluded = dict.fromkeys(("Time", *(n for n in names if names[n] in hidden)), True)
-    return panel.transformations(
+    panel = panel.transformations(
         [
             models.DataTransformerConfig(id_val="merge", options={}),
             models.DataTransformerConfig(
@@ -289,6 +314,60 @@ def rows_of(
             ),
         ]
     )
+    return _fitting(panel)
+
+
+def _fitting(panel: table.Panel) -> table.Panel:
+    """Columns narrow enough that a laptop shows all; an identity is there for links alone."""
+    return (
+        panel.min_width(NARROWEST)
+        .override_by_name("run", [prop("custom.minWidth", 2 * NARROWEST)])
+        .override_by_name("run_id", [prop("custom.hidden", True)])
+    )
+
+
+def list_of_transitions(title: str, description: str, where: str) -> table.Panel:
+    """A table with a row for each transition that was told within the time range.
+
+    A row is where a counter rises between two points of a range query that lie as far apart as
+    they look back: each rise is seen once. The exporter tells the figures of the latest transition
+    alone, so two within one interval both have those of the later.
+    """
+    told = f"sum by ({EACH}, kind, observable) ({m.TRANSITIONS.name}{{{where}}})"
+    before = told.replace("})", "} offset $__interval)")
+    rise = f"clamp((({told} - {before}) > 0) or (({told} unless {before}) > 0), 1, 1)"
+    figures = {
+        "began at step": m.LAST_TRANSITION_ONSET_STEP,
+        "detected at step": m.LAST_TRANSITION_STEP,
+        "severity": m.LAST_TRANSITION_SEVERITY,
+    }
+    targets = [
+        query(
+            f"{rise} * on ({EACH}) group_left () {latest(metric, EACH, where)}", ref=ref, table=True
+        )
+        for metric, ref in zip(figures.values(), REFERENCES, strict=False)
+    ]
+    columns = ["Time", "run", "kind", "observable", *(f"Value #{r}" for r in REFERENCES[:3])]
+    titles = ["detected", "run", "kind", "seen first by", *figures]
+    panel = _dressed(table.Panel(), title, description, targets, width=24, height=7, unit="")
+    panel = panel.interval("5s").max_data_points(5000)
+    panel = panel.transformations(
+        [
+            models.DataTransformerConfig(id_val="merge", options={}),
+            models.DataTransformerConfig(
+                id_val="organize",
+                options={
+                    "excludeByName": {},
+                    "renameByName": dict(zip(columns, titles, strict=True)),
+                    "indexByName": {name: place for place, name in enumerate(columns)},
+                },
+            ),
+        ]
+    )
+    panel = panel.override_by_name("detected", [prop("custom.minWidth", 2 * NARROWEST)])
+    for name in ("began at step", "detected at step"):
+        panel = panel.override_by_name(name, [prop("unit", "locale"), prop("decimals", 0)])
+    return _fitting(panel.override_by_name("severity", [prop("decimals", 2)]))
 
 
 def against_step(

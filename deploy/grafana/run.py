@@ -21,21 +21,25 @@ from panels import (
     choice,
     curves,
     fixed,
+    last_seen,
     latest,
+    list_of_transitions,
     new_dashboard,
     number,
     observables,
     passed,
     prop,
     queries,
-    rows_of,
+    rising,
     run_values,
     standing,
+    total_seen,
     transitions,
     transitions_by_api,
 )
 
 from phasewatch.monitor.core import metrics as m
+from phasewatch.monitor.core.ending import RunState
 from phasewatch.monitor.core.estimates import EstimateStatus
 
 UID = "phasewatch-run"
@@ -93,46 +97,49 @@ def build() -> dashboard.Dashboard:
 def _figures() -> list[Built]:
     state = number(
         "State",
-        "What the run says of itself. A run that was killed says nothing any more: see Overview.",
-        f"{latest(m.RUN_STATE, 'state', RUN)} == 1",
+        "What the run said of itself last. A run that was killed says nothing any more: see "
+        "Overview.",
+        f"{last_seen(m.RUN_STATE, 'state', RUN)} == 1",
         legend="{{state}}",
         names=True,
     )
     for name, color in STATE_COLORS.items():
         state = state.override_by_name(name.value, [fixed(color)])
+    running = latest(m.RUN_STATE, "run", f'{RUN}, state="{RunState.RUNNING}"')
     return [
         state,
         number(
             "Step",
             "Optimizer steps completed.",
-            latest(m.RUN_STEP, "run", RUN),
+            last_seen(m.RUN_STEP, "run", RUN),
             unit="locale",
             decimals=0,
         ),
         number(
             "Steps a second",
             "Over the last drain of the observed values.",
-            latest(m.STEPS_PER_SECOND, "run", RUN),
+            last_seen(m.STEPS_PER_SECOND, "run", RUN),
             decimals=1,
         ),
         number(
             "Since the last step",
-            "Time since the monitor last heard of a step.",
-            f"time() - {latest(m.LAST_STEP_TIMESTAMP, 'run', RUN)}",
+            "Time since the monitor last heard of a step, while the run trains.",
+            f"time() - {latest(m.LAST_STEP_TIMESTAMP, 'run', RUN)} and on (run) ({running} == 1)",
             unit="s",
             decimals=0,
             thresholds=((None, BLUE), (600, VERMILLION)),
+            nothing="ended",
         ),
         number(
             "Transitions",
-            "Confirmed transitions of this process.",
-            standing(lambda metric: f"sum({metric.name}{{{RUN}}})"),
+            "Confirmed transitions of this run.",
+            standing(lambda metric: total_seen(metric, "run", RUN)),
             decimals=0,
         ),
         number(
             "Last onset",
             "Step at which the latest transition began. Empty before the first.",
-            latest(m.LAST_TRANSITION_ONSET_STEP, "run", RUN),
+            last_seen(m.LAST_TRANSITION_ONSET_STEP, "run", RUN),
             unit="locale",
             decimals=0,
         ),
@@ -208,10 +215,13 @@ def _family() -> Built:
         "Latest values, in the unit after the name. Thin lines: one standard error on either side, "
         "where a value has one. Grey: it did not pass its checks.",
         queries(
-            (value, "{{observable}} {{unit}}"),
+            (_unit_said(value), "{{observable}} {{unit}}"),
             (f"{value} + {error}", "{{observable}} + s.e."),
             (f"{value} - {error}", "{{observable}} − s.e."),
-            (f"{found} and on (observable) ({failed})", "{{observable}} {{unit}}, not OK"),
+            (
+                _unit_said(f"{found} and on (observable) ({failed})"),
+                "{{observable}} {{unit}}, not OK",
+            ),
         ),
         width=8,
         height=8,
@@ -223,12 +233,19 @@ def _family() -> Built:
     return panel.repeat("family").repeat_direction("h").max_per_row(3)
 
 
+def _unit_said(expr: str) -> str:
+    """A plain number has no unit to be said."""
+    return f'label_replace({expr}, "unit", "", "unit", "1")'
+
+
 def _scores() -> Built:
     return curves(
         "Scores of the detectors",
         "Statistic of each stream's detector over its threshold. Above the line it is an alarm.",
         queries((latest(m.DETECTOR_SCORE, "observable", RUN), "{{observable}}")),
-        width=16,
+        width=24,
+        log=True,
+        linear_below=0.1,
     ).thresholds(_line(1)).thresholds_style(_dashed())  # fmt: skip
 
 
@@ -250,21 +267,22 @@ def _dashed() -> common.GraphThresholdsStyleConfig:
 
 
 def _found() -> Built:
-    return rows_of(
-        "Transitions",
-        "Confirmed transitions of this process, by kind.",
-        {"count": standing(lambda metric: f"sum by (kind) ({metric.name}{{{RUN}}})")},
-        width=8,
-    ).override_by_name("count", [prop("decimals", 0)])
+    return list_of_transitions(
+        "Transitions told",
+        "Each transition that was told in this time range, and each that was told again as another "
+        "kind. Severity 1 is tenfold. The report of the run and its live page have the evidence "
+        "and the place in the model.",
+        RUN,
+    )
 
 
 def _estimates() -> list[Built]:
     return [
         curves(
             "Estimates by status",
-            "Estimates so far: ok passed every check; unconverged did not; diverged left the "
-            "neighbourhood; negative means that the weights are not at a local minimum.",
-            queries((latest(m.ESTIMATES, "status", RUN), "{{status}}")),
+            "Estimates from point to point: ok passed every check; unconverged did not; diverged "
+            "left the neighbourhood; negative means that the weights are not at a local minimum.",
+            queries((rising(m.ESTIMATES, "status", RUN), "{{status}}")),
             width=8,
             height=8,
             colors={status.value: color for status, color in STATUS_COLORS.items()},
@@ -331,8 +349,8 @@ def _monitor() -> list[Built]:
         ),
         curves(
             "Troubles",
-            "Counts of this process. All of them should stay at nought.",
-            queries(*((f"sum({metric.name}{{{RUN}}})", _plain(metric)) for metric in troubles)),
+            "How many from point to point. All of them should stay at nought.",
+            queries(*((rising(metric, "run", RUN), _plain(metric)) for metric in troubles)),
             width=24,
             height=8,
             colors=dict(zip(map(_plain, troubles), OKABE_ITO, strict=False)),
@@ -340,8 +358,8 @@ def _monitor() -> list[Built]:
         curves(
             "Around suspicions",
             "Windows in which measurements came more often, and checkpoints that were written for "
-            "what may be suspected, so far.",
-            queries(*((f"sum({metric.name}{{{RUN}}})", _plain(metric)) for metric in around)),
+            "what may be suspected, from point to point.",
+            queries(*((rising(metric, "run", RUN), _plain(metric)) for metric in around)),
             width=12,
             height=8,
             colors=dict(zip(map(_plain, around), (BLUE, VERMILLION), strict=True)),
