@@ -15,7 +15,7 @@ SEEDS  := 0 1 2
 SOURCES := callbacks deploy detectors docs monitor phasewatch examples tests
 
 .PHONY: browser chaos chaos-short hf postgres ray trackers dashboards demo docs site layout examples test check lint types mypy slow bench bench-detection \
-	bench-observables bench-peers false-alarms clean
+	bench-observables bench-pages bench-peers false-alarms clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -166,6 +166,12 @@ $(RIVALS):
 bench-detection: $(STAMP) $(RIVALS)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/local_change_model.py --left-out
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/detection.py --long
+
+# What the pages of trainscope and TensorBoard show of the same run, and how soon. About a quarter of
+# an hour.
+bench-pages: $(STAMP) $(RIVALS)
+	OMP_NUM_THREADS=1 PHASEWATCH_PEER_PYTHON=$(PEERS)/bin/python $(BIN)/python \
+		tests/benchmarks/side_by_side.py --seeds 0 1 2
 
 # The table that thresholds are taken from; to be made anew whenever a detector changes. It takes
 # about half an hour; `--detectors slope_shift` on the first command makes one row of it anew.
