@@ -48,8 +48,8 @@ postgres: $(STAMP)
 # With PHASEWATCH_PICTURES=FOLDER it leaves pictures of what it saw. Where npm is, the dashboards are
 # drawn, too, with Grafana's own components.
 browser: $(STAMP)
-	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory build/grafana/page.js; \
-		else echo "npm is not here: the dashboards are not drawn" >&2; fi
+	@{ command -v npm >/dev/null && $(MAKE) --no-print-directory build/grafana/page.js; } || \
+		echo "npm is not here, or cannot get Grafana's components: the dashboards are not drawn" >&2
 	@$(BIN)/python -c "import playwright" 2>/dev/null || $(BIN)/pip install --quiet "playwright>=1.45"
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || $(BIN)/playwright install chromium
 	$(BIN)/python -m pytest -m browser -q tests/browser
