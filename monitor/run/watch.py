@@ -31,6 +31,7 @@ from phasewatch.monitor.core.meaning import DENSITY
 from phasewatch.monitor.core.stray import let_through
 from phasewatch.monitor.core.transitions import Transition
 from phasewatch.monitor.observables.llc.values import Moment, beside, observed_llc
+from phasewatch.monitor.run.budget import GRACE_SECONDS
 from phasewatch.monitor.run.buffer import ScalarBuffer
 from phasewatch.monitor.run.checkpoints import Checkpoints
 from phasewatch.monitor.run.console import ensure_heard
@@ -77,8 +78,10 @@ log = logging.getLogger("phasewatch")
 DETECTION_SHARE = 0.5
 """Of the budget, what detection may take; beyond it, it sees fewer points."""
 
-CLOSING_SHARE = 0.6
-"""What looking back at the end takes, over what detection and the store took: measured .5 to .7."""
+CLOSING_SHARE, CLOSING_SECONDS = 0.6, GRACE_SECONDS / 2.0
+"""What is kept for looking back at the end: it takes .5 to .7 of what the thread that detects took
+in a short run, and less of a long one. Half of what a run may take at once is left for λ̂ of the
+final weights in any case."""
 
 STATE_SECONDS = 10.0
 """How long a checkpoint waits for detection."""
@@ -815,7 +818,8 @@ class Watch:
                 self._beside_before + self._road.cpu_seconds + store.writer_cpu_seconds
             )
             self._planner.ledger.spend_beside(health.beside_seconds_total - before)
-            self._planner.closing_seconds = CLOSING_SHARE * self._road.cpu_seconds
+            closing = CLOSING_SHARE * self._road.cpu_seconds
+            self._planner.closing_seconds = min(closing, CLOSING_SECONDS)
         health.overhead_ratio = self._planner.ledger.overhead_ratio
         health.monitor_seconds_total = self._planner.ledger.total_seconds
         health.store_queue_depth = store.queue_depth

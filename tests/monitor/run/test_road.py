@@ -23,6 +23,7 @@ from phasewatch.monitor.core.meaning import THINNING
 from phasewatch.monitor.core.transitions import TransitionStatus
 from phasewatch.monitor.replay.recorded import compare, replay
 from phasewatch.monitor.run import road, watch
+from phasewatch.monitor.run.budget import GRACE_SECONDS
 from phasewatch.monitor.run.portions import split
 from phasewatch.monitor.store.store import Store
 from phasewatch.monitor.transitions import thinning
@@ -206,6 +207,19 @@ class Noting:
     def flush(self): ...
 
     def close(self): ...
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1e4])
+def test_for_looking_back_at_the_end_no_more_is_kept_than_half_of_what_is_there(
+    settings, seconds
+) -> None:
+    with Watch(settings) as watched:
+        watched.observe(1, {"train_loss": 1.0})
+        watched.drain()
+        watched._road.cpu_seconds = seconds
+        watched._refresh_health(watched._sinks)
+        kept = watched._planner.closing_seconds
+    assert kept == min(watch.CLOSING_SHARE * seconds, GRACE_SECONDS / 2)
 
 
 def test_a_sink_of_the_users_is_called_from_the_training_thread_in_order(settings) -> None:
