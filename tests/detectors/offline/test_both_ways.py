@@ -1,5 +1,7 @@
 """Changes that a history shows from both sides."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -80,3 +82,26 @@ def test_a_change_elsewhere_does_not_speak_for_one_that_is_plain_from_behind_alo
     decay = np.where(t < 250, 0.2, 0.1) + 3.0 * np.exp(-t / 25.0)  # and one fall in its calm
     (change,) = seen(decay * (1.0 + noise(400, 0.02)))
     assert abs(change.onset_step - 250) <= 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("repeats", [1, 5])
+def test_forwards_only_that_is_left_out_which_could_not_agree(seed, repeats):
+    values = np.repeat(calmer(seed), repeats).tolist()
+    values = (np.array(values) + noise(len(values), 0.1, seed + 200)).tolist()
+    places = both_ways._seen_backwards(values, 0.0)
+    assert places
+
+    def said(given):
+        witness = both_ways._Witness(given, 0.0)
+        for index, value in enumerate(values):
+            witness.update(index, value)
+        return witness.said
+
+    def near(looks):
+        return [one for one in looks if any(abs(one[0] - p.after) <= p.near for p in places)]
+
+    everywhere = said([both_ways._Place(0, 0, True, math.inf, 0.0)])
+    some = said(places)
+    assert near(some) == near(everywhere) != []
+    assert len(some) < len(everywhere)

@@ -306,3 +306,38 @@ def test_in_log10_it_would_be_less_than_what_was_before():
 
 def test_rounding_of_sums_that_should_be_zero_is_no_change():
     assert alarms(np.where(np.arange(80) < 50, -2.8e-15, 1.3e-14)) == []
+
+
+class Scales:
+    """A model whose log-odds are two numbers: for values in log10, and as they are."""
+
+    def __init__(self, in_log, as_they_are):
+        self.answers = np.array([as_they_are, in_log])
+
+    def log_odds(self, features):
+        return self.answers[(features[:, NAMES.index("log")] > 0.0).astype(int)]
+
+
+@pytest.mark.parametrize(
+    ("in_log", "as_they_are", "scale", "log_odds"),
+    [(4.0, 5.0, "log10", 4.0), (4.0, 7.0, "linear", 5.0), (-9.0, 5.0, "linear", 3.0)],
+)
+def test_of_two_scales_the_one_that_fits_counts_unless_the_other_is_much_surer(
+    in_log, as_they_are, scale, log_odds
+):
+    detector = create("local_change", certainty=2.0)
+    detector._model = Scales(in_log, as_they_are)
+    rng = np.random.default_rng(0)
+    curve = np.concatenate([0.1 * 10.0 ** rng.uniform(0.0, 0.5, 40), 20.0 + rng.random(8)])
+    (alarm,) = alarms(curve, detector)
+    assert alarm.rule.endswith(scale)
+    assert alarm.probability == pytest.approx(1.0 / (1.0 + math.exp(-log_odds)))
+
+
+def test_of_values_that_mostly_repeat_two_that_are_few_among_the_new_are_none():
+    values = [0.0] * 40 + [0.0, 0.0, 0.0, 0.0, 100.0, 200.0]
+    looks = look(np.array(values), [], level=0, seen=46, since=46, **FRESH)
+    settled = dict(zip(looks.sizes, local_change._settled(values, looks), strict=True))
+    assert {m: bool(settled[m]) for m in (1, 2, 3, 4, 6)} == {
+        1: False, 2: True, 3: True, 4: False, 6: False,
+    }  # fmt: skip

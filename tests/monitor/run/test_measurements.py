@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,8 +17,11 @@ from phasewatch.monitor.core.estimates import Observation
 from phasewatch.monitor.core.health import Health
 from phasewatch.monitor.core.work import Cost, run_through
 from phasewatch.monitor.observables import selected
+from phasewatch.monitor.run.budget import GRACE_SECONDS
 from phasewatch.monitor.run.measurements import Measuring
 from phasewatch.monitor.run.roster import Roster
+from phasewatch.monitor.run.subject import Given
+from support.planned import Clock
 
 
 class Constant:
@@ -349,3 +353,32 @@ def test_a_subclass_with_a_measure_of_its_own_is_measured_by_it() -> None:
 
     found = [run(make(kind())[0], [1])[0].value for kind in (Base, Own, Both)]
     assert found == [1.0, 2.0, 3.0]
+
+
+class SlowToSee(Given):
+    """A subject whose weights take two seconds to see."""
+
+    def __init__(self, context, clock):
+        super().__init__(context)
+        self.clock = clock
+
+    def live_context(self, step, epoch):
+        self.clock.now += 2.0
+        return self.context(step, epoch)
+
+
+def test_what_seeing_the_weights_takes_is_booked_to_those_that_read_them() -> None:
+    measuring, _ = make("weight_norm", "update_ratio")
+    clock = measuring.planner.ledger.clock = Clock()
+    measuring.turn(1, SlowToSee(replace(context(1), params={"w": torch.ones(2)}), clock))
+    assert sum(a.seconds for a in measuring.planner.accounts.values()) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(("closing", "calls"), [(0.0, [9]), (GRACE_SECONDS, [])])
+def test_the_last_turn_leaves_what_the_end_itself_takes(closing, calls) -> None:
+    item = Constant()
+    measuring, _ = make(item, every_n_steps=None, overhead=0.05)
+    measuring.planner.predict("constant", 1.0, 0.1)
+    measuring.planner.closing_seconds = closing
+    measuring.last_turn(9, Given(context(9)), None)
+    assert item.calls == calls
