@@ -46,6 +46,7 @@ class Prometheus:
         config["scrape_configs"][0]["file_sd_configs"][0]["refresh_interval"] = "200ms"
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         self.url = f"http://127.0.0.1:{free_port()}"
+        self.began = int(time.time())
         self.process = subprocess.Popen(
             [
                 need_binary("prometheus"),
@@ -73,8 +74,10 @@ class Prometheus:
         expr = fill_in(query.expr, values)
         if query.is_instant:
             return self.query(expr)
-        now = int(time.time())  # all queries of a panel are asked for the same times
-        return self.get("query_range", query=expr, start=now - 60, end=now, step="1s")["result"]
+        # All queries of a panel are asked for the same times, however long a busy machine took.
+        now = int(time.time())
+        begin = min(now - 60, self.began)
+        return self.get("query_range", query=expr, start=begin, end=now, step="1s")["result"]
 
     def values_of(self, definition, values):
         """Values of a variable: `label_values(series, label)`."""

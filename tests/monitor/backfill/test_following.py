@@ -326,20 +326,25 @@ def test_the_command_refuses_what_does_not_go_together(tmp_path, folder, phasewa
 def test_ctrl_c_in_a_terminal_leaves_with_a_summary(tmp_path, folder):
     for step in (10, 20):
         saver(folder, step)()
-    command = [sys.executable, "-m", "phasewatch.monitor.cli.main"]
+    command = [sys.executable, "-X", "faulthandler", "-m", "phasewatch.monitor.cli.main"]
     process = subprocess.Popen(
         [*command, *map(str, arguments_of(tmp_path, folder))],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
     try:
         while process.poll() is None and measured(tmp_path) < 2:
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate()
+        out, _ = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # says where it hangs
+        pytest.fail(process.communicate()[1])
     finally:
         process.kill()
+        process.wait()
     assert process.returncode == 0
     assert "2 checkpoints measured" in out
     with Store(tmp_path / "later.db", create=False) as store:
