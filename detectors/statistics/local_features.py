@@ -38,8 +38,9 @@ thinned curves is lost; with 4 and 2 noise that remembers alarms twice as often.
 
 ROUNDING = 1e-6
 
-LEAST = 1e-12
-"""Noise is no smaller where values are watched as they are: sums that should be 0 are about 1e-15.
+LEAST, ROUNDED = 1e-15, 1e-12
+"""Noise is no smaller where values are watched as they are; of both signs, they may be sums that
+should be 0, and are about 1e-15.
 """
 
 NAMES = (
@@ -221,9 +222,8 @@ def look(
     rough = np.abs(old[:, 1:] - old[:, :-1])
     rough.sort(axis=1)
     height = np.ones(q) if log else np.abs(base + shift)
-    sigma = np.maximum.reduce(
-        [1.4826 * size[:, j], 1.05 * rough[:, i], 0.25 * largest, 1e-7 * height + LEAST]
-    )
+    floor = 1e-7 * height + (LEAST if positive else ROUNDED)
+    sigma = np.maximum.reduce([1.4826 * size[:, j], 1.05 * rough[:, i], 0.25 * largest, floor])
     if not (whole or (much >= shape.least * sigma).any()):
         return None
     error = sigma * shape.errors

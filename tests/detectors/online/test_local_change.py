@@ -304,6 +304,11 @@ def test_in_log10_it_would_be_less_than_what_was_before():
     assert in_log.features[0, z] < 0.0 < as_it_is.features[0, z]
 
 
+def test_values_above_zero_are_no_rounding_however_small():
+    (alarm,) = alarms(1e-13 * (1.0 + 0.5 * STEP + noise(240, 0.01)))
+    assert abs(alarm.onset_step - 150) <= 2
+
+
 def test_rounding_of_sums_that_should_be_zero_is_no_change():
     assert alarms(np.where(np.arange(80) < 50, -2.8e-15, 1.3e-14)) == []
 
