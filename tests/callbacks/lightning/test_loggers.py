@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import math
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -16,46 +15,10 @@ from phasewatch.callbacks.shared.loggers import TrainerLoggers
 from phasewatch.monitor.core.errors import PhasewatchError
 from phasewatch.monitor.core.estimates import EstimateStatus, Observation
 from phasewatch.monitor.core.transitions import TransitionKind, TransitionStatus
-from support.bitwise import quietly, seed_everything
 from support.history import estimate, transition
+from support.logged import train
 
 EVENTS = "tensorboard.backend.event_processing.event_accumulator"
-
-
-class Net(pl.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(3, 1)
-
-    def training_step(self, batch, batch_idx):
-        x, y = batch
-        loss = torch.nn.functional.mse_loss(self.layer(x)[:, 0], y)
-        self.log("my_loss", loss)
-        return loss
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.05)
-
-
-def train(folder, *, monitor=None, loggers):
-    seed_everything()
-    data = torch.utils.data.TensorDataset(torch.randn(64, 3), torch.randn(64))
-    net = Net()
-    trainer = quietly(
-        lambda: pl.Trainer(
-            accelerator="cpu",
-            max_steps=12,
-            callbacks=[] if monitor is None else [monitor],
-            logger=loggers,
-            enable_progress_bar=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-            log_every_n_steps=2,
-        )
-    )
-    quietly(lambda: trainer.fit(net, torch.utils.data.DataLoader(data, batch_size=8)))
-    return net
 
 
 def make_monitor(**settings):
@@ -86,9 +49,9 @@ def test_tensorboard_and_csv_have_the_coefficient_beside_what_is_logged(tmp_path
 
     monitor = make_monitor()
     watched, bare = tmp_path / "watched", tmp_path / "bare"
-    net = train(watched, monitor=monitor, loggers=loggers(watched))
-    other = train(bare, loggers=loggers(bare))
-    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+    weights = train(watched, loggers(watched), monitor=monitor)
+    other = train(bare, loggers(bare))
+    assert all(torch.equal(a, b) for a, b in zip(weights, other, strict=True))
 
     steps, values, stderrs = monitor.history("llc", include_unconverged=True)
     ok = monitor.history("llc").ok
@@ -119,7 +82,7 @@ def test_a_setting_keeps_loggers_alone(tmp_path, how):
         (tmp_path / "phasewatch.yaml").write_text("loggers: false\n", encoding="utf-8")
         settings = {"config": tmp_path / "phasewatch.yaml"}
     monitor = make_monitor(**settings)
-    train(tmp_path, monitor=monitor, loggers=[CSVLogger(tmp_path / "csv", name="", version="")])
+    train(tmp_path, [CSVLogger(tmp_path / "csv", name="", version="")], monitor=monitor)
     assert len(monitor.history("llc")[0]) >= 3
     assert not [name for row in read_csv(tmp_path / "csv") for name in row if "phasewatch" in name]
 
@@ -132,7 +95,7 @@ def test_a_logger_that_raises_is_counted_and_training_goes_on(tmp_path):
             super().log_metrics(metrics, step)
 
     monitor = make_monitor()
-    train(tmp_path, monitor=monitor, loggers=[Broken(tmp_path / "csv", name="", version="")])
+    train(tmp_path, [Broken(tmp_path / "csv", name="", version="")], monitor=monitor)
     assert monitor.watch.health.sink_failures["TrainerLoggers"] >= 3
     assert len(monitor.history("llc")[0]) >= 3
 
@@ -140,7 +103,7 @@ def test_a_logger_that_raises_is_counted_and_training_goes_on(tmp_path):
 def test_a_second_fit_logs_to_the_loggers_of_its_own_trainer(tmp_path):
     monitor = make_monitor()
     for fit in ("first", "second"):
-        train(tmp_path, monitor=monitor, loggers=[CSVLogger(tmp_path / fit, name="", version="")])
+        train(tmp_path, [CSVLogger(tmp_path / fit, name="", version="")], monitor=monitor)
     for fit in ("first", "second"):
         rows = [row for row in read_csv(tmp_path / fit) if "phasewatch/llc_stderr" in row
                 or "phasewatch/llc_not_ok" in row]  # fmt: skip
